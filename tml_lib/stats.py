@@ -1,0 +1,102 @@
+"""Statistics of the kit: Pass@k and mG-Pass@k, bootstrap intervals, paired differences, trend, smoothing."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+from tml_lib.records import Interval
+
+
+def _check_counts(n: int, correct: int, k: int) -> None:
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k} lies outside 1..n={n}: draw at least k samples per question")
+    if not 0 <= correct <= n:
+        raise ValueError(f"correct={correct} lies outside 0..n={n}: count the right answers among the n samples")
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Chance that at least one of k samples drawn without replacement from n is right (RaML Eq. 22, one question).
+
+    1 - C(n-c, k) / C(n, k). Raises ValueError where k or `correct` lies outside 1..n or 0..n.
+    """
+    _check_counts(n, correct, k)
+    return float(scipy_stats.hypergeom.sf(0, n, correct, k))
+
+
+def mg_pass_at_k(n: int, correct: int, k: int) -> float:
+    """Mean over stricter and stricter majorities that k drawn samples are right (RaML Eq. 23, one question).
+
+    (2/k) sum_{i=ceil(k/2)+1}^{k} P(X >= i), X ~ hypergeometric(n, c, k). Raises as `pass_at_k` does.
+    """
+    _check_counts(n, correct, k)
+    thresholds = np.arange(-(-k // 2) + 1, k + 1)
+    return float(2.0 / k * scipy_stats.hypergeom.sf(thresholds - 1, n, correct, k).sum())
+
+
+def bootstrap_interval(
+    values, *, seed: int, level: float = 0.95, n_resamples: int = 9999, statistic=np.mean
+) -> Interval:
+    """Bootstrap interval of a statistic of independent values (BCa; percentile where BCa is undefined).
+
+    values: (n,) one per independent unit, NaN dropped. Raises ValueError below two values: nothing can be resampled.
+    """
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least 2 values, got {len(values)}: probe more questions or seeds")
+    estimate = float(statistic(values))
+    if np.ptp(values) == 0:
+        return Interval(estimate, estimate, estimate, len(values), level)
+    for method in ("BCa", "percentile"):
+        result = scipy_stats.bootstrap(
+            (values,),
+            statistic,
+            confidence_level=level,
+            n_resamples=n_resamples,
+            method=method,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        if np.isfinite([result.low, result.high]).all():
+            break
+    return Interval(estimate, float(result.low), float(result.high), len(values), level)
+
+
+def paired_difference(first, second, *, seed: int, level: float = 0.95) -> Interval:
+    """Interval of mean(first - second), paired by position; pairs with a NaN on either side are dropped."""
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if first.shape != second.shape:
+        raise ValueError(f"paired values need equal shapes, got {first.shape} and {second.shape}")
+    return bootstrap_interval(first - second, seed=seed, level=level)
+
+
+def trend(values) -> float:
+    """Kendall's tau of a series against its index, the Mann-Kendall trend statistic: -1 falls always, +1 rises always.
+
+    values: (n,). NaN below three points; 0 where the series is constant.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < 3:
+        return float("nan")
+    if np.ptp(values) == 0:
+        return 0.0
+    return float(scipy_stats.kendalltau(np.arange(len(values)), values).statistic)
+
+
+def smooth(values, alpha: float) -> np.ndarray:
+    """Exponential moving average s_i = alpha x_i + (1 - alpha) s_{i-1}, s_0 = x_0; the paper's plots use alpha = 0.01.
+
+    values: (n,) -> (n,). Raises ValueError where alpha is not in (0, 1].
+    """
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha={alpha} is not in (0, 1]: 1 leaves the series as it is, smaller values smooth more")
+    out = np.array(values, dtype=float)
+    for i in range(1, len(out)):
+        out[i] = alpha * out[i] + (1 - alpha) * out[i - 1]
+    return out
+
+
+def on_grid(positions, values, length: int, grid) -> np.ndarray:
+    """A curve over token index, read off at fractions of its length: (n,), (n,), grid (g,) in [0, 1] -> (g,)."""
+    fractions = np.asarray(positions, dtype=float) / max(length, 1)
+    return np.interp(np.asarray(grid, dtype=float), fractions, np.asarray(values, dtype=float))

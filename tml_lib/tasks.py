@@ -1,0 +1,273 @@
+"""Question sets with verified answers and trajectories: gsm_symbolic, and the four AIME24 questions of RaML's figures.
+
+Beside the gold trajectory of each question stand wrong and control trajectories made from it; every one says by its
+`kind` what it is. Deviations from the paper: its trajectories are sampled from QwQ-32B and Qwen3-32B; ours are the task's
+gold solutions, with seeded alterations, and (through `rollouts`) samples of the model under study.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from tml_lib.records import Question, Trajectory
+
+NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?!\w)|(?<=[$£€])\d[\d,]*(?:\.\d+)?")
+_EQUALS = re.compile(r"=\s*[$£€]?\s*(\d[\d,]*(?:\.\d+)?)")
+
+
+def gsm_symbolic(n: int, seed: int = 0) -> list[Question]:
+    """n grade-school word problems of reasoning-gym's `gsm_symbolic`, each with its gold trajectory.
+
+    The first n of a seed are the same whatever n is. Raises ValueError where n < 1.
+    """
+    if n < 1:
+        raise ValueError(f"n={n} questions make no set: ask for at least 1")
+    import reasoning_gym
+
+    data = reasoning_gym.create_dataset("gsm_symbolic", size=n, seed=seed)
+    questions = []
+    for index in range(n):
+        entry = data[index]
+        *steps, stated = entry["metadata"]["answer_cot"].split("\n")
+        if not stated.startswith("####"):
+            raise ValueError(f"gsm_symbolic question {index} of seed {seed} has no '####' line: its format changed")
+        gold = Trajectory("\n".join(steps), "gold", entry["answer"], True)
+        name = f"gsm_symbolic/{seed}/{index}"
+        questions.append(Question(name, entry["question"], entry["answer"], str(data.task_indices[index]), (gold,)))
+    return questions
+
+
+def aime24_four() -> list[Question]:
+    """The four AIME 2024 questions of RaML's Fig. 2 and 3 (I-1, I-2, I-7, II-10), with their official answers."""
+    texts = (
+        ("I-1", "204", _AIME_I_1),
+        ("I-2", "025", _AIME_I_2),
+        ("I-7", "540", _AIME_I_7),
+        ("II-10", "468", _AIME_II_10),
+    )
+    return [Question(f"aime24/{name}", text, answer, name) for name, answer, text in texts]
+
+
+def value(number: str) -> Fraction:
+    """The number that a decimal string with optional thousands separators stands for."""
+    return Fraction(number.replace(",", ""))
+
+
+def first_mention(text: str, answer: str) -> int | None:
+    """Character offset where the answer's value is first written in the text; None if never (or if not a number)."""
+    try:
+        wanted = value(answer)
+    except ValueError:
+        found = text.find(answer)
+        return None if found < 0 else found
+    return next((m.start() for m in NUMBER.finditer(text) if value(m.group()) == wanted), None)
+
+
+def gold(question: Question) -> Trajectory:
+    """The question's gold trajectory; LookupError where it has none."""
+    for trajectory in question.trajectories:
+        if trajectory.kind == "gold":
+            return trajectory
+    raise LookupError(f"question {question.id} carries no gold trajectory: use gsm_symbolic, or sample with rollouts")
+
+
+# --- wrong trajectories by construction ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One checked step 'expression = value' of a trajectory; offsets are characters of the whole text."""
+
+    start: int  # of the expression
+    equals: int  # of the '='
+    value_start: int
+    value_end: int
+    value: Fraction
+
+
+def equations(text: str) -> list[Equation]:
+    """The steps of a trajectory whose arithmetic is right as written; units, currency and words are read over."""
+    found = []
+    for match in _EQUALS.finditer(text):
+        line_start = max(text.rfind(mark, 0, match.start()) + len(mark) for mark in ("\n", ". ", ", ", ": ", "="))
+        for start in _expression_starts(text, line_start, match.start()):
+            if _evaluate(text[start : match.start()]) == value(match.group(1)):
+                found.append(Equation(start, match.start(), match.start(1), match.end(1), value(match.group(1))))
+                break
+    return found
+
+
+def _expression_starts(text: str, start: int, end: int) -> list[int]:
+    """Where the expression before '=' may begin: at each number and opening bracket, the longest reading first."""
+    return [start + m.start() for m in re.finditer(r"\(|\d[\d,.]*", text[start:end])]
+
+
+def _evaluate(expression: str) -> Fraction | None:
+    """Value of an arithmetic expression with words, units and currency in it; None where it is not arithmetic."""
+    cleaned = re.sub(r"/\s*[A-Za-z]+|[A-Za-z]+/[A-Za-z]+", " ", expression.replace(",", ""))  # 'miles/hour'
+    cleaned = re.sub(r"(?<=\d)\s*[x×]\s*(?=[\d($£€])", "*", cleaned)
+    cleaned = re.sub(r"[A-Za-z$£€']+", " ", cleaned)
+    cleaned = re.sub(r"(\d+(?:\.\d+)?)\s*%", r"(\1/100)", cleaned)
+    if not re.search(r"[-+*/]", cleaned) or re.search(r"\*\*|//", cleaned):
+        return None
+    try:
+        return _fold(ast.parse(cleaned.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _fold(node: ast.AST) -> Fraction:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return Fraction(str(node.value))
+    if isinstance(node, ast.BinOp):
+        left, right = _fold(node.left), _fold(node.right)
+        match node.op:
+            case ast.Add():
+                return left + right
+            case ast.Sub():
+                return left - right
+            case ast.Mult():
+                return left * right
+            case ast.Div():
+                return left / right
+    raise ValueError(f"{ast.dump(node)} is no arithmetic")
+
+
+def corrupt(question: Question, seed: int = 0) -> Trajectory | None:
+    """The gold trajectory with one intermediate value wrong, used consistently from there on; None where impossible.
+
+    Exactly one step's arithmetic is false (its offset is `first_error`); each later step is right given that value, and
+    the answer stated at the end differs from the true one. Values that also stand in the question are left alone, so
+    that every later use is a use of the altered result.
+    """
+    text = gold(question).text
+    steps = equations(text)
+    if len(steps) != text.count("=") or steps[-1].value != value(question.answer):
+        return None  # a step that cannot be checked, or an answer that no step states
+    given = {value(m.group()) for m in NUMBER.finditer(question.text)}
+    rng = random.Random(f"{seed}/{question.id}")
+    candidates = [k for k in range(len(steps) - 1) if steps[k].value not in given]
+    rng.shuffle(candidates)
+    for k in candidates:
+        deltas = [d for d in range(-9, 10) if d and steps[k].value + d > 0]
+        rng.shuffle(deltas)
+        for delta in deltas:
+            altered = _propagate(text, steps, k, steps[k].value + delta, given)
+            if altered is None:
+                continue
+            stated = equations(altered)[-1].value
+            if stated != value(question.answer):
+                return Trajectory(altered, "corrupted", _like(stated, "0"), False, steps[k].value_start)
+    return None
+
+
+def _propagate(text: str, steps: list[Equation], k: int, wrong: Fraction, given: set[Fraction]) -> str | None:
+    """Rewrite the text from step k's result on; None where a value is ambiguous, negative or loses its whole number."""
+    changed = {steps[k].value: wrong}
+    earlier = {value(m.group()) for m in NUMBER.finditer(text[: steps[k].value_start])}
+    if steps[k].value in earlier or wrong in given | earlier:
+        return None
+    results = {step.value_start: step for step in steps[k + 1 :]}
+    out, done = text[: steps[k].value_start], steps[k].value_start
+    starts: dict[int, int] = {}  # offset in the text -> offset in the rewritten text, for the expressions' beginnings
+    for match in NUMBER.finditer(text, done):
+        out += text[done : match.start()]
+        done = match.end()
+        starts[match.start()] = len(out)
+        old = value(match.group())
+        step = results.get(match.start())
+        if step is not None:
+            new = _reevaluate(out, text, step, starts)
+            if new is None or new <= 0 or (old.denominator == 1) != (new.denominator == 1):
+                return None
+            if new != old and (old in given | earlier or changed.get(old, new) != new):
+                return None  # a later use of `old` could mean either value
+            if new != old:
+                changed[old] = new
+        else:
+            new = changed.get(old, old)
+        out += match.group() if new == old else _like(new, match.group())
+    out += text[done:]
+    return out if len(equations(out)) == len(steps) - 1 and first_mention(out, str(wrong)) is not None else None
+
+
+def _reevaluate(out: str, text: str, step: Equation, starts: dict[int, int]) -> Fraction | None:
+    """The value of a later step's expression, read from the rewritten text."""
+    first = next((m.start() for m in NUMBER.finditer(text, step.start) if m.start() in starts), None)
+    if first is None or first >= step.value_start:
+        return step.value  # the expression lies before the altered value: unchanged
+    begin = starts[first] - (first - step.start)
+    return _evaluate(out[begin : out.rindex("=")])
+
+
+def _like(number: Fraction, model: str) -> str:
+    """Write a number the way `model` is written: decimals kept, thousands separated where the model separates them."""
+    if number.denominator == 1:
+        whole = f"{int(number):,}" if "," in model else str(int(number))
+        return whole + (".0" if model.endswith(".0") else "")
+    return f"{float(number):.10g}"
+
+
+# --- control trajectories (paper's confounds) ------------------------------------------------------------------------
+
+
+def shuffle_steps(question: Question, seed: int = 0) -> Trajectory | None:
+    """The gold steps before the one that states the answer, in another order; the rest stays. None below two such steps.
+
+    The context at the end of the shuffled part holds the same sentences as gold's, so only their order differs.
+    """
+    text = gold(question).text
+    mention = first_mention(text, question.answer)
+    steps = text.split("\n")
+    free = text[: len(text) if mention is None else mention].count("\n")
+    if free < 2 or len(set(steps[:free])) < 2:
+        return None
+    rng = random.Random(f"{seed}/{question.id}")
+    order = steps[:free]
+    while order == steps[:free]:
+        rng.shuffle(order)
+    return Trajectory("\n".join(order + steps[free:]), "shuffled", question.answer, None)
+
+
+def foreign(question: Question, others: list[Question], seed: int = 0) -> Trajectory:
+    """Another question's gold trajectories (other templates), long enough to be cut to any length of this one's.
+
+    Only texts that never state this question's answer serve. Raises LookupError where there are none.
+    """
+    rng = random.Random(f"{seed}/{question.id}")
+    pool = [o for o in others if o.template != question.template]
+    pool = [o for o in pool if first_mention(gold(o).text, question.answer) is None]
+    if not pool:
+        raise LookupError(f"no other question's trajectory avoids the answer {question.answer!r}: give more questions")
+    rng.shuffle(pool)
+    text, wanted = "", len(gold(question).text) * 2
+    for other in pool:
+        text = f"{text}\n{gold(other).text}" if text else gold(other).text
+        if len(text) >= wanted:
+            break
+    return Trajectory(text, "foreign", None, None)
+
+
+_AIME_I_1 = (
+    "Every morning Aya goes for a $9$-kilometer-long walk and stops at a coffee shop afterwards. When she walks at a "
+    "constant speed of $s$ kilometers per hour, the walk takes her 4 hours, including $t$ minutes spent in the coffee "
+    "shop. When she walks $s+2$ kilometers per hour, the walk takes her 2 hours and 24 minutes, including $t$ minutes "
+    "spent in the coffee shop. Suppose Aya walks at $s+\\frac{1}{2}$ kilometers per hour. Find the number of minutes "
+    "the walk takes her, including the $t$ minutes spent in the coffee shop."
+)
+_AIME_I_2 = (
+    "There exist real numbers $x$ and $y$, both greater than 1, such that "
+    "$\\log_x\\left(y^x\\right)=\\log_y\\left(x^{4y}\\right)=10$. Find $xy$."
+)
+_AIME_I_7 = (
+    "Find the largest possible real part of \\[(75+117i)z+\\frac{96+144i}{z}\\] where $z$ is a complex number with "
+    "$|z|=4$."
+)
+_AIME_II_10 = (
+    "Let $\\triangle ABC$ have circumcenter $O$ and incenter $I$ with $\\overline{IA}\\perp\\overline{OI}$, circumradius "
+    "$13$, and inradius $6$. Find $AB\\cdot AC$."
+)
