@@ -19,7 +19,7 @@ from tml_lib.stats import bootstrap_interval
 
 SCHEMA = 1
 INTERVAL_SEED = 20250526  # the bootstrap's own seed: the day of the paper
-_FIELDS = {"schema", "study", "scale", "command", "settings", "versions", "modules", "source_hash", "rules_hash"}
+_FIELDS = {"schema", "study", "scale", "command", "settings", "versions", "entries", "source_hash", "rules_hash"}
 _FIELDS |= {"wall_seconds", "values"}
 
 
@@ -74,7 +74,7 @@ def write_evidence(
     scale: str,
     values: dict[str, list[list[float]]],
     *,
-    modules: tuple[str, ...],
+    entries: tuple[str, ...],
     command: str,
     settings: dict,
     wall_seconds: float,
@@ -82,7 +82,7 @@ def write_evidence(
 ) -> Path:
     """Write `<study>.<scale>.json`. values: test ('C1.trend') -> seeds -> questions, NaN where the test does not apply.
 
-    modules: the tml_lib modules whose code made the values. extra: anything that figures need (curves, say).
+    entries: the tml_lib functions that made the values. extra: anything that figures need (curves, say).
     Raises ValueError where a test has no rule.
     """
     record = {
@@ -92,8 +92,8 @@ def write_evidence(
         "command": command,
         "settings": settings,
         "versions": runtime.versions(),
-        "modules": sorted(modules),
-        "source_hash": runtime.source_hash(modules),
+        "entries": sorted(entries),
+        "source_hash": runtime.source_hash(entries),
         "rules_hash": rules_hash(list(values)),
         "wall_seconds": round(wall_seconds, 1),
         "values": values,
@@ -154,7 +154,7 @@ def _all_tests():
 
 
 def _rows_of(record: dict, path: Path) -> list[Row]:
-    current = record["source_hash"] == runtime.source_hash(record["modules"])
+    current = record["source_hash"] == runtime.source_hash(record["entries"])
     current = current and record["rules_hash"] == rules_hash(list(record["values"]))
     found = []
     for claim, test in _all_tests():

@@ -72,9 +72,7 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def load(
-    preset_name: str = "small", *, model: str = "", device: str | None = None, dtype: str | None = None
-) -> LanguageModel:
+def load(preset_name: str = "small", *, model: str = "", device: str | None = None, dtype: str | None = None) -> LanguageModel:
     """Load a preset's model, or another one (`model`: a folder or a hub name) at that preset's settings.
 
     device: a torch device name, by default cuda where there is one. dtype: a torch dtype name, by default the preset's.

@@ -238,7 +238,12 @@ def _forward(model, ids, places, sees, cache, keep) -> torch.Tensor:
         mask = mask[None, None]
     some = {"logits_to_keep": keep} if _keeps_rows(type(model)) else {}
     logits = model(
-        input_ids=ids[None], position_ids=places[None], attention_mask=mask, past_key_values=cache, use_cache=True, **some
+        input_ids=ids[None],
+        position_ids=places[None],
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+        **some,
     ).logits[0]
     return logits if some else logits[keep]
 

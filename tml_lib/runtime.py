@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -103,22 +104,54 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def source_hash(modules: Iterable[str]) -> str:
-    """Hash of the code of tml_lib modules, without comments, docstrings or layout: 16 hexadecimal digits.
+def source_hash(entries: Iterable[str]) -> str:
+    """Hash of the code that functions of tml_lib run: they and all they refer to within the package; 16 hexadecimals.
 
-    Evidence carries it, so that a result can be told from one that other code made.
+    entries: 'module.function' names. Comments, docstrings and layout do not count, nor does code that they never reach,
+    so that evidence is told from evidence made by other code, and only from that. Raises ValueError for unknown names.
     """
-    digest = hashlib.sha256()
-    for name in sorted(modules):
-        tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                value = body[0].value
-                if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    body[0].value = ast.Constant(value="")
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:16]
+    found: dict[str, str] = {}
+    waiting = list(entries)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        module, _, item = name.partition(".")
+        definitions, imported = _definitions(module)
+        if item not in definitions:
+            raise ValueError(f"{name!r} is not defined in tml_lib: give 'module.function' names")
+        node = definitions[item]
+        found[name] = ast.dump(node)
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name) and part.id in definitions:
+                waiting.append(f"{module}.{part.id}")
+            elif isinstance(part, ast.Name) and "." in imported.get(part.id, ""):
+                waiting.append(imported[part.id])
+            elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id in imported:
+                waiting.append(f"{imported[part.value.id]}.{part.attr}")
+    return hashlib.sha256("\n".join(f"{name}={found[name]}" for name in sorted(found)).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _definitions(module: str) -> tuple[dict[str, ast.AST], dict[str, str]]:
+    """Top-level definitions of a module without docstrings, and what it imports from tml_lib ('module' or 'module.name')."""
+    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf8"))
+    definitions: dict[str, ast.AST] = {}
+    imported: dict[str, str] = {}
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            body[0].value = ast.Constant(value="")
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tml_lib":
+            prefix = node.module.removeprefix("tml_lib").lstrip(".")
+            imported |= {a.asname or a.name: f"{prefix}.{a.name}".lstrip(".") for a in node.names}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            definitions[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            definitions |= {target.id: node for target in targets if isinstance(target, ast.Name)}
+    return definitions, imported
 
 
 # --- notebook parameters ---------------------------------------------------------------------------------------------

@@ -34,9 +34,7 @@ def mg_pass_at_k(n: int, correct: int, k: int) -> float:
     return float(2.0 / k * scipy_stats.hypergeom.sf(thresholds - 1, n, correct, k).sum())
 
 
-def bootstrap_interval(
-    values, *, seed: int, level: float = 0.95, n_resamples: int = 9999, statistic=np.mean
-) -> Interval:
+def bootstrap_interval(values, *, seed: int, level: float = 0.95, n_resamples: int = 9999, statistic=np.mean) -> Interval:
     """Bootstrap interval of a statistic of independent values (BCa; percentile where BCa is undefined).
 
     values: (n,) one per independent unit, NaN dropped. Raises ValueError below two values: nothing can be resampled.

@@ -264,8 +264,7 @@ _AIME_I_2 = (
     "$\\log_x\\left(y^x\\right)=\\log_y\\left(x^{4y}\\right)=10$. Find $xy$."
 )
 _AIME_I_7 = (
-    "Find the largest possible real part of \\[(75+117i)z+\\frac{96+144i}{z}\\] where $z$ is a complex number with "
-    "$|z|=4$."
+    "Find the largest possible real part of \\[(75+117i)z+\\frac{96+144i}{z}\\] where $z$ is a complex number with $|z|=4$."
 )
 _AIME_II_10 = (
     "Let $\\triangle ABC$ have circumcenter $O$ and incenter $I$ with $\\overline{IA}\\perp\\overline{OI}$, circumradius "
