@@ -66,7 +66,7 @@ def encode(
     left, right = _split(tokenizer, prompt, trajectory, "prompt and trajectory")
     offsets = tokenizer(prompt + trajectory, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     ends = [max(end - len(prompt), 0) for _, end in offsets[len(left) :]]
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][: len(ends)]
     suffixes = []
     for answer in answers:
         before, own = _split(tokenizer, template, answer, "answer template and answer")

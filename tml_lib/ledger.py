@@ -190,10 +190,16 @@ def _rows_of(record: dict, path: Path) -> list[Row]:
                 test["control"],
                 test["decisive"],
                 found_verdict,
-                path.as_posix(),
+                _named(path),
             )
         )
     return found
+
+
+def _named(path: Path) -> str:
+    """The file's path from the project's folder, so that tables read the same on every machine."""
+    path, root = Path(path).resolve(), runtime.project_root()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:

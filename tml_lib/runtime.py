@@ -34,6 +34,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("TML_CACHE") or Path.home() / ".cache" / "tml_lib")
 
 
+def evidence_folder(named: str = "") -> Path:
+    """Where a notebook writes its evidence: the named folder, else $TML_EVIDENCE (set by headless runs), else runs/live."""
+    return Path(named or os.environ.get("TML_EVIDENCE") or project_root() / "runs" / "live")
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on; 'missing' where one is not installed."""
     found = {"python": platform.python_version()}

@@ -141,6 +141,12 @@ def trajectory_study(
     return records, seconds
 
 
+def checkpoint_file(folder: Path, lm: LanguageModel, *, n_questions: int, seed: int, stride: int, tries: int) -> Path:
+    """Where a study keeps its progress: a file of its own per model, settings and code."""
+    settings = f"{lm.name}-{n_questions}-{seed}-{stride}-{tries}-{source_hash(ENTRIES)}"
+    return Path(folder) / f"trajectories-{settings.replace('/', '_')}.checkpoint"
+
+
 def _resume(checkpoint: Path | None, key: dict) -> tuple[list[dict], float]:
     if checkpoint is None or not Path(checkpoint).is_file():
         return [], 0.0

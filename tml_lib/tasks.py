@@ -35,7 +35,8 @@ def gsm_symbolic(n: int, seed: int = 0) -> list[Question]:
         *steps, stated = entry["metadata"]["answer_cot"].split("\n")
         if not stated.startswith("####"):
             raise ValueError(f"gsm_symbolic question {index} of seed {seed} has no '####' line: its format changed")
-        gold = Trajectory("\n".join(steps), "gold", entry["answer"], True)
+        lines = [step.strip() for step in steps if step.strip()]  # a few templates indent or leave lines empty
+        gold = Trajectory("\n".join(lines), "gold", entry["answer"], True)
         name = f"gsm_symbolic/{seed}/{index}"
         questions.append(Question(name, entry["question"], entry["answer"], str(data.task_indices[index]), (gold,)))
     return questions

@@ -1,0 +1,40 @@
+"""Fixtures that several test files share; what is slow to build is built once per run."""
+
+import functools
+
+import pytest
+import torch
+
+from tml_lib import models, tasks
+from tml_lib.models import LanguageModel
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def lm() -> LanguageModel:
+    """The embedded SmolLM2-135M-Instruct in float32."""
+    return models.load("small", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(lm):
+    return lm.tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tokenizer) -> LanguageModel:
+    """A tiny random Llama that reads SmolLM2's tokens: as fast as it is ignorant."""
+    return LanguageModel(models.random_model("llama", vocab_size=len(tokenizer), seed=1), tokenizer, "tiny-random")
+
+
+@pytest.fixture(scope="session")
+def random_model():
+    """`models.random_model`, each model built once per run; a test that alters one asks `models` for its own."""
+    return functools.cache(models.random_model)
+
+
+@pytest.fixture(scope="session")
+def questions():
+    """200 gsm_symbolic questions of seed 0."""
+    return tasks.gsm_symbolic(200, seed=0)

@@ -1,0 +1,194 @@
+"""The notebooks: executed with their small parameters, well formed, with stored outputs and current generated parts."""
+
+import ast
+import json
+import re
+import signal
+import threading
+import time
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from tml_lib import ledger, notebooks, report, runtime
+
+BOOKS = notebooks.discover()
+each_book = pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
+
+
+def cells(book, kind="code"):
+    return [cell for cell in nbformat.read(book.path, as_version=4).cells if cell.cell_type == kind]
+
+
+def tagged(book, tag):
+    return [cell for cell in cells(book) if tag in cell.metadata.get("tags", [])]
+
+
+@each_book
+def test_executes_with_its_small_parameters(book, tmp_path):
+    small = yaml.safe_load((notebooks.folder() / "params" / f"{book.name}.yaml").read_text())
+    (tmp_path / "evidence").mkdir()
+    (result,) = notebooks.run([book], notebooks.check_given([book], small), tmp_path)
+    assert result.ok, result.message
+    assert result.memory_mb > 100
+    assert "<html" in (tmp_path / f"{book.name}.html").read_text()
+    assert not list(tmp_path.glob("*.partial.ipynb"))
+    for path in (tmp_path / "evidence").glob("*.json"):
+        assert ledger.read_evidence(path)["source_hash"]
+
+
+@each_book
+def test_begins_with_question_set_up_and_parameters(book):
+    content = nbformat.read(book.path, as_version=4).cells
+    assert content[0].source.startswith("# ")
+    for phrase in ("**The question.**", "**You will learn**", "**Paper:**", "<!-- generated: needs -->"):
+        assert phrase in content[0].source
+    assert content[1].metadata["tags"] == ["setup"]
+    assert content[2].metadata["tags"] == ["parameters"]
+    assert "check_parameters(globals())" in content[3].source
+
+
+@each_book
+def test_parameters_are_few_typed_and_explained(book):
+    (cell,) = tagged(book, "parameters")
+    lines = cell.source.splitlines()
+    assert 1 <= len(lines) <= 8
+    assert all(re.fullmatch(r"\w+: (int|float|str|bool) = .+  # .+", line) for line in lines), lines
+    annotated = [name for c in cells(book) if c is not cell for name in declared(c.source)]
+    assert not set(annotated) - set(book.parameters), "only parameters are annotated: check_parameters relies on it"
+
+
+def declared(source):
+    try:
+        return runtime.declared_parameters(source)
+    except SyntaxError:
+        return []
+
+
+@each_book
+def test_cells_are_short_and_few(book):
+    code = [cell for cell in cells(book) if "setup" not in cell.metadata.get("tags", [])]
+    assert len(code) <= 40
+    for cell in code:
+        assert len(cell.source.splitlines()) <= 15, cell.source
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 8, f"def {node.name} belongs in tml_lib"
+
+
+@each_book
+def test_prose_outweighs_code(book):
+    words = sum(len(cell.source.split()) for cell in cells(book, "markdown"))
+    lines = sum(len(cell.source.splitlines()) for cell in cells(book) if "setup" not in cell.metadata.get("tags", []))
+    assert words >= 4 * lines
+
+
+@each_book
+def test_stored_outputs_show_figures_and_no_machine(book):
+    outputs = [output for cell in cells(book) for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+    assert not re.search(r"/(home|root|tmp|work|Users)/", json.dumps(outputs))
+    assert book.path.stat().st_size < 2_000_000
+
+
+@each_book
+def test_stored_outputs_belong_to_the_committed_defaults(book):
+    assert not tagged(book, "injected-parameters")
+    assert all(cell.execution_count for cell in cells(book) if cell.source.strip())
+
+
+def test_generated_parts_are_current():
+    stale = [path.name for path in report.outdated()]
+    assert not stale, f"run `python -m tml_lib report --write`: {stale}"
+
+
+def test_stored_evidence_is_current_and_large_enough():
+    table = ledger.rows([notebooks.stored_evidence()])
+    assert {row.claim for row in table} >= {"C1", "C2"}
+    for row in table:
+        assert row.verdict not in ("stale", "too few"), f"{row.claim}.{row.test}: {row.verdict} ({row.evidence})"
+        assert row.low <= row.estimate <= row.high
+
+
+@pytest.mark.parametrize(("given", "message"), [({"sede": 1}, "did you mean 'seed'"), ({"seed": "zero"}, "declares seed: int")])
+def test_papermill_itself_stops_at_a_bad_parameter(given, message, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match=re.escape(message)):
+        papermill.execute_notebook(BOOKS[0].path, tmp_path / "out.ipynb", given, cwd=notebooks.folder(), progress_bar=False)
+
+
+# --- the runner ------------------------------------------------------------------------------------------------------
+
+
+def tiny_book(folder, name, body):
+    cell = nbformat.v4.new_code_cell("wait: int = 0  # s", metadata={"tags": ["parameters"]})
+    content = [nbformat.v4.new_markdown_cell(f"# {name}"), cell, nbformat.v4.new_code_cell(body)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=content, metadata=kernel), folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def tiny_books(tmp_path, monkeypatch):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(notebooks, "folder", lambda: folder)
+    tiny_book(folder, "00_quick", "print(1)")
+    tiny_book(folder, "01_slow", "import time; time.sleep(wait)")
+    return notebooks.discover()
+
+
+def test_an_interrupted_run_keeps_what_finished_and_resumes(tiny_books, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    slow = notebooks.check_given(tiny_books, {"wait": 120})
+
+    def interrupt():
+        while not (out / "state" / "00_quick.json").exists():
+            time.sleep(0.1)
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        notebooks.run(tiny_books, slow, out, jobs=2)
+    kept = (out / "00_quick.ipynb").read_bytes()
+    assert not (out / "01_slow.ipynb").exists()
+    executed = []
+    real = notebooks._execute
+    monkeypatch.setattr(notebooks, "_execute", lambda book, *rest: executed.append(book.name) or real(book, *rest))
+    # the quick one's parameters are the same; the slow one is told not to wait this time
+    results = notebooks.run(tiny_books, slow | {"01_slow": {"wait": 0}}, out, jobs=2)
+    assert executed == ["01_slow"]
+    assert all(result.ok for result in results)
+    assert (out / "00_quick.ipynb").read_bytes() == kept
+
+
+def test_a_failing_notebook_is_reported_and_the_others_finish(tiny_books, tmp_path):
+    tiny_book(notebooks.folder(), "02_bad", "raise ValueError('as told')")
+    books = notebooks.discover()
+    results = notebooks.run(books, notebooks.check_given(books, {}), tmp_path / "run")
+    assert [result.ok for result in results] == [True, True, False]
+    assert results[2].message == "ValueError: as told"
+    assert (tmp_path / "run" / "02_bad.failed.ipynb").exists()
+    index = notebooks.write_index(tmp_path / "run", results).read_text()
+    assert "failed: ValueError: as told" in index
+    assert '<a href="00_quick.html">' in index
+
+
+def test_a_parameter_goes_to_the_notebooks_that_declare_it(tiny_books):
+    assert notebooks.check_given(tiny_books, {"wait": 3})["00_quick"] == {"wait": 3}
+    with pytest.raises(ValueError, match="unknown parameter 'weight'"):
+        notebooks.check_given(tiny_books, {"weight": 3})
+    with pytest.raises(TypeError, match="wait='false' is a str"):
+        notebooks.check_given(tiny_books, {"wait": "false"})
+
+
+def test_storing_outputs_drops_progress_and_run_metadata(tiny_books, tmp_path):
+    tiny_book(notebooks.folder(), "00_quick", "import sys; print('kept'); print('bar', file=sys.stderr)")
+    (book, *_) = notebooks.discover()
+    (result,) = notebooks.run([book], {"00_quick": {}}, tmp_path / "run")
+    notebooks.store(result, tmp_path / "run")
+    stored = nbformat.read(book.path, as_version=4)
+    assert [output.text for output in stored.cells[-1].outputs] == ["kept\n"]
+    assert "papermill" not in json.dumps(stored)

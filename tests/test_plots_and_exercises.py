@@ -1,0 +1,91 @@
+"""Figures draw what they are given; exercise checkers tell right from wrong and say why."""
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from tml_lib import exercises, plots
+from tml_lib.ledger import Row
+from tml_lib.records import ProbeCurve
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture
+def curve():
+    tokens = ("6", " *", " 7", "\n", "=", " 42")
+    return ProbeCurve(np.arange(7), np.array([3.0, 3.1, 2.5, 2.6, 2.4, 0.5, 0.1]), 6, "42", tokens, stated_at=5)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def test_curve_draws_the_values_and_the_statement(curve):
+    ax = plots.curve(plt.figure().add_subplot(), curve, alpha=0.5)
+    drawn = [line.get_ydata() for line in ax.lines]
+    np.testing.assert_array_equal(drawn[0], curve.answer_nll)
+    assert drawn[1][1] == pytest.approx(3.05)
+    assert ax.lines[2].get_xdata()[0] == 5
+    assert "nats per token" in ax.get_ylabel()
+
+
+def test_token_heat_colours_falls_blue_and_rises_red(curve):
+    figure = plots.token_heat(curve)
+    boxes = figure.axes[0].patches
+    assert len(boxes) == 6
+    rise, fall = boxes[0].get_facecolor(), boxes[4].get_facecolor()
+    assert rise[0] > rise[2]
+    assert fall[2] > fall[0]
+
+
+def test_token_heat_needs_every_position(curve):
+    thin = ProbeCurve(curve.positions[::2], curve.answer_nll[::2], 6, "42", curve.tokens)
+    with pytest.raises(ValueError, match="4 of 7 positions: probe with stride=1"):
+        plots.token_heat(thin)
+
+
+def test_bands_show_the_mean_over_questions(curve):
+    higher = ProbeCurve(curve.positions, curve.answer_nll + 1, 6, "42")
+    ax = plots.bands(plt.figure().add_subplot(), {"gold": [curve, higher]}, points=7)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), curve.answer_nll + 0.5)
+    assert "n = 2" in ax.get_legend().get_texts()[0].get_text()
+
+
+def test_forest_marks_estimates_and_verdicts():
+    row = Row("C1", "trend", "small", "e", "tau", -0.3, -0.4, -0.2, 1, 64, "c", True, "holds", "f.json")
+    ax = plots.forest([row]).axes[0]
+    assert ax.get_yticklabels()[0].get_text() == "C1 trend: holds"
+    assert -0.3 in [line.get_xdata()[0] for line in ax.lines]
+
+
+def test_the_idea_names_both_loops():
+    words = " ".join(text.get_text() for ax in plots.idea().axes for text in ax.texts)
+    assert "outer loop" in words
+    assert "token t₁" in words
+
+
+@pytest.mark.parametrize(
+    ("check", "right", "wrong", "hint"),
+    [
+        (exercises.check_answer_nll, lambda p, s: -p[s:].mean(), lambda p, s: -p.mean(), "template's tokens"),
+        (exercises.check_answer_nll, lambda p, s: -p[s:].mean(), lambda p, s: p[s:].mean(), "sign"),
+        (exercises.check_answer_nll, lambda p, s: -p[s:].mean(), lambda p, s: -p[s:].sum(), "a mean"),
+        (
+            exercises.check_copied_share,
+            lambda nll, at: (nll[at] - nll[-1]) / (nll[0] - nll[-1]),
+            lambda nll, at: (nll[0] - nll[at]) / (nll[0] - nll[-1]),
+            "*before* the statement",
+        ),
+    ],
+)
+def test_checkers_tell_right_from_wrong(check, right, wrong, hint, capsys):
+    assert check(None) is None
+    assert check(right) is True
+    assert check(wrong) is False
+    said = capsys.readouterr().out
+    assert "not attempted" in said
+    assert hint in said

@@ -1,0 +1,157 @@
+"""Benchmarks: every figure is a ratio, or is taken, in one run in which the things compared take turns (A B A B)."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from tml_lib import models, tasks
+from tml_lib.answers import ANSWER_TEMPLATE, chat_prompt, encode
+from tml_lib.probe import naive_nll, prefix_nll
+
+LENGTHS = {128: 10, 512: 22, 1024: 40}  # trajectory tokens -> bar: how many times faster than the naive loop
+TINY_BAR, MEMORY_BAR = 22, 200  # the tiny model's bar at 512 tokens; MiB above the model at 1024
+
+
+def probe_rows(*, rounds: int = 3, lengths: dict[int, int] | None = None, say: Callable[[str], None] = print) -> list[dict]:
+    """The packed probe against the naive loop, one thread, float32: rows of name, value, unit, bar, setting.
+
+    The naive loop is timed at positions that stratify 0..|t| (four a round) and scaled to |t| + 1 prefixes. Values are
+    medians over rounds of the ratio within a round.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        lm = models.load("small", device="cpu")
+        rows = []
+        for length, bar in (LENGTHS if lengths is None else lengths).items():
+            rows += _compare("SmolLM2-135M", lm.model, *_text(lm, length), bar, rounds, say)
+        size = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 1024}
+        tiny = models.random_model("llama", **size, num_attention_heads=6, num_key_value_heads=6, head_dim=32)
+        ids = torch.randint(3, 1024, (78 + 512,), generator=torch.Generator().manual_seed(0)).tolist()
+        suffix = encode(lm.tokenizer, "", "", ["42"]).suffixes[0]
+        small = type(suffix)(tuple(i % 1024 for i in suffix.ids), suffix.start, suffix.answer)
+        millions = sum(p.numel() for p in tiny.parameters()) / 1e6
+        rows += _compare(f"Llama of {millions:.1f} M", tiny, ids[:78], ids[78:], small, TINY_BAR, rounds, say)
+    finally:
+        torch.set_num_threads(threads)
+    say("peak memory at 1024 tokens, in a process of its own")
+    done = subprocess.run([sys.executable, "-m", "tml_lib.bench"], capture_output=True, text=True, check=True)
+    setting = "SmolLM2-135M, |t| = 1024, one thread"
+    memory = {"name": "probe: peak memory above the model", "value": round(json.loads(done.stdout)), "unit": "MiB"}
+    return [*rows, {**memory, "bar": f"≤ {MEMORY_BAR}", "setting": setting}]
+
+
+def _text(lm: models.LanguageModel, length: int) -> tuple:
+    """A prompt, gold trajectories joined until they have `length` tokens, and a suffix with a two-token answer."""
+    questions = tasks.gsm_symbolic(64, seed=0)
+    prompt = chat_prompt(lm.tokenizer, questions[0].text)
+    joined = "\n".join(tasks.gold(q).text for q in questions)
+    encoded = encode(lm.tokenizer, prompt, joined, ["42"], ANSWER_TEMPLATE)
+    return encoded.prompt, encoded.trajectory[:length], encoded.suffixes[0]
+
+
+def _compare(name: str, model, prompt, trajectory, suffix, bar: int, rounds: int, say) -> list[dict]:
+    length = len(trajectory)
+    prefix_nll(model, prompt, trajectory[:8], [suffix], [0, 8])  # warm-up, and the check that packing suits the model
+    work = _linear_flops(model, lambda: prefix_nll(model, prompt, trajectory, [suffix], range(length + 1)))
+    ratios, few_ratios, shares, seconds = [], [], [], []
+    for turn in range(rounds):
+        packed = _time(lambda: prefix_nll(model, prompt, trajectory, [suffix], range(length + 1)))
+        places = [int((k + (turn + 0.5) / rounds) * length / 4) for k in range(4)]
+        naive = [_time(lambda i=i: naive_nll(model, prompt, trajectory, suffix, i)) for i in places]
+        few = [_time(lambda i=i: naive_nll(model, prompt, trajectory, suffix, i, few_logits=True)) for i in places]
+        ratios.append(sum(naive) / 4 * (length + 1) / packed)
+        few_ratios.append(sum(few) / 4 * (length + 1) / packed)
+        shares.append(work / packed / _sgemm_rate())
+        seconds.append(packed)
+        say(f"{name}, |t| = {length}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times the naive loop")
+    setting = f"{name}, |t| = {length}, prompt {len(prompt)}, suffix {len(suffix.ids)}, one thread, float32"
+    figures = [
+        ("probe: speed against the naive loop", ratios, "×", f"≥ {bar}"),
+        ("probe: speed against the naive loop with the head at needed rows", few_ratios, "×", ""),
+        ("probe: share of the machine's sgemm rate (linear layers)", [100 * s for s in shares], "%", ""),
+        ("probe: time for all prefixes", seconds, "s", ""),
+    ]
+    return [
+        {"name": what, "value": round(median(values), 2), "unit": unit, "bar": limit, "setting": setting}
+        for what, values, unit, limit in figures
+    ]
+
+
+def _time(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _linear_flops(model, call: Callable[[], object]) -> float:
+    """Floating-point operations of all linear layers during a call."""
+    total = 0
+
+    def count(module, inputs, output):
+        nonlocal total
+        total += 2 * output.numel() * module.in_features
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    try:
+        call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return float(total)
+
+
+def _sgemm_rate(seconds: float = 0.5) -> float:
+    """Floating-point operations a second of a matrix product of the probe's usual shape, one thread, float32."""
+    left, right = torch.randn(256, 576), torch.randn(576, 1536)
+    left @ right
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        left @ right
+        count += 1
+    return count * 2 * 256 * 576 * 1536 / (time.perf_counter() - began)
+
+
+def _peak_above(call: Callable[[], object]) -> float:
+    """Peak resident memory during a call above that before it, in MiB, sampled every 2 ms."""
+    import psutil
+
+    process, done = psutil.Process(), threading.Event()
+    gc.collect()
+    before = peak = process.memory_info().rss
+
+    def watch():
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        call()
+    finally:
+        done.set()
+        watcher.join()
+    return (peak - before) / 2**20
+
+
+def _memory_at(length: int) -> float:
+    torch.set_num_threads(1)
+    lm = models.load("small", device="cpu")
+    prompt, trajectory, suffix = _text(lm, length)
+    with torch.inference_mode():  # weights are mapped from disk: touch them all before the baseline is taken
+        lm.model(torch.tensor([prompt[:4]]))
+    return _peak_above(lambda: prefix_nll(lm.model, prompt, trajectory, [suffix], range(length + 1)))
+
+
+if __name__ == "__main__":
+    print(_memory_at(1024))

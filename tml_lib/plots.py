@@ -1,0 +1,166 @@
+"""Figures: records in, matplotlib Axes or Figure out; the only module that imports matplotlib.
+
+Colours are Okabe and Ito's, told apart by readers with any colour vision; every figure is legible at 7 inches wide.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+
+from tml_lib.ledger import Row, claims
+from tml_lib.records import ProbeCurve
+from tml_lib.stats import bootstrap_interval, on_grid, smooth
+
+COLOURS = {
+    "gold": "#0072B2",
+    "corrupted": "#D55E00",
+    "sampled": "#CC79A7",
+    "foreign": "#000000",
+    "shuffled": "#009E73",
+    "copying": "#E69F00",
+}
+LABELS = {
+    "gold": "gold",
+    "corrupted": "wrong: gold with one value corrupted",
+    "sampled": "wrong: the model's own sample",
+    "foreign": "control: another question's trajectory",
+    "shuffled": "control: gold steps shuffled",
+    "copying": "control: unrelated text ending in the answer",
+}
+VERDICT_COLOURS = {"holds": "#009E73", "contradicted": "#D55E00"}
+_DASHES = {"gold": "-", "corrupted": "--", "sampled": ":", "foreign": "-.", "shuffled": "--", "copying": ":"}
+NLL_LABEL = "answer NLL L̂ (nats per token)"
+
+
+def curve(ax: Axes, curve: ProbeCurve, *, kind: str = "gold", label: str | None = None, alpha: float | None = None) -> Axes:
+    """L̂ against the number of trajectory tokens read, with a mark where the answer is first stated.
+
+    alpha: also draw the exponential moving average that the paper's notebook plots (0.01 there).
+    """
+    ax.plot(curve.positions, curve.answer_nll, color=COLOURS[kind], ls=_DASHES[kind], lw=1.6, label=label or LABELS[kind])
+    if alpha is not None:
+        smoothed = smooth(curve.answer_nll, alpha)
+        ax.plot(curve.positions, smoothed, color="0.55", lw=2.5, label=f"moving average, α = {alpha:g}")
+    if curve.stated_at is not None:
+        ax.axvline(curve.stated_at, color=COLOURS[kind], lw=0.9, ls=(0, (1, 2)))
+        ax.annotate(
+            "answer first stated",
+            (curve.stated_at, ax.get_ylim()[1]),
+            xytext=(-4, -4),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=8,
+            color=COLOURS[kind],
+        )
+    ax.set(xlabel="trajectory tokens in context, i", ylabel=NLL_LABEL, ylim=(0, None))
+    return ax
+
+
+def token_heat(curve: ProbeCurve, *, per_line: int = 88) -> Figure:
+    """The trajectory's text, each token coloured by ΔL̂_i = L̂_i - L̂_{i-1}: blue lowers the answer's NLL, red raises it.
+
+    Needs a curve probed after every token; raises ValueError otherwise. A figure, so that it shows wherever images do.
+    """
+    if len(curve.positions) != curve.length + 1:
+        raise ValueError(f"the curve has {len(curve.positions)} of {curve.length + 1} positions: probe with stride=1")
+    steps = np.diff(curve.answer_nll)
+    places, line, column = [], 0, 0
+    for token in curve.tokens:
+        shown = token.replace("\n", "⏎")
+        if column + len(shown) > per_line:
+            line, column = line + 1, 0
+        places.append((line, column, shown))
+        column += len(shown)
+        if "\n" in token:
+            line, column = line + 1, 0
+    lines = places[-1][0] + 1
+    figure, ax = plt.subplots(figsize=(7, 0.55 + 0.24 * lines), layout="constrained")
+    scale = Normalize(-(span := max(float(np.quantile(np.abs(steps), 0.97)), 1e-6)), span)
+    colours = plt.get_cmap("RdBu_r")
+    for (row, start, shown), change in zip(places, steps, strict=True):
+        colour = colours(scale(change))
+        ax.add_patch(Rectangle((start, row), max(len(shown), 1), 0.92, color=colour, lw=0))
+        dark = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] < 0.5
+        for offset, letter in enumerate(shown):  # one letter a cell: fixed width whatever font is at hand
+            style = {"fontsize": 7, "family": "monospace", "color": "white" if dark else "black"}
+            ax.text(start + offset + 0.5, row + 0.48, letter, ha="center", va="center", **style)
+    ax.set(xlim=(0, per_line), ylim=(lines, 0))
+    ax.axis("off")
+    bar = figure.colorbar(ScalarMappable(scale, colours), ax=ax, orientation="horizontal", fraction=0.12, aspect=60, pad=0.01)
+    bar.set_label("ΔL̂ at this token (nats per token); colours saturate at the 97th percentile", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def bands(ax: Axes, groups: dict[str, list[ProbeCurve]], *, seed: int = 0, points: int = 41) -> Axes:
+    """Mean L̂ over questions against the fraction of the trajectory read, with 95 % bootstrap bands, by condition."""
+    grid = np.linspace(0, 1, points)
+    for kind, curves in groups.items():
+        table = np.array([on_grid(c.positions, c.answer_nll, c.length, grid) for c in curves])
+        intervals = [bootstrap_interval(column, seed=seed, n_resamples=999) for column in table.T]
+        label = f"{LABELS[kind]} (n = {len(curves)})"
+        ax.plot(grid, [i.estimate for i in intervals], color=COLOURS[kind], ls=_DASHES[kind], lw=1.8, label=label)
+        low, high = [i.low for i in intervals], [i.high for i in intervals]
+        ax.fill_between(grid, low, high, color=COLOURS[kind], alpha=0.15, lw=0)
+    ax.set(xlabel="fraction of the trajectory read", ylabel=NLL_LABEL, xlim=(0, 1), ylim=(0, None))
+    ax.legend(fontsize=8, loc="lower left")
+    return ax
+
+
+def forest(table: list[Row]) -> Figure:
+    """Each test's estimate with its interval beside the threshold that its rule names; one panel per unit."""
+    units = list(dict.fromkeys(row.unit for row in table))
+    counts = [sum(row.unit == unit for row in table) for unit in units]
+    size = (7, 0.8 * len(units) + 0.32 * len(table))
+    figure, axes = plt.subplots(len(units), 1, figsize=size, height_ratios=counts, layout="constrained", squeeze=False)
+    rules = {(claim, test["name"]): test for claim, item in claims().items() for test in item["tests"]}
+    for ax, unit in zip(axes[:, 0], units, strict=True):
+        rows = [row for row in table if row.unit == unit]
+        for y, row in enumerate(rows):
+            rule, colour = rules[row.claim, row.test], VERDICT_COLOURS.get(row.verdict, "0.35")
+            ax.plot([row.low, row.high], [y, y], color=colour, lw=2)
+            ax.plot(row.estimate, y, "o" if row.decisive else "D", color=colour, ms=6)
+            arrow = "▶" if rule["side"] == "above" else "◀"
+            ax.text(rule["threshold"], y, arrow, ha="left" if arrow == "▶" else "right", va="center", fontsize=8, color="0.4")
+            ax.plot([rule["threshold"]] * 2, [y - 0.35, y + 0.35], color="0.4", lw=1)
+        ax.set_yticks(range(len(rows)), [f"{row.claim} {row.test}: {row.verdict}" for row in rows], fontsize=8)
+        ax.set(xlabel=unit, ylim=(len(rows) - 0.4, -0.6))
+        ax.axvline(0, color="0.8", lw=0.8, zorder=0)
+    figure.suptitle("Estimate and 95 % interval; grey bar: threshold, arrow: the side that the claim predicts", fontsize=9)
+    return figure
+
+
+def idea() -> Figure:
+    """The analogy as a picture: MAML's two loops beside a question, its trajectory and its answer (RaML Fig. 1, §2)."""
+    figure, axes = plt.subplots(2, 1, figsize=(7, 3.6), layout="constrained")
+    lanes = (
+        ("Meta-learning (MAML): few gradient steps adapt θ to a task", ["task", "θ", "θ'₁", "θ'₂", "query loss"]),
+        ("RaML: reading a trajectory acts like such steps", ["question", "θ", "θ'₁", "θ'₂", "answer NLL L̂"]),
+    )
+    steps = (("−η∇L(support)", "−η∇L(support)"), ("token t₁", "token t₂"))
+    loops = ("outer loop: change θ so that the adapted θ' solves the query", "outer loop: train θ through the trajectory")
+    for ax, (title, boxes), arrows, loop, colour in zip(axes, lanes, steps, loops, ("#E69F00", "#0072B2"), strict=True):
+        for k, text in enumerate(boxes):
+            x = 2.1 * k
+            ax.add_patch(FancyBboxPatch((x, 0.6), 1.3, 0.6, boxstyle="round,pad=0.06", fc="white", ec=colour, lw=1.6))
+            ax.text(x + 0.65, 0.9, text, ha="center", va="center", fontsize=9)
+            if k < len(boxes) - 1:
+                ax.add_patch(FancyArrowPatch((x + 1.38, 0.9), (x + 2.03, 0.9), arrowstyle="->", mutation_scale=10, color="0.3"))
+            if 1 <= k <= 2:
+                ax.text(x + 1.7, 1.36, arrows[k - 1], ha="center", fontsize=8, color="0.25")
+        back = FancyArrowPatch(
+            (9.0, 0.5), (2.8, 0.5), connectionstyle="arc3,rad=-0.12", arrowstyle="->", mutation_scale=12, color=colour
+        )
+        ax.add_patch(back)
+        ax.text(5.9, -0.22, loop, ha="center", fontsize=8.5, color="0.15")
+        ax.set(xlim=(-0.2, 9.9), ylim=(-0.4, 1.65))
+        ax.set_title(title, fontsize=10, loc="left")
+        ax.axis("off")
+    return figure

