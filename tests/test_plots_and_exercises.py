@@ -55,6 +55,13 @@ def test_bands_show_the_mean_over_questions(curve):
     assert "n = 2" in ax.get_legend().get_texts()[0].get_text()
 
 
+def test_differences_are_paired_by_question(curve):
+    higher = ProbeCurve(curve.positions, curve.answer_nll + 0.25, 6, "42")
+    ax = plots.differences(plt.figure().add_subplot(), {"foreign": [(curve, higher)] * 2}, points=5)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), -0.25)
+    assert "gold minus another question's trajectory" in ax.get_legend().get_texts()[0].get_text()
+
+
 def test_forest_marks_estimates_and_verdicts():
     row = Row("C1", "trend", "small", "e", "tau", -0.3, -0.4, -0.2, 1, 64, "c", True, "holds", "f.json")
     ax = plots.forest([row]).axes[0]

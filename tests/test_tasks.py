@@ -39,7 +39,7 @@ def corrupted(questions):
 
 def test_gsm_symbolic_is_fixed_by_its_seed():
     assert tasks.gsm_symbolic(5, seed=3) == tasks.gsm_symbolic(5, seed=3)
-    assert tasks.gsm_symbolic(5, seed=3) != tasks.gsm_symbolic(5, seed=4)
+    assert {q.text for q in tasks.gsm_symbolic(5, seed=3)}.isdisjoint(q.text for q in tasks.gsm_symbolic(5, seed=4))
 
 
 def test_the_first_questions_do_not_depend_on_how_many_are_asked_for(questions):
@@ -168,6 +168,7 @@ def test_a_value_that_stands_in_the_question_is_never_the_corrupted_one():
         "She has 3 x 4 = 13 pens.\n12 + 5 = 17.\n17 * 2 = 34.",  # a step that is wrong already
         "She has 3 x 4 = 12 pens.\n12 + 5 = 17.",  # the answer is no step's result
         "It is 2 * 17 = 34.",  # no intermediate step
+        "She has 3 x 4 = 12 pens.\nShe gets 17 * $2 = $34.",  # the answer does not depend on the intermediate step
         "She has n = 12 pens.\n12 + 5 = 17.\n17 * 2 = 34.",  # a step that is no arithmetic
     ],
 )

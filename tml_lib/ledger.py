@@ -128,6 +128,8 @@ def read_evidence(path: Path) -> dict:
         raise ValueError(f"evidence file {path} {lacks}: {again}")
     if record["schema"] != SCHEMA:
         raise ValueError(f"evidence file {path} has schema {record['schema']}, this kit reads {SCHEMA}: {again}")
+    if not isinstance(record["values"], dict):
+        raise ValueError(f"evidence file {path}: values holds a {type(record['values']).__name__}, not tests by name: {again}")
     for name, seeds in record["values"].items():
         numbers = [x for seed in seeds for x in seed] if _is_nested(seeds) else None
         if numbers is None or not all(x is None or isinstance(x, int | float) for x in numbers):
@@ -154,8 +156,11 @@ def _all_tests():
 
 
 def _rows_of(record: dict, path: Path) -> list[Row]:
-    current = record["source_hash"] == runtime.source_hash(record["entries"])
-    current = current and record["rules_hash"] == rules_hash(list(record["values"]))
+    try:
+        current = record["source_hash"] == runtime.source_hash(record["entries"])
+        current = current and record["rules_hash"] == rules_hash(list(record["values"]))
+    except ValueError:  # a function or a rule that the evidence names is gone
+        current = False
     found = []
     for claim, test in _all_tests():
         seeds = record["values"].get(f"{claim}.{test['name']}")
@@ -204,15 +209,17 @@ def _named(path: Path) -> str:
 
 def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:
     """Verdict per (claim, scale, evidence file): holds where all decisive tests hold, contradicted where one is."""
-    verdicts: dict[tuple[str, str, str], list[str]] = {}
+    out: dict[tuple[str, str, str], str] = {}
     for row in table:
-        if row.decisive:
-            verdicts.setdefault((row.claim, row.scale, row.evidence), []).append(row.verdict)
-    out = {}
-    for key, found in verdicts.items():
-        blocked = [v for v in found if v in ("too few", "stale")]
-        contradicted = "contradicted" if "contradicted" in found else "inconclusive"
-        out[key] = blocked[0] if blocked else "holds" if set(found) == {"holds"} else contradicted
+        key = (row.claim, row.scale, row.evidence)
+        needed = [test["name"] for test in claims()[row.claim]["tests"] if test["decisive"]]
+        found = {r.test: r.verdict for r in table if (r.claim, r.scale, r.evidence) == key}
+        verdicts = {found.get(name, "incomplete") for name in needed}
+        if verdicts == {"holds"}:
+            out[key] = "holds"
+        else:
+            order = ("stale", "incomplete", "too few", "contradicted")
+            out[key] = next((v for v in order if v in verdicts), "inconclusive")
     return out
 
 

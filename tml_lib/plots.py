@@ -103,7 +103,7 @@ def bands(ax: Axes, groups: dict[str, list[ProbeCurve]], *, seed: int = 0, point
     """Mean L̂ over questions against the fraction of the trajectory read, with 95 % bootstrap bands, by condition."""
     grid = np.linspace(0, 1, points)
     for kind, curves in groups.items():
-        table = np.array([on_grid(c.positions, c.answer_nll, c.length, grid) for c in curves])
+        table = np.array([_read_off(c, grid) for c in curves])
         intervals = [bootstrap_interval(column, seed=seed, n_resamples=999) for column in table.T]
         label = f"{LABELS[kind]} (n = {len(curves)})"
         ax.plot(grid, [i.estimate for i in intervals], color=COLOURS[kind], ls=_DASHES[kind], lw=1.8, label=label)
@@ -112,6 +112,29 @@ def bands(ax: Axes, groups: dict[str, list[ProbeCurve]], *, seed: int = 0, point
     ax.set(xlabel="fraction of the trajectory read", ylabel=NLL_LABEL, xlim=(0, 1), ylim=(0, None))
     ax.legend(fontsize=8, loc="lower left")
     return ax
+
+
+def differences(ax: Axes, pairs: dict[str, list[tuple[ProbeCurve, ProbeCurve]]], *, seed: int = 0, points: int = 41) -> Axes:
+    """Mean paired difference of L̂, first minus second curve, against the fraction read, with 95 % bootstrap bands.
+
+    Pairing by question takes out how hard the questions are, so that smaller effects show than in `bands`.
+    """
+    grid = np.linspace(0, 1, points)
+    for kind, both in pairs.items():
+        table = np.array([_read_off(first, grid) - _read_off(second, grid) for first, second in both])
+        intervals = [bootstrap_interval(column, seed=seed, n_resamples=999) for column in table.T]
+        label = f"gold minus {LABELS[kind].removeprefix('control: ').removeprefix('wrong: ')} (n = {len(both)})"
+        ax.plot(grid, [i.estimate for i in intervals], color=COLOURS[kind], ls=_DASHES[kind], lw=1.8, label=label)
+        low, high = [i.low for i in intervals], [i.high for i in intervals]
+        ax.fill_between(grid, low, high, color=COLOURS[kind], alpha=0.15, lw=0)
+    ax.axhline(0, color="0.6", lw=0.8)
+    ax.set(xlabel="fraction of the part before the statement", ylabel="difference of L̂ (nats per token)", xlim=(0, 1))
+    ax.legend(fontsize=8)
+    return ax
+
+
+def _read_off(curve: ProbeCurve, grid: np.ndarray) -> np.ndarray:
+    return on_grid(curve.positions, curve.answer_nll, curve.length, grid)
 
 
 def forest(table: list[Row]) -> Figure:

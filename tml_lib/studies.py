@@ -181,6 +181,30 @@ def curve_of(record: dict, kind: str, whose: str = "right") -> ProbeCurve | None
     return ProbeCurve(*numbers, held["length"], held["answer"], stated_at=held["stated_at"], meta=meta)
 
 
+def paired_before_statement(record: dict, kind: str) -> tuple[ProbeCurve, ProbeCurve] | None:
+    """Curves of the right answer along gold and along another condition, both cut before any answer is stated.
+
+    foreign: cut to as many tokens as gold; shuffled: both at the end of the shuffled steps; corrupted: where it first
+    states its own wrong answer. None where the question lacks the condition.
+    """
+    gold, other = curve_of(record, "gold"), curve_of(record, kind)
+    if other is None:
+        return None
+    own, stated = curve_of(record, kind, "own"), gold.stated_at or gold.length
+    if kind == "shuffled":
+        ends = gold.meta["shuffled_end"], other.meta["shuffled_end"]
+    elif own is not None:
+        ends = stated, own.stated_at or own.length
+    else:
+        ends = stated, min(stated, other.length)
+    return _until(gold, ends[0]), _until(other, ends[1])
+
+
+def _until(curve: ProbeCurve, end: int) -> ProbeCurve:
+    keep = curve.positions <= end
+    return ProbeCurve(curve.positions[keep], curve.answer_nll[keep], end, curve.answer)
+
+
 def estimands(record: dict, stride: int) -> dict[str, float]:
     """The estimands of C1 and C2 for one question, NaN where its conditions lack (claims.toml says what each one is)."""
     gold, foreign, copying = (curve_of(record, kind) for kind in ("gold", "foreign", "copying"))
