@@ -1,6 +1,9 @@
 """Fixtures that several test files share; what is slow to build is built once per run."""
 
 import functools
+import os
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,11 @@ from tml_lib import models, tasks
 from tml_lib.models import LanguageModel
 
 torch.set_num_threads(1)
+
+# Nothing under test may leave this machine: not this process, nor the kernels and children that it starts.
+_GUARD = Path(__file__).parent / "offline"
+runpy.run_path(str(_GUARD / "sitecustomize.py"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_GUARD), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(scope="session")

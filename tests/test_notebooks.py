@@ -2,8 +2,12 @@
 
 import ast
 import json
+import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,7 +16,7 @@ import papermill
 import pytest
 import yaml
 
-from tml_lib import ledger, notebooks, report, runtime
+from tml_lib import ledger, models, notebooks, report, runtime
 
 BOOKS = notebooks.discover()
 each_book = pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
@@ -37,6 +41,20 @@ def test_executes_with_its_small_parameters(book, tmp_path):
     assert not list(tmp_path.glob("*.partial.ipynb"))
     for path in (tmp_path / "evidence").glob("*.json"):
         assert ledger.read_evidence(path)["source_hash"]
+
+
+def test_the_gpu_preset_runs_the_same_cells_in_bfloat16(tmp_path, lm):
+    """A hub model's stand-in, a folder with a tiny random decoder, on whatever device there is."""
+    tiny = models.random_model("qwen2", vocab_size=len(lm.tokenizer), initializer_range=0.05)
+    tiny.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
+    given = {"preset": "gpu", "model": str(tmp_path / "model"), "n_questions": 1, "tries": 0, "stride": 16}
+    book = next(b for b in BOOKS if b.name.startswith("05"))
+    (result,) = notebooks.run([book], notebooks.check_given([book], given), tmp_path)
+    assert result.ok, result.message
+    evidence = ledger.read_evidence(tmp_path / "evidence" / "trajectories.gpu.json")
+    assert evidence["scale"] == "gpu"
+    assert "-p preset gpu" in evidence["command"]
 
 
 @each_book
@@ -147,7 +165,7 @@ def test_an_interrupted_run_keeps_what_finished_and_resumes(tiny_books, tmp_path
     def interrupt():
         while not (out / "state" / "00_quick.json").exists():
             time.sleep(0.1)
-        signal.raise_signal(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # as a terminal does on Ctrl-C
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
@@ -192,3 +210,11 @@ def test_storing_outputs_drops_progress_and_run_metadata(tiny_books, tmp_path):
     stored = nbformat.read(book.path, as_version=4)
     assert [output.text for output in stored.cells[-1].outputs] == ["kept\n"]
     assert "papermill" not in json.dumps(stored)
+
+
+def test_the_network_guard_is_in_force_here_and_in_children():
+    code = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "must not use the network" in child.stderr
+    with pytest.raises(OSError, match="must not use the network"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)

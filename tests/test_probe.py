@@ -1,6 +1,7 @@
 """The packed probe against the naive loop (RaML Algorithm 3), at every position, and what it must refuse."""
 
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -222,8 +223,23 @@ def test_a_sliding_window_narrower_than_the_text_is_refused(random_model):
 
 def test_a_sliding_window_that_is_not_used_does_not_count(random_model):
     model = random_model("qwen2", sliding_window=4, use_sliding_window=False)
-    assert probe.sliding_window(model.config) is None
     assert_close(packed(model), naive(model))
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({}, None),
+        ({"sliding_window": 8}, 8),
+        ({"sliding_window": 8, "use_sliding_window": False}, None),
+        ({"sliding_window": 8, "layer_types": ["full_attention"]}, None),
+        ({"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}, 8),
+    ],
+)
+def test_the_sliding_window_is_read_from_the_configuration(fields, wanted):
+    config = SimpleNamespace(**fields)
+    config.get_text_config = lambda: config
+    assert probe.sliding_window(config) == wanted
 
 
 def test_a_context_that_is_just_long_enough_agrees_and_a_shorter_one_is_refused(random_model):

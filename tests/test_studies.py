@@ -260,3 +260,31 @@ def test_checkpoint_files_differ_by_every_setting_and_lie_in_the_folder(lm, tmp_
     found = {studies.checkpoint_file(tmp_path, lm, **settings) for settings in variants}
     assert len(found) == 5
     assert {path.parent for path in found} == {tmp_path}
+
+
+# --- pairs before the statement --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold", "other"),
+    [
+        ("foreign", [4.0, 3.0, 2.0], [4.0, 3.6, 3.5]),  # both to gold's 3 tokens
+        ("shuffled", [4.0, 3.0], [4.0, 9.0, 3.4]),  # to the end of the shuffled steps: 2 tokens, 3 tokens
+        ("corrupted", [4.0, 3.0, 2.0], [4.0, 3.5]),  # to where it states its own answer: 2 tokens
+    ],
+)
+def test_pairs_are_cut_before_any_answer_is_stated(kind, gold, other):
+    first, second = studies.paired_before_statement(record(), kind)
+    assert (first.answer_nll.tolist(), second.answer_nll.tolist()) == (gold, other)
+    assert (first.length, second.length) == (first.positions[-1], second.positions[-1])
+
+
+def test_a_pair_without_its_condition_is_none():
+    assert studies.paired_before_statement(record(foreign=None), "foreign") is None
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="bug: `stated_at or length` takes a statement at 0 for none")
+def test_gold_that_states_the_answer_at_once_leaves_nothing_to_compare():
+    gold = {"right": held([0, 2, 5], [4.0, 3.0, 0.5], 0, shuffled_end=2)}
+    first, _ = studies.paired_before_statement(record(gold=gold), "foreign")
+    assert first.answer_nll.tolist() == [4.0]

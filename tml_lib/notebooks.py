@@ -150,7 +150,8 @@ def _execute(book: Notebook, parameters: dict, out: Path, jobs: int, board: _Boa
     began = time.perf_counter()
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     children.append(child)
-    tail = _follow(child, lambda done, total: board.step(book.name, done, total))
+    with child.stderr:
+        tail = _follow(child, lambda done, total: board.step(book.name, done, total))
     _, status, usage = os.wait4(child.pid, 0)  # counts the kernel too, which papermill waits for
     child.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - began
