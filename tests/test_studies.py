@@ -217,6 +217,7 @@ def study(lm, questions, monkeypatch):
 def test_an_interrupted_study_goes_on_where_it_was(study, tmp_path, questions, fail_at):
     uninterrupted, _ = study(None)
     sampled = list(study.sampled)
+    assert len({seed for seed, _ in sampled}) == 4  # each group has a seed of its own
     study.probed.clear()
     study.sampled.clear()
     study.fail_at = fail_at
