@@ -106,7 +106,6 @@ def test_in_float64_packing_is_exact_to_rounding(monkeypatch):
     assert_close(packed(model), naive(model), 1e-9)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="bug: logits.float() rounds a float64 model's to float32")
 def test_a_float64_model_is_probed_in_float64():
     model = models.random_model("llama").double()
     assert_close(packed(model), naive(model), 1e-9)
@@ -197,7 +196,6 @@ def test_dropout_is_off_while_probing():
     assert_close(packed(model.train()), wanted)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="bug: the check compares with a naive pass under dropout")
 def test_a_model_in_training_with_dropout_can_be_probed_at_once():
     assert_close(packed(models.random_model("gpt2").train()), packed(models.random_model("gpt2")))
 
@@ -257,7 +255,6 @@ def test_an_empty_prompt_is_refused(random_model, tiny_lm):
         probe.probe(tiny_lm, "", "2 + 2 = 4", "4")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: prefix_nll neither sorts nor checks its positions, though -1 gives a number")
 @pytest.mark.parametrize("where", [[-1, 3], [24], [3, 30]])
 def test_prefix_nll_refuses_positions_outside_the_trajectory(random_model, where):
     with pytest.raises(ValueError, match="positions"):

@@ -142,16 +142,10 @@ def test_source_hash_depends_on_the_entries(package):
     assert package(entries=("a.entry", "b.aside")) != package(entries=("a.entry",))
 
 
-@pytest.mark.xfail(
-    raises=ValueError, strict=True, reason="bug: an attribute of an imported class or constant is looked up as a definition"
-)
 def test_source_hash_follows_an_attribute_of_an_imported_class(package):
     assert package(("b", "return 1", "return 2"), entries=("a.through_class",)) != package(entries=("a.through_class",))
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, strict=True, reason="bug: a docstring is blanked, not removed, so that adding the first one counts"
-)
 def test_source_hash_ignores_that_a_docstring_was_added(package):
     assert package(("a", '    """Says what it does."""\n', "")) == package()
 

@@ -136,11 +136,6 @@ def test_a_statistic_without_bca_interval_gets_a_percentile_interval():
     assert (found.low, found.estimate, found.high) == (1.0, 1.0, 2.0)
 
 
-@pytest.mark.xfail(
-    raises=RuntimeWarning,
-    strict=True,
-    reason="bug: scipy's warnings about BCa reach the reader although the fallback mends them",
-)
 def test_falling_back_to_percentile_is_silent():
     stats.bootstrap_interval([1.0, 1.0, 1.0, 2.0], seed=0, statistic=np.median)
 

@@ -284,7 +284,6 @@ def test_a_pair_without_its_condition_is_none():
     assert studies.paired_before_statement(record(foreign=None), "foreign") is None
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="bug: `stated_at or length` takes a statement at 0 for none")
 def test_gold_that_states_the_answer_at_once_leaves_nothing_to_compare():
     gold = {"right": held([0, 2, 5], [4.0, 3.0, 0.5], 0, shuffled_end=2)}
     first, _ = studies.paired_before_statement(record(gold=gold), "foreign")

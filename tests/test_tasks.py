@@ -97,7 +97,6 @@ def test_first_mention_is_by_value(text, answer, wanted):
     assert tasks.first_mention(text, answer) == wanted
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="bug: NUMBER backs off to '12' where a unit follows '12.5'")
 def test_a_decimal_with_its_unit_does_not_mention_its_whole_part():
     assert tasks.first_mention("weighs 12.5kg", "12") is None
 
@@ -128,7 +127,6 @@ def test_what_is_no_right_arithmetic_is_skipped(text):
     assert tasks.equations(f"so {text}") == []
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="bug: the first character is never read: rfind's -1 is not seen")
 @pytest.mark.parametrize(("text", "values"), [("3 + 4 = 7", [7]), ("13 + 4 = 7", [])])
 def test_an_equation_may_open_the_text(text, values):
     assert [e.value for e in tasks.equations(text)] == values
@@ -141,7 +139,12 @@ def test_a_chain_of_equalities_gives_one_step_per_expression():
 # --- corrupted gold --------------------------------------------------------------------------------------------------
 
 
-def test_a_hand_example_is_corrupted_in_one_value_and_carried_on():
+def test_a_value_that_is_also_a_well_known_constant_is_left_alone():
+    assert {tasks.corrupt(PENS, seed).first_error for seed in range(40)} == {PENS_17}  # never the 12
+
+
+def test_a_hand_example_is_corrupted_in_one_value_and_carried_on(monkeypatch):
+    monkeypatch.setattr(tasks, "_CONSTANTS", set())
     seen = set()
     for seed in range(40):
         wrong = tasks.corrupt(PENS, seed)
@@ -176,7 +179,6 @@ def test_gold_that_cannot_be_corrupted_soundly_gives_none(gold):
     assert tasks.corrupt(by_hand(gold)) is None
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="bug: steps[-1] of no steps, where gold holds no '='")
 def test_gold_without_equations_gives_none():
     assert tasks.corrupt(by_hand("Three boxes of four pens and five more make thirty-four dollars.")) is None
 
@@ -228,7 +230,6 @@ def words(text):
     return re.sub(r"\d+(?:,\d{3})*(?:\.\d+)?", "#", text)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="bug: a comma after a rewritten number is swallowed")
 def test_corruption_changes_numbers_only(corrupted):
     changed = [q.id for q, wrong in corrupted if words(tasks.gold(q).text) != words(wrong.text)]
     assert changed == []

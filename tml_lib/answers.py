@@ -105,11 +105,11 @@ class Grader:
 
     def extract(self, text: str) -> str | None:
         """The final answer written in a text (the last \\boxed{} or number, as Math-Verify finds it); None if none."""
-        return self._ask({"extract": text})
+        return self._ask({"extract": _last_box(text)})
 
     def grade(self, text: str, answer: str) -> bool:
         """Whether the final answer written in the text equals the given one; what cannot be parsed is not equal."""
-        return bool(self._ask({"grade": text, "answer": answer}))
+        return bool(self._ask({"grade": _last_box(text), "answer": answer}))
 
     def close(self) -> None:
         """End the child process."""
@@ -121,27 +121,39 @@ class Grader:
     def _ask(self, request: dict):
         with self._lock:
             if self._process is None or self._process.poll() is not None:
+                self.close()
                 self._start()
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             reply = self._read(self.seconds)
-            if reply is None:
+            if reply is None:  # out of time, or it died
                 self.close()
-            return reply
+            return None if reply is None else reply["value"]
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "tml_lib.answers"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(command, text=True, **pipes)
-        if self._read(120.0) != "ready":  # importing sympy takes a second or two
+        if self._read(120.0) != {"value": "ready"}:  # importing sympy takes a second or two
             self.close()
             raise RuntimeError("the grading process did not start: check that `python -c 'import math_verify'` works")
 
-    def _read(self, seconds: float):
+    def _read(self, seconds: float) -> dict | None:
         if not select.select([self._process.stdout], [], [], seconds)[0]:
             return None
         line = self._process.stdout.readline()
         return json.loads(line) if line else None
+
+
+def _last_box(text: str) -> str:
+    """The last complete \\boxed{...} of a text, the whole text where there is none: Math-Verify would join several."""
+    start = text.rfind("\\boxed{")
+    depth = 0
+    for end in range(start, len(text)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0 and text[end] == "}":
+            return text[start : end + 1]
+    return text
 
 
 _shared = Grader()
@@ -165,7 +177,7 @@ def _serve() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     from math_verify import parse, verify
 
-    print(json.dumps("ready"), flush=True)
+    print(json.dumps({"value": "ready"}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -177,7 +189,7 @@ def _serve() -> None:
                 reply = str(found[-1]) if found else None
         except Exception:
             reply = None
-        print(json.dumps(reply), flush=True)
+        print(json.dumps({"value": reply}), flush=True)
 
 
 if __name__ == "__main__":

@@ -114,10 +114,18 @@ def prefix_nll(
     """
     if not len(prompt):
         raise ValueError("prompt=[] leaves the first answer token without a context: give at least one prompt token")
+    chosen = np.asarray(positions, dtype=int)
+    if not len(chosen) or chosen[0] < 0 or chosen[-1] > len(trajectory) or (np.diff(chosen) <= 0).any():
+        raise ValueError(f"positions={list(positions)} must increase within 0..{len(trajectory)}, the trajectory's length")
     check_model(model, len(prompt) + len(trajectory) + max(len(s.ids) for s in suffixes))
-    _check_packing(model)
     rows_per_pass = rows_per_pass or ROWS_PER_PASS.get(next(model.parameters()).device.type, 1024)
-    return _packed(model, prompt, trajectory, suffixes, positions, whole_suffix, rows_per_pass, progress)
+    training = model.training
+    model.eval()
+    try:
+        _check_packing(model)
+        return _packed(model, prompt, trajectory, suffixes, chosen, whole_suffix, rows_per_pass, progress)
+    finally:
+        model.train(training)
 
 
 def _packed(model, prompt, trajectory, suffixes, positions, whole_suffix, rows_per_pass, progress):
@@ -127,21 +135,17 @@ def _packed(model, prompt, trajectory, suffixes, positions, whole_suffix, rows_p
     roots = np.asarray(positions) + len(prompt) - 1  # index of the last context token of each prefix
     own = np.full((len(suffixes), len(roots)), np.nan)
     whole = np.full_like(own, np.nan)
-    cache, training = DynamicCache(), model.training
-    model.eval()
-    try:
-        with tqdm(total=len(roots), desc="L̂", unit="prefix", disable=not progress, leave=False) as bar:
-            for first, last in _chunks(roots, len(tree.ids), rows_per_pass):
-                _read(model, text[: roots[first]], cache, rows_per_pass)
-                nll = _branch_pass(model, text, roots[first:last], tree, cache)  # (prefixes, scored tokens)
-                for k, (start, rows) in enumerate(tree.scored):
-                    scored = nll[:, rows]
-                    own[k, first:last] = scored[:, start:].mean(1).cpu()
-                    if whole_suffix:
-                        whole[k, first:last] = scored.mean(1).cpu()
-                bar.update(last - first)
-    finally:
-        model.train(training)
+    cache = DynamicCache()
+    with tqdm(total=len(roots), desc="L̂", unit="prefix", disable=not progress, leave=False) as bar:
+        for first, last in _chunks(roots, len(tree.ids), rows_per_pass):
+            _read(model, text[: roots[first]], cache, rows_per_pass)
+            nll = _branch_pass(model, text, roots[first:last], tree, cache)  # (prefixes, scored tokens)
+            for k, (start, rows) in enumerate(tree.scored):
+                scored = nll[:, rows]
+                own[k, first:last] = scored[:, start:].mean(1)
+                if whole_suffix:
+                    whole[k, first:last] = scored.mean(1)
+            bar.update(last - first)
     return own, whole
 
 
@@ -225,7 +229,7 @@ def _branch_pass(model, text, roots: np.ndarray, tree: _Tree, cache: DynamicCach
     if copies * branch:
         cache.crop(-copies * branch)
     targets = torch.tensor(tree.targets, device=device).repeat(copies)
-    nll = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    nll = torch.nn.functional.cross_entropy(_widened(logits), targets, reduction="none")
     return nll.view(copies, -1).double().cpu()
 
 
@@ -248,6 +252,11 @@ def _forward(model, ids, places, sees, cache, keep) -> torch.Tensor:
     return logits if some else logits[keep]
 
 
+def _widened(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 at least: log-probabilities of a large vocabulary need it."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def _keeps_rows(model_class: type) -> bool:
     return "logits_to_keep" in inspect.signature(model_class.forward).parameters
 
@@ -268,7 +277,7 @@ def naive_nll(
     count = len(suffix.ids) if whole_suffix else len(suffix.ids) - suffix.start
     some = {"logits_to_keep": count + 1} if few_logits and _keeps_rows(type(model)) else {}
     logits = model(input_ids=ids[None], use_cache=False, **some).logits[0]
-    return float(torch.nn.functional.cross_entropy(logits[-count - 1 : -1].float(), ids[-count:]))
+    return float(torch.nn.functional.cross_entropy(_widened(logits[-count - 1 : -1]), ids[-count:]))
 
 
 def sliding_window(config) -> int | None:

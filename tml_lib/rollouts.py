@@ -31,6 +31,8 @@ def sample(
     """
     tokenizer = lm.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ends = lm.model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     draw = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     texts: list[str | None] = []
     starts = range(0, len(prompts), batch_size)
@@ -46,10 +48,11 @@ def sample(
                 attention_mask=mask,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad,
+                repetition_penalty=1.0,  # whatever the model's own generation settings say
                 **(draw if temperature > 0 else {"do_sample": False}),
             )
             for row in out[:, width:].tolist():
-                end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else None
+                end = next((place for place, token in enumerate(row) if token in ends), None)
                 texts.append(None if end is None else tokenizer.decode(row[:end]).strip())
     return texts
 

@@ -133,7 +133,8 @@ def source_hash(entries: Iterable[str]) -> str:
             elif isinstance(part, ast.Name) and "." in imported.get(part.id, ""):
                 waiting.append(imported[part.id])
             elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id in imported:
-                waiting.append(f"{imported[part.value.id]}.{part.attr}")
+                source = imported[part.value.id]  # a module, whose attribute counts, or something defined in one
+                waiting.append(source if "." in source else f"{source}.{part.attr}")
     return hashlib.sha256("\n".join(f"{name}={found[name]}" for name in sorted(found)).encode()).hexdigest()[:16]
 
 
@@ -146,7 +147,7 @@ def _definitions(module: str) -> tuple[dict[str, ast.AST], dict[str, str]]:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            body[0].value = ast.Constant(value="")
+            node.body = body[1:] or [ast.Pass()]
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tml_lib":
             prefix = node.module.removeprefix("tml_lib").lstrip(".")
             imported |= {a.asname or a.name: f"{prefix}.{a.name}".lstrip(".") for a in node.names}

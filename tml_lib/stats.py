@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from scipy import stats as scipy_stats
 
@@ -47,14 +49,12 @@ def bootstrap_interval(values, *, seed: int, level: float = 0.95, n_resamples: i
     if np.ptp(values) == 0:
         return Interval(estimate, estimate, estimate, len(values), level)
     for method in ("BCa", "percentile"):
-        result = scipy_stats.bootstrap(
-            (values,),
-            statistic,
-            confidence_level=level,
-            n_resamples=n_resamples,
-            method=method,
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scipy warns where BCa is undefined; the next method then takes over
+            rng = np.random.default_rng(seed)
+            result = scipy_stats.bootstrap(
+                (values,), statistic, confidence_level=level, n_resamples=n_resamples, method=method, rng=rng
+            ).confidence_interval
         if np.isfinite([result.low, result.high]).all():
             break
     return Interval(estimate, float(result.low), float(result.high), len(values), level)

@@ -23,7 +23,13 @@ from tml_lib.rollouts import wrong_samples
 from tml_lib.runtime import source_hash, write_text
 from tml_lib.stats import trend
 
-ENTRIES = ("models.embedded_folder", "studies.study_questions", "studies.trajectory_study", "studies.study_values")
+ENTRIES = (
+    "answers._serve",
+    "models.embedded_folder",
+    "studies.study_questions",
+    "studies.trajectory_study",
+    "studies.study_values",
+)
 CONDITIONS = ("gold", "corrupted", "sampled", "foreign", "shuffled", "copying")
 _STRANGERS = 64  # questions from which the trajectories of other questions are drawn
 _GROUP = 8  # questions sampled together, and so lost at most when a run is interrupted
@@ -188,13 +194,14 @@ def paired_before_statement(record: dict, kind: str) -> tuple[ProbeCurve, ProbeC
     states its own wrong answer. None where the question lacks the condition.
     """
     gold, other = curve_of(record, "gold"), curve_of(record, kind)
-    if other is None:
+    own = curve_of(record, kind, "own")
+    if other is None or (own is not None and other.stated_at is not None):  # it states the right answer by chance
         return None
-    own, stated = curve_of(record, kind, "own"), gold.stated_at or gold.length
+    stated = gold.length if gold.stated_at is None else gold.stated_at
     if kind == "shuffled":
         ends = gold.meta["shuffled_end"], other.meta["shuffled_end"]
     elif own is not None:
-        ends = stated, own.stated_at or own.length
+        ends = stated, own.length if own.stated_at is None else own.stated_at
     else:
         ends = stated, min(stated, other.length)
     return _until(gold, ends[0]), _until(other, ends[1])

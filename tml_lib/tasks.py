@@ -15,8 +15,10 @@ from fractions import Fraction
 
 from tml_lib.records import Question, Trajectory
 
-NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?!\w)|(?<=[$£€])\d[\d,]*(?:\.\d+)?")
-_EQUALS = re.compile(r"=\s*[$£€]?\s*(\d[\d,]*(?:\.\d+)?)")
+_DIGITS = r"\d+(?:,\d{3})*(?:\.\d+)?"
+NUMBER = re.compile(rf"(?<![\w.]){_DIGITS}(?!\w|[.,]\d)")
+_EQUALS = re.compile(rf"=\s*[$£€]?\s*({_DIGITS})")
+_CONSTANTS = {7, 10, 12, 24, 30, 52, 60, 100, 365, 1000}  # days, months, percent: a text may use them for what they are
 
 
 def gsm_symbolic(n: int, seed: int = 0) -> list[Question]:
@@ -59,13 +61,14 @@ def value(number: str) -> Fraction:
 
 
 def first_mention(text: str, answer: str) -> int | None:
-    """Character offset where the answer's value is first written in the text; None if never (or if not a number)."""
-    try:
-        wanted = value(answer)
-    except ValueError:
+    """Character offset where the answer's value is first written in the text; None if never.
+
+    A plain number is found in any way of writing it (1,234.0 is 1234); anything else only letter by letter.
+    """
+    if not NUMBER.fullmatch(answer):
         found = text.find(answer)
         return None if found < 0 else found
-    return next((m.start() for m in NUMBER.finditer(text) if value(m.group()) == wanted), None)
+    return next((m.start() for m in NUMBER.finditer(text) if value(m.group()) == value(answer)), None)
 
 
 def gold(question: Question) -> Trajectory:
@@ -94,7 +97,8 @@ def equations(text: str) -> list[Equation]:
     """The steps of a trajectory whose arithmetic is right as written; units, currency and words are read over."""
     found = []
     for match in _EQUALS.finditer(text):
-        line_start = max(text.rfind(mark, 0, match.start()) + len(mark) for mark in ("\n", ". ", ", ", ": ", "="))
+        marks = ((text.rfind(mark, 0, match.start()), len(mark)) for mark in ("\n", ". ", ", ", ": ", "="))
+        line_start = max(at + width if at >= 0 else 0 for at, width in marks)
         for start in _expression_starts(text, line_start, match.start()):
             if _evaluate(text[start : match.start()]) == value(match.group(1)):
                 found.append(Equation(start, match.start(), match.start(1), match.end(1), value(match.group(1))))
@@ -147,11 +151,11 @@ def corrupt(question: Question, seed: int = 0) -> Trajectory | None:
     """
     text = gold(question).text
     steps = equations(text)
-    if len(steps) != text.count("=") or steps[-1].value != value(question.answer):
+    if not steps or len(steps) != text.count("=") or steps[-1].value != value(question.answer):
         return None  # a step that cannot be checked, or an answer that no step states
     given = {value(m.group()) for m in NUMBER.finditer(question.text)}
     rng = random.Random(f"{seed}/{question.id}")
-    candidates = [k for k in range(len(steps) - 1) if steps[k].value not in given]
+    candidates = [k for k in range(len(steps) - 1) if steps[k].value not in given | _CONSTANTS]
     rng.shuffle(candidates)
     for k in candidates:
         deltas = [d for d in range(-9, 10) if d and steps[k].value + d > 0]
