@@ -56,7 +56,8 @@ def test_an_unknown_side_is_refused():
 
 @pytest.mark.parametrize("test", [test for _, test in TESTS], ids=[f"{claim}.{test['name']}" for claim, test in TESTS])
 def test_every_rule_is_complete(test):
-    assert {"name", "decisive", "estimand", "unit", "control", "side", "threshold"} == set(test)
+    assert {"name", "decisive", "estimand", "unit", "control", "side", "threshold"} == set(test) - {"added"}
+    assert not (test.get("added") and test["decisive"]), "a test written after a first look must not decide"
     assert test["side"] in ("above", "below")
     assert isinstance(test["decisive"], bool)
     assert isinstance(test["threshold"], float)
@@ -308,3 +309,14 @@ def test_every_row_is_rendered_with_its_numbers(table, render):
 def test_evidence_of_the_project_is_named_from_its_folder():
     folder = runtime.project_root() / "notebooks" / "evidence"
     assert ledger._named(folder / "a.small.json") == "notebooks/evidence/a.small.json"
+
+
+def test_intervals_resample_whole_templates_where_the_evidence_names_them(tmp_path):
+    values = [float(k // 16) for k in range(64)]
+    path = write(tmp_path, {"C1.fall": [values]})
+    single = ledger.rows([tmp_path])[0]
+    alter(path, templates=[str(k // 16) for k in range(64)])
+    whole = ledger.rows([tmp_path])[0]
+    assert whole.estimate == single.estimate
+    assert whole.high - whole.low > 2 * (single.high - single.low)
+    assert whole.n_questions == 64

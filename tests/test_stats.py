@@ -207,3 +207,27 @@ def test_on_grid_reads_between_the_probed_positions():
 
 def test_on_grid_of_an_empty_trajectory_is_its_only_value():
     assert stats.on_grid([0], [3.0], 0, [0.0, 0.5, 1.0]).tolist() == [3.0, 3.0, 3.0]
+
+
+def test_clusters_are_resampled_whole_and_widen_the_interval():
+    values, clusters = np.repeat(np.arange(10.0), 20), np.repeat(np.arange(10), 20)
+    whole = stats.clustered_interval(values, clusters, seed=0)
+    single = stats.bootstrap_interval(values, seed=0)
+    of_means = stats.bootstrap_interval(np.arange(10.0), seed=0)
+    assert (whole.estimate, whole.n) == (4.5, 200)
+    assert whole.high - whole.low > 3 * (single.high - single.low)
+    assert (whole.low, whole.high) == pytest.approx((of_means.low, of_means.high), abs=0.15)
+
+
+def test_clusters_of_one_give_the_plain_bootstrap_and_drop_nan():
+    values = [1.0, 4.0, float("nan"), 2.0, 8.0, 5.0]
+    own = stats.clustered_interval(values, list("abcdef"), seed=0)
+    plain = stats.bootstrap_interval(values, seed=0)
+    assert own.n == 5
+    assert (own.estimate, own.low, own.high) == pytest.approx((plain.estimate, plain.low, plain.high), abs=0.2)
+
+
+@pytest.mark.parametrize(("clusters", "message"), [(["a"] * 3, "at least 2 clusters"), (["a"], "one cluster label")])
+def test_unusable_clusters_are_refused(clusters, message):
+    with pytest.raises(ValueError, match=message):
+        stats.clustered_interval([1.0, 2.0, 3.0], clusters, seed=0)

@@ -110,6 +110,8 @@ def record(**changes):
 
 BY_HAND = {
     "C1.trend": -1.0,  # 4, 3, 2.5, 0.5: the prefix of 3 tokens is off the stride of 2
+    "C1.trend_unstated": -1.0,  # 4, 3, 2
+    "C1.trend_over_foreign": 0.0,  # -1, and 4, 3.6, 3.5 over as many tokens of the other
     "C1.fall": 3.5,  # 4 - 0.5
     "C1.unstated": 2.0,  # 4 - 2
     "C1.content": 1.5,  # 2 - (4 - 3.5)
@@ -117,11 +119,15 @@ BY_HAND = {
     "C1.copying": 0.5,  # 3.5 - 3
     "C2.sampled_trend": 1 / 3,  # up, up, down
     "C2.corrupted_trend": -1 / 3,  # down, down, up
+    "C2.corrupted_over_foreign": 0.0,  # -1/3, and down, down, up again (4, 3.6, 3.9)
     "C2.sampled_fall": -0.1,
     "C2.corrupted_fall": 0.3,
     "C2.contrast": 1.5,  # 2 - (4 - 3.5)
     "C2.own_answer": 4.0,
 }
+
+
+CORRUPTED = {"C2.corrupted_trend", "C2.corrupted_over_foreign", "C2.corrupted_fall", "C2.contrast", "C2.own_answer"}
 
 
 def test_estimands_by_hand():
@@ -142,7 +148,7 @@ def nan_names(values):
     [
         ("shuffled", {"C1.order"}),
         ("sampled", {"C2.sampled_trend", "C2.sampled_fall"}),
-        ("corrupted", {"C2.corrupted_trend", "C2.corrupted_fall", "C2.contrast", "C2.own_answer"}),
+        ("corrupted", CORRUPTED),
     ],
 )
 def test_estimands_of_absent_conditions_are_nan_and_the_others_stay(absent, names):
@@ -155,12 +161,7 @@ def test_estimands_of_absent_conditions_are_nan_and_the_others_stay(absent, name
 
 def test_corrupted_gold_that_happens_to_state_the_right_answer_does_not_count():
     wrong = {"right": held([0, 2, 4], [4.0, 3.5, 3.7], 2), "own": held([0, 2, 4], [5.0, 4.0, 1.0], 2)}
-    assert nan_names(studies.estimands(record(corrupted=wrong), stride=2)) == {
-        "C2.corrupted_trend",
-        "C2.corrupted_fall",
-        "C2.contrast",
-        "C2.own_answer",
-    }
+    assert nan_names(studies.estimands(record(corrupted=wrong), stride=2)) == CORRUPTED
 
 
 def test_foreign_text_that_is_shorter_is_read_at_its_end():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tml_lib import runtime
 from tml_lib.records import Interval
-from tml_lib.stats import bootstrap_interval
+from tml_lib.stats import bootstrap_interval, clustered_interval
 
 SCHEMA = 1
 INTERVAL_SEED = 20250526  # the bootstrap's own seed: the day of the paper
@@ -82,7 +82,8 @@ def write_evidence(
 ) -> Path:
     """Write `<study>.<scale>.json`. values: test ('C1.trend') -> seeds -> questions, NaN where the test does not apply.
 
-    entries: the tml_lib functions that made the values. extra: anything that figures need (curves, say).
+    entries: the tml_lib functions that made the values. extra: anything that figures need (curves, say); 'templates', a label
+    per question, makes intervals resample whole templates.
     Raises ValueError where a test has no rule.
     """
     record = {
@@ -168,9 +169,13 @@ def _rows_of(record: dict, path: Path) -> list[Row]:
             continue
         kept = [[x for x in seed if x is not None] for seed in seeds]
         questions = min(len(seed) for seed in kept)
+        labels = record.get("templates")
         units = kept[0] if len(kept) == 1 else [math.fsum(seed) / len(seed) for seed in kept if seed]
         needed = claims()[claim]["scales"].get(record["scale"], {"questions": 64, "seeds": 1})
-        if len(units) >= 2:
+        if len(kept) == 1 and labels is not None and len(set(labels)) >= 2 and len(units) >= 2:
+            numbers = [math.nan if x is None else x for x in seeds[0]]
+            interval = clustered_interval(numbers, labels, seed=INTERVAL_SEED)
+        elif len(units) >= 2:
             interval = bootstrap_interval(units, seed=INTERVAL_SEED)
         else:
             interval = Interval(units[0] if units else math.nan, math.nan, math.nan, len(units))

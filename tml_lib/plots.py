@@ -129,7 +129,8 @@ def differences(ax: Axes, pairs: dict[str, list[tuple[ProbeCurve, ProbeCurve]]],
         ax.fill_between(grid, low, high, color=COLOURS[kind], alpha=0.15, lw=0)
     ax.axhline(0, color="0.6", lw=0.8)
     ax.set(xlabel="fraction of the part before the statement", ylabel="difference of L̂ (nats per token)", xlim=(0, 1))
-    ax.legend(fontsize=8)
+    ax.text(0.01, 0.02, "below 0: gold makes the answer likelier", transform=ax.transAxes, fontsize=8, color="0.3")
+    ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.01), borderaxespad=0, frameon=False)
     return ax
 
 
@@ -138,14 +139,15 @@ def _read_off(curve: ProbeCurve, grid: np.ndarray) -> np.ndarray:
 
 
 def forest(table: list[Row]) -> Figure:
-    """Each test's estimate with its interval beside the threshold that its rule names; one panel per unit."""
-    units = list(dict.fromkeys(row.unit for row in table))
-    counts = [sum(row.unit == unit for row in table) for unit in units]
+    """Each test's estimate with its interval beside the threshold that its rule names; a panel per unit and size."""
+    panels: dict[tuple[str, bool], list[Row]] = {}  # effects beyond 1 get a panel of their own
+    for row in table:
+        panels.setdefault((row.unit, abs(row.estimate) > 1), []).append(row)
+    units, counts = list(panels), [len(rows) for rows in panels.values()]
     size = (7, 0.8 * len(units) + 0.32 * len(table))
     figure, axes = plt.subplots(len(units), 1, figsize=size, height_ratios=counts, layout="constrained", squeeze=False)
     rules = {(claim, test["name"]): test for claim, item in claims().items() for test in item["tests"]}
-    for ax, unit in zip(axes[:, 0], units, strict=True):
-        rows = [row for row in table if row.unit == unit]
+    for ax, ((unit, _), rows) in zip(axes[:, 0], panels.items(), strict=True):
         for y, row in enumerate(rows):
             rule, colour = rules[row.claim, row.test], VERDICT_COLOURS.get(row.verdict, "0.35")
             ax.plot([row.low, row.high], [y, y], color=colour, lw=2)

@@ -109,7 +109,8 @@ def commands_table() -> str:
     held = measured()
     lines = ["| command | wall time |", "|---|---|"]
     lines += [f"| `make {name}` | {_clock(seconds)} |" for name, seconds in sorted(held["commands"].items())]
-    return "\n".join([*lines, "", f"Measured on {held['machine']}; `make setup` with packages from a nearby index."])
+    note = "`make run` executes the notebooks side by side; `make setup` had a nearby package index."
+    return "\n".join([*lines, "", f"Measured on {held['machine']}; {note}"])
 
 
 def _clock(seconds: float) -> str:
@@ -131,7 +132,8 @@ def ledger_table() -> str:
         f"- **{claim}, {ledger.claims()[claim]['title']}** (scale `{scale}`): **{found}**"
         for (claim, scale, _), found in ledger.summary(table).items()
     ]
-    return "\n".join([*verdicts, "", ledger.to_markdown(table), "", "Bold: decisive tests. Rules: `tml_lib/claims.toml`."])
+    note = "Bold: decisive tests. 'Contradicted' includes effects smaller than what matters. Rules: `tml_lib/claims.toml`."
+    return "\n".join([*verdicts, "", ledger.to_markdown(table), "", note])
 
 
 def _render(name: str, notebook: str) -> str:

@@ -36,6 +36,35 @@ def mg_pass_at_k(n: int, correct: int, k: int) -> float:
     return float(2.0 / k * scipy_stats.hypergeom.sf(thresholds - 1, n, correct, k).sum())
 
 
+def clustered_interval(values, clusters, *, seed: int, level: float = 0.95, n_resamples: int = 9999) -> Interval:
+    """Bootstrap interval of a mean whose values are alike within clusters: whole clusters are resampled (BCa).
+
+    values: (n,), NaN dropped; clusters: (n,) labels. The estimate is the plain mean. Raises ValueError below two clusters.
+    """
+    values, clusters = np.asarray(values, dtype=float), np.asarray(clusters)
+    if values.shape != clusters.shape:
+        raise ValueError(f"each value needs one cluster label, got shapes {values.shape} and {clusters.shape}")
+    values, clusters = values[~np.isnan(values)], clusters[~np.isnan(values)]
+    _, index = np.unique(clusters, return_inverse=True)
+    sums, counts = np.bincount(index, weights=values), np.bincount(index).astype(float)
+    if len(sums) < 2:
+        raise ValueError(f"an interval needs at least 2 clusters, got {len(sums)}: probe questions of more templates")
+
+    def mean(total, count, axis=-1):
+        return total.sum(axis) / count.sum(axis)
+
+    found = scipy_stats.bootstrap(
+        (sums, counts),
+        mean,
+        paired=True,
+        confidence_level=level,
+        n_resamples=n_resamples,
+        method="BCa" if np.ptp(values) else "percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(float(values.mean()), float(found.low), float(found.high), len(values), level)
+
+
 def bootstrap_interval(values, *, seed: int, level: float = 0.95, n_resamples: int = 9999, statistic=np.mean) -> Interval:
     """Bootstrap interval of a statistic of independent values (BCa; percentile where BCa is undefined).
 

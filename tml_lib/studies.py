@@ -222,6 +222,8 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
     foreign_fall = foreign.answer_nll[0] - foreign.at(min(end, foreign.length))
     values = {
         "C1.trend": _trend(gold, stride),
+        "C1.trend_unstated": _trend(_until(gold, end), stride),
+        "C1.trend_over_foreign": _trend(_until(gold, end), stride) - _trend(_until(foreign, end), stride),
         "C1.fall": gold.fall,
         "C1.unstated": unstated,
         "C1.content": unstated - foreign_fall,
@@ -229,6 +231,7 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
         "C1.copying": gold.fall - copying.fall,
         "C2.sampled_trend": _trend(sampled, stride),
         "C2.corrupted_trend": math.nan,
+        "C2.corrupted_over_foreign": math.nan,
         "C2.sampled_fall": sampled.fall if sampled else math.nan,
         "C2.corrupted_fall": math.nan,
         "C2.contrast": math.nan,
@@ -240,6 +243,7 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
     if corrupted is not None and corrupted.stated_at is None:  # it never states the right answer, not even by chance
         wrong_end = corrupted.length if own.stated_at is None else own.stated_at
         values["C2.corrupted_trend"] = _trend(corrupted, stride)
+        values["C2.corrupted_over_foreign"] = _trend(corrupted, stride) - _trend(foreign, stride)
         values["C2.corrupted_fall"] = corrupted.fall
         values["C2.contrast"] = unstated - (corrupted.answer_nll[0] - corrupted.at(wrong_end))
         values["C2.own_answer"] = own.fall
