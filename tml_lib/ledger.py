@@ -245,11 +245,11 @@ def to_markdown(table: list[Row]) -> str:
 
 def to_text(table: list[Row]) -> str:
     """The table for a terminal, with the claims' verdicts below it."""
-    lines = [f"{'claim':6}{'test':17}{'scale':7}{'estimate':>9}  {'95 % interval':18}{'unit':16}{'n':>4}  verdict"]
+    lines = [f"{'claim':6}{'test':24}{'scale':7}{'estimate':>9}  {'95 % interval':18}{'unit':16}{'n':>4}  verdict"]
     for row in table:
         interval = f"[{row.low:.3f}, {row.high:.3f}]"
         mark = "*" if row.decisive else " "
-        start = f"{row.claim:6}{mark + row.test:17}{row.scale:7}{row.estimate:9.3f}  {interval:18}"
+        start = f"{row.claim:6}{mark + row.test:24}{row.scale:7}{row.estimate:9.3f}  {interval:18}"
         lines.append(f"{start}{row.unit:16}{row.n_questions:4}  {row.verdict}")
     lines.append("* decisive test")
     for (claim, scale, evidence), found in summary(table).items():
