@@ -34,8 +34,9 @@ def probe_rows(*, rounds: int = 3, lengths: dict[int, int] | None = None, say: C
         rows = []
         for length, bar in (LENGTHS if lengths is None else lengths).items():
             rows += _compare("SmolLM2-135M", lm.model, *_text(lm, length), bar, rounds, say)
-        size = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 1024}
-        tiny = models.random_model("llama", **size, num_attention_heads=6, num_key_value_heads=6, head_dim=32)
+        # a third of SmolLM2 in every width, its head size kept
+        size = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 1024, "head_dim": 64}
+        tiny = models.random_model("llama", **size, num_attention_heads=3, num_key_value_heads=1)
         ids = torch.randint(3, 1024, (78 + 512,), generator=torch.Generator().manual_seed(0)).tolist()
         suffix = encode(lm.tokenizer, "", "", ["42"]).suffixes[0]
         small = type(suffix)(tuple(i % 1024 for i in suffix.ids), suffix.start, suffix.answer)
@@ -66,7 +67,8 @@ def _compare(name: str, model, prompt, trajectory, suffix, bar: int, rounds: int
     ratios, few_ratios, shares, seconds = [], [], [], []
     for turn in range(rounds):
         packed = _time(lambda: prefix_nll(model, prompt, trajectory, [suffix], range(length + 1)))
-        places = [int((k + (turn + 0.5) / rounds) * length / 4) for k in range(4)]
+        early = (turn + 0.5) / rounds  # of its quarter; every other quarter is sampled as late, so that rounds agree
+        places = [int((k + (early if k % 2 else 1 - early)) * length / 4) for k in range(4)]
         naive = [_time(lambda i=i: naive_nll(model, prompt, trajectory, suffix, i)) for i in places]
         few = [_time(lambda i=i: naive_nll(model, prompt, trajectory, suffix, i, few_logits=True)) for i in places]
         ratios.append(sum(naive) / 4 * (length + 1) / packed)
