@@ -104,11 +104,7 @@ def bands(ax: Axes, groups: dict[str, list[ProbeCurve]], *, seed: int = 0, point
     grid = np.linspace(0, 1, points)
     for kind, curves in groups.items():
         table = np.array([_read_off(c, grid) for c in curves])
-        intervals = [bootstrap_interval(column, seed=seed, n_resamples=999) for column in table.T]
-        label = f"{LABELS[kind]} (n = {len(curves)})"
-        ax.plot(grid, [i.estimate for i in intervals], color=COLOURS[kind], ls=_DASHES[kind], lw=1.8, label=label)
-        low, high = [i.low for i in intervals], [i.high for i in intervals]
-        ax.fill_between(grid, low, high, color=COLOURS[kind], alpha=0.15, lw=0)
+        _band(ax, grid, table, kind, LABELS[kind], seed)
     ax.set(xlabel="fraction of the trajectory read", ylabel=NLL_LABEL, xlim=(0, 1), ylim=(0, None))
     ax.legend(fontsize=8, loc="lower left")
     return ax
@@ -122,16 +118,21 @@ def differences(ax: Axes, pairs: dict[str, list[tuple[ProbeCurve, ProbeCurve]]],
     grid = np.linspace(0, 1, points)
     for kind, both in pairs.items():
         table = np.array([_read_off(first, grid) - _read_off(second, grid) for first, second in both])
-        intervals = [bootstrap_interval(column, seed=seed, n_resamples=999) for column in table.T]
-        label = f"gold minus {LABELS[kind].removeprefix('control: ').removeprefix('wrong: ')} (n = {len(both)})"
-        ax.plot(grid, [i.estimate for i in intervals], color=COLOURS[kind], ls=_DASHES[kind], lw=1.8, label=label)
-        low, high = [i.low for i in intervals], [i.high for i in intervals]
-        ax.fill_between(grid, low, high, color=COLOURS[kind], alpha=0.15, lw=0)
+        _band(ax, grid, table, kind, f"gold minus {LABELS[kind].removeprefix('control: ').removeprefix('wrong: ')}", seed)
     ax.axhline(0, color="0.6", lw=0.8)
     ax.set(xlabel="fraction of the part before the statement", ylabel="difference of L̂ (nats per token)", xlim=(0, 1))
     ax.text(0.01, 0.02, "below 0: gold makes the answer likelier", transform=ax.transAxes, fontsize=8, color="0.3")
     ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.01), borderaxespad=0, frameon=False)
     return ax
+
+
+def _band(ax: Axes, grid: np.ndarray, table: np.ndarray, kind: str, label: str, seed: int) -> None:
+    """The mean over rows of a (questions, grid) table with its interval, resampling questions."""
+    intervals = [bootstrap_interval(column, seed=seed, n_resamples=999) for column in table.T]
+    style = {"color": COLOURS[kind], "ls": _DASHES[kind], "label": f"{label} (n = {len(table)})"}
+    ax.plot(grid, [i.estimate for i in intervals], lw=1.8, **style)
+    low, high = [i.low for i in intervals], [i.high for i in intervals]
+    ax.fill_between(grid, low, high, color=COLOURS[kind], alpha=0.15, lw=0)
 
 
 def _read_off(curve: ProbeCurve, grid: np.ndarray) -> np.ndarray:

@@ -30,7 +30,6 @@ ENTRIES = (
     "studies.trajectory_study",
     "studies.study_values",
 )
-CONDITIONS = ("gold", "corrupted", "sampled", "foreign", "shuffled", "copying")
 _STRANGERS = 64  # questions from which the trajectories of other questions are drawn
 _GROUP = 8  # questions sampled together, and so lost at most when a run is interrupted
 
