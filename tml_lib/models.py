@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -85,7 +86,9 @@ def load(preset_name: str = "small", *, model: str = "", device: str | None = No
         raise ValueError(f"dtype={dtype!r} is no torch dtype: use 'float32', 'float64' or 'bfloat16'")
     target = pick_device(device)
     if name == "embedded":
-        return _load_folder(embedded_folder(), torch_dtype, target, "SmolLM2-135M-Instruct")
+        stored = torch.float32 if torch_dtype == torch.float64 else torch_dtype
+        lm = _load_folder(embedded_folder(), stored, target, "SmolLM2-135M-Instruct")
+        return lm if stored == torch_dtype else _widen(lm, embedded_folder())
     if Path(name).is_dir() or name.startswith((".", "/", "~")):
         return _load_folder(Path(name).expanduser(), torch_dtype, target, Path(name).name)
     return _load(name, torch_dtype, target, name, local_only=False)
@@ -160,7 +163,30 @@ def _load(source: str, dtype: torch.dtype, device: torch.device, name: str, *, l
             f"model {source!r} lacks {len(info['missing_keys'])} weights (first: {sorted(info['missing_keys'])[0]}), which "
             "would be left random: copy or save the folder again"
         )
+    if dtype == torch.float64:
+        widen_norms(model)
     return LanguageModel(model.to(device).eval(), tokenizer, name)
+
+
+def _widen(lm: LanguageModel, folder: Path) -> LanguageModel:
+    """Cast to float64 tensor by tensor, each read from the file anew: two whole copies would not fit into 2 GB."""
+    for name, parameter in lm.model.named_parameters():
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            parameter.data = file.get_tensor(name).to(parameter.device, torch.float64)
+    widen_norms(lm.model)
+    return lm
+
+
+def widen_norms(model: torch.nn.Module) -> None:
+    """Let a float64 model's RMS norms compute in float64: transformers' own compute in float32, whatever the model's dtype.
+
+    Replaces (in place) those of Llama's form, weight · x / rms(x), which Qwen and Mistral share.
+    """
+    for name, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, device="meta")
+            norm.weight = module.weight
+            model.set_submodule(name, norm)
 
 
 class _NotCausal(ValueError):
