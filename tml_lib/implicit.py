@@ -32,6 +32,7 @@ from transformers.pytorch_utils import Conv1D
 from tml_lib.answers import ANSWER_TEMPLATE, Suffix, encode
 from tml_lib.blocks import choose_layers, find_blocks, frozen, hidden, run, watch
 from tml_lib.models import LanguageModel
+from tml_lib.probe import check_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class Update:
     """A low-rank change of some layers' output projections."""
 
     layers: tuple[LayerUpdate, ...]
-    logit_error: float | None = None  # largest difference from the with-trajectory logits, over all answer tokens
+    logit_error: float | None = None  # largest difference from the with-trajectory logits, seen as the update was made
 
     @property
     def exact(self) -> bool:
@@ -110,10 +111,10 @@ class Update:
         try:
             for item in self.layers:
                 module = _submodule(model, item)
-                weight, delta = module.weight, item.dense().to(module.weight.device)
+                delta = item.dense().T if isinstance(module, Conv1D) else item.dense()
+                weight = module.weight
                 held.append((weight, weight.data))
-                delta = delta.T if isinstance(module, Conv1D) else delta
-                weight.data = (weight.data.double() + delta).to(weight.dtype)
+                weight.data = (weight.data.cpu().double() + delta).to(weight.dtype).to(weight.device)
             yield model
         finally:
             for weight, data in held:
@@ -189,8 +190,8 @@ def trajectory_update(
     layers: 'last', 'all', or layer numbers (negative ones count from the end); exact logits need the last one. protect:
     leave prompt and template rows unchanged (else the smallest update that serves the answer's rows). Each layer says
     whether its update is exact (`exact`: it is not where T > d_ff or M is rank-deficient) and gives its `residual`.
-    Raises ValueError as `answers.encode` does, for layers that do not exist, and, by name, for models whose blocks are of
-    another build.
+    Raises ValueError as `answers.encode` does, for layers that do not exist, a context that is too long, and, by name, for
+    models whose blocks are of another build.
     """
     encoded = encode(lm.tokenizer, prompt, trajectory, [answer], template)
     return update_from_ids(lm.model, encoded.prompt, encoded.trajectory, encoded.suffixes[0], layers=layers, protect=protect)
@@ -210,6 +211,7 @@ def update_from_ids(
     if not len(prompt):
         raise ValueError("prompt=[] leaves the first answer token without a context: give at least one prompt token")
     blocks, names = find_blocks(model)
+    check_model(model, len(prompt) + len(trajectory) + len(suffix.ids))
     chosen = choose_layers(layers, len(blocks))
     count = len(suffix.ids) - suffix.start  # |a|
     # 1. with the trajectory in context: each layer's output on the rows that predict the answer's tokens
@@ -222,13 +224,12 @@ def update_from_ids(
 
     def correct(k, out):
         actual = hidden(out)[0]
-        D = (wanted[k] - actual[-count:]).double().cpu()
-        M = inputs.pop(k).double().cpu()
+        D, M = (wanted[k] - actual[-count:]).cpu().double(), inputs.pop(k).cpu().double()
         U, V, report = smallest_update(M, D, protect)
         report["residual"] /= float(wanted[k].abs().max())
         effect = M @ V.T @ U.T
         made.append(LayerUpdate(k, names[k], U, V, weight_norm(model, names[k]), **report))
-        changed = (actual.double() + effect.to(actual.device)).to(actual.dtype)[None]
+        changed = (actual.cpu().double() + effect).to(actual.dtype).to(actual.device)[None]
         return (changed, *out[1:]) if isinstance(out, tuple) else changed
 
     hooks = []
@@ -257,9 +258,20 @@ def smallest_update(M: torch.Tensor, D: torch.Tensor, protect: bool) -> tuple[to
     return U, V, report | {"residual": float(error.abs().max())}
 
 
+@torch.no_grad()
+def logit_error(
+    model: torch.nn.Module, update: Update, prompt: Sequence[int], trajectory: Sequence[int], suffix: Suffix
+) -> float:
+    """Largest difference of the answer tokens' logits: weights updated and no trajectory, against the trajectory in context."""
+    count = len(suffix.ids) - suffix.start
+    wanted = run(model, [*prompt, *trajectory, *suffix.ids[:-1]], count)
+    with update.applied(model):
+        return float((run(model, [*prompt, *suffix.ids[:-1]], count) - wanted).abs().max())
+
+
 def weight_norm(model: torch.nn.Module, name: str) -> float:
     """‖W‖_F of a named module's weight."""
-    return float(model.get_submodule(name).weight.detach().double().norm())
+    return float(model.get_submodule(name).weight.detach().cpu().double().norm())
 
 
 def gradient_update(
@@ -276,7 +288,7 @@ def gradient_update(
     inputs, outputs = {}, {}
 
     def watch(k, args, out):
-        inputs[k], outputs[k] = args[0][0].detach().double().cpu(), out
+        inputs[k], outputs[k] = args[0][0].detach().cpu().double(), out
         if not out.requires_grad:  # whatever lies below is a constant
             outputs[k] = out.detach().requires_grad_()
             return outputs[k]
@@ -292,7 +304,16 @@ def gradient_update(
         gradients = torch.autograd.grad(loss, [outputs[k] for k in chosen])
     return Update(
         tuple(
-            LayerUpdate(k, names[k], -gradient[0].double().cpu().T, inputs[k], weight_norm(model, names[k]))
+            LayerUpdate(k, names[k], -gradient[0].cpu().double().T, inputs[k], weight_norm(model, names[k]))
             for k, gradient in zip(chosen, gradients, strict=True)
         )
     )
+
+
+def cosine(first: Update, second: Update) -> float:
+    """Cosine of two updates of the same layers, from their factors; ValueError where the layers differ."""
+    if [i.module for i in first.layers] != [i.module for i in second.layers]:
+        raise ValueError("the updates are of different layers: make both with the same `layers`")
+    pairs = zip(first.layers, second.layers, strict=True)
+    inner = sum(float(((a.U.T @ b.U) * (a.V @ b.V.T)).sum()) for a, b in pairs)
+    return inner / (first.norm * second.norm) if first.norm and second.norm else float("nan")

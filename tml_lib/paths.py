@@ -96,7 +96,7 @@ def path_from_ids(
 
     def take(_module, _args, out):
         if len(wanted_rows[0]):
-            seen.append(hidden(out)[0, wanted_rows[0]].double().cpu())
+            seen.append(hidden(out)[0, wanted_rows[0]].cpu().double())
 
     hooks = [model.register_forward_pre_hook(note, with_kwargs=True), blocks[-1].register_forward_hook(take)]
     try:
@@ -110,12 +110,12 @@ def path_from_ids(
     projection = model.get_submodule(names[-1])
     with torch.inference_mode():
         hooks = [
-            projection.register_forward_pre_hook(lambda _m, args: held.__setitem__("M", args[0][0].double().cpu())),
+            projection.register_forward_pre_hook(lambda _m, args: held.__setitem__("M", args[0][0].cpu().double())),
             blocks[-1].register_forward_hook(lambda _m, _i, out: held.__setitem__("start", hidden(out)[0, -count:])),
         ]
         run(model, [*prompt, *suffix.ids[:-1]], 1, hooks)
     targets = torch.tensor(suffix.ids[suffix.start :])
-    start, M = held["start"].double().cpu().clone(), held["M"].clone()
+    start, M = held["start"].cpu().double().clone(), held["M"].clone()
     where, size = np.asarray(positions, dtype=int), weight_norm(model, names[-1])
     return ParameterPath(where, nll, states, start, M, targets, len(blocks) - 1, names[-1], size)
 
@@ -137,9 +137,9 @@ def answer_loss(model: torch.nn.Module, states: torch.Tensor, targets: torch.Ten
             logits = head(norm(rows))
             logits = logits if logits.dtype == torch.float64 else logits.float()
             loss = torch.nn.functional.cross_entropy(logits, aims.to(weight.device), reduction="none")
-            losses.append(loss.detach().double().cpu())
+            losses.append(loss.detach().cpu().double())
             if gradients:
-                slopes.append(torch.autograd.grad(loss.sum(), rows)[0].double().cpu())
+                slopes.append(torch.autograd.grad(loss.sum(), rows)[0].cpu().double())
     nll = torch.cat(losses).view(len(states), -1).mean(1)
     return (nll, torch.cat(slopes).view(states.shape) / states.shape[1]) if gradients else nll
 
@@ -158,8 +158,15 @@ class PathSteps:
     best_gradient_drop: np.ndarray  # the largest drop among gradient steps no longer than that (LINE_SEARCH), or 0
 
 
-def path_steps(model: torch.nn.Module, path: ParameterPath, *, seed: int) -> PathSteps:
-    """Compare each step of a path with the gradient of the loss where the step starts. seed: of the random steps."""
+def path_steps(
+    model: torch.nn.Module, path: ParameterPath, *, seed: int, fractions: Sequence[float] = LINE_SEARCH
+) -> PathSteps:
+    """Compare each step of a path with the gradient of the loss where the step starts.
+
+    seed: of the random steps. fractions: lengths of the gradient steps that are tried, in lengths of the path's own step;
+    the first is that of `gradient_drop`; with none, both gradient drops are NaN. Raises ValueError for a model whose loss is
+    not simply its head after its final norm.
+    """
     before, moves = path.states[:-1], path.states.diff(dim=0)
     nll, g = answer_loss(model, path.states, path.targets, gradients=True)
     if (worst := float((nll - torch.from_numpy(path.answer_nll)).abs().max())) > _tolerance(model):
@@ -175,8 +182,8 @@ def path_steps(model: torch.nn.Module, path: ParameterPath, *, seed: int) -> Pat
     slope, inner = _length(g, K), -(moves * g).sum((1, 2))
     noise = torch.randn(moves.shape, generator=torch.Generator().manual_seed(seed), dtype=moves.dtype)
     length = _length(moves, free)
-    drops = []
-    for fraction in LINE_SEARCH:  # the states after a step of that length along -∇L: h - c K g
+    drops = [] if fractions else [torch.full_like(slope, torch.nan)]
+    for fraction in fractions:  # the states after a step of that length along -∇L: h - c K g
         after = before - (fraction * length / slope)[:, None, None] * (K @ g)
         drops.append(nll[:-1] - answer_loss(model, after, path.targets))
     return PathSteps(

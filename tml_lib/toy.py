@@ -1,7 +1,8 @@
-"""Toy task distributions. Running sums: questions that a tiny decoder answers only by way of a trajectory.
+"""Toy task distributions. Chains: questions that a tiny decoder answers only by way of a trajectory.
 
-A question is a row of signed numbers (+3 -5 +2 ...), its trajectory repeats each one and writes the running sum after it, its
-answer is the last sum: a sign and a digit, two tokens. Sums stay within -9..9. Questions of one *template* have the same signs.
+A question is a chain of operations (+ 3 * 5 + 2 ...) on a running value that starts at 1 and is kept modulo 13; its trajectory
+repeats each operation and writes the value after it; its answer is the last value, two digits and so two tokens. Adding and
+multiplying in turn leave no short cut by a sum. Questions of one *template* have the same operators and other numbers.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tml_lib.answers import Suffix
 from tml_lib.records import Question, Trajectory
 
-TERMS, LARGEST = 6, 5  # numbers in a question; the largest of them
-_WORDS = ["<pad>", "<start>", "=", "#", "+", "-", *map(str, range(10))]
+TERMS, MODULUS = 6, 13  # operations of a question; values are 0..12
+STEP_TOKENS = 5  # of a trajectory step: operator, number, '=', and the value's two digits
+_NUMBERS = range(2, 7)
+_WORDS = ["<pad>", "<start>", "=", "#", "+", "*", *map(str, range(10))]
 _ID = {word: k for k, word in enumerate(_WORDS)}
+_STEP = len("+ 3 = 0 4")  # characters of a step
+
+Operation = tuple[str, int]
 
 
-def running_sums(n: int, seed: int = 0) -> list[Question]:
+def chains(n: int, seed: int = 0) -> list[Question]:
     """n questions with gold trajectories; the first n of a seed are the same whatever n is. ValueError where n < 1."""
     if n < 1:
         raise ValueError(f"n={n} questions make no set: ask for at least 1")
@@ -30,71 +36,74 @@ def running_sums(n: int, seed: int = 0) -> list[Question]:
 def _question(seed: int, index: int) -> Question:
     rng = random.Random(f"{seed}/{index}")
     while True:
-        numbers = [rng.choice((1, -1)) * rng.randint(1, LARGEST) for _ in range(TERMS)]
-        made = _from_numbers(numbers, f"running_sums/{seed}/{index}")
+        made = _from_operations(_draw(rng), f"chains/{seed}/{index}")
         if made is not None:
             return made
 
 
-def _from_numbers(numbers: Sequence[int], name: str) -> Question | None:
-    """The question of these numbers; None where a sum leaves -9..9 or the answer already stands among the earlier sums."""
-    sums = _sums(numbers)
-    if max(map(abs, sums)) > 9 or sums[-1] in sums[:-1] or sums[-1] in numbers:
+def _draw(rng: random.Random, operators: str | None = None) -> list[Operation]:
+    return [(operators[k] if operators else rng.choice("+*"), rng.choice(_NUMBERS)) for k in range(TERMS)]
+
+
+def _from_operations(operations: Sequence[Operation], name: str) -> Question | None:
+    """The question of these operations; None where its answer already stands among the earlier values."""
+    values = _values(operations)
+    if values[-1] in values[:-1]:
         return None
-    text = " ".join(map(_written, numbers)) + " ="
-    gold = Trajectory(_steps(numbers, sums), "gold", _written(sums[-1]), True)
-    return Question(name, text, _written(sums[-1]), "".join(_written(x)[0] for x in numbers), (gold,))
+    text = " ".join(f"{o} {x}" for o, x in operations) + " ="
+    gold = Trajectory(_steps(operations, values), "gold", _written(values[-1]), True)
+    return Question(name, text, _written(values[-1]), "".join(o for o, _ in operations), (gold,))
 
 
-def _sums(numbers: Sequence[int]) -> list[int]:
-    return [sum(numbers[: k + 1]) for k in range(len(numbers))]
+def _values(operations: Sequence[Operation], start: int = 1) -> list[int]:
+    found = [start]
+    for operator, number in operations:
+        found.append((found[-1] + number if operator == "+" else found[-1] * number) % MODULUS)
+    return found[1:]
 
 
-def _written(number: int) -> str:
-    return f"{'-' if number < 0 else '+'} {abs(number)}"
+def _written(value: int) -> str:
+    return f"{value // 10} {value % 10}"
 
 
-def _steps(numbers: Sequence[int], sums: Sequence[int]) -> str:
-    return " ".join(f"{_written(x)} = {_written(s)}" for x, s in zip(numbers, sums, strict=True))
+def _steps(operations: Sequence[Operation], values: Sequence[int]) -> str:
+    return " ".join(f"{o} {x} = {_written(v)}" for (o, x), v in zip(operations, values, strict=True))
 
 
 def sibling(question: Question, seed: int = 0, *, same_template: bool = True) -> Question:
-    """Another question with the same signs and other numbers, or (same_template=False) with other signs."""
+    """Another question with the same operators and another answer, or (same_template=False) with other operators."""
     rng = random.Random(f"{seed}/{question.id}/{same_template}")
     while True:
-        signs = question.template if same_template else "".join(rng.choice("+-") for _ in range(TERMS))
-        made = _from_numbers([int(f"{s}{rng.randint(1, LARGEST)}") for s in signs], f"{question.id}/sibling")
-        if made is not None and made.text != question.text and (made.template == question.template) == same_template:
+        made = _from_operations(_draw(rng, question.template if same_template else None), f"{question.id}/sibling")
+        if made is not None and made.answer != question.answer and (made.template == question.template) == same_template:
             return made
 
 
 def altered_trajectories(question: Question, seed: int = 0) -> dict[str, Trajectory]:
-    """Gold and its controls, all equally long: 'corrupted' (one sum wrong, used from there on), 'foreign' (another question's),
-    'shuffled' (the steps before the last in another order). None but gold and shuffled ends in the answer.
+    """Gold and its controls, all equally long: 'corrupted' (one value wrong, used from there on), 'foreign' (another
+    question's), 'shuffled' (the steps before the last in another order). Only gold and shuffled end in the answer.
     """
     rng = random.Random(f"{seed}/{question.id}/altered")
-    numbers = [int("".join(pair)) for pair in zip(*[iter(question.text.removesuffix(" =").split())] * 2, strict=True)]
-    sums = _sums(numbers)
-    gold = question.trajectories[0]
+    words = question.text.removesuffix(" =").split()
+    operations = [(o, int(x)) for o, x in zip(words[::2], words[1::2], strict=True)]
+    values, gold = _values(operations), question.trajectories[0]
     steps = [gold.text[k : k + _STEP] for k in range(0, len(gold.text), _STEP + 1)]
     order = list(range(TERMS - 1))
     while order == sorted(order):
         rng.shuffle(order)
-    found = {"gold": gold, "shuffled": Trajectory(" ".join([*(steps[k] for k in order), steps[-1]]), "shuffled")}
-    while "corrupted" not in found:
-        at, shift = rng.randrange(1, TERMS - 1), rng.choice([d for d in range(-4, 5) if d])
-        wrong = [s + shift * (k >= at) for k, s in enumerate(sums)]
-        if max(map(abs, wrong)) <= 9:
-            offset = at * (_STEP + 1) + len("+ 1 = ")
-            found["corrupted"] = Trajectory(_steps(numbers, wrong), "corrupted", _written(wrong[-1]), False, offset)
-    while "foreign" not in found:
-        other = sibling(question, rng.randrange(10**9), same_template=False)
-        if other.answer != question.answer:
-            found["foreign"] = Trajectory(other.trajectories[0].text, "foreign")
-    return found
-
-
-_STEP = len("+ 1 = + 1")  # characters of a step
+    at, wrong = rng.randrange(1, TERMS - 1), values[-1]
+    while wrong == values[-1]:
+        bad = [*values[:at], rng.choice([v for v in range(MODULUS) if v != values[at]])]
+        bad += _values(operations[at + 1 :], bad[-1])
+        wrong = bad[-1]
+    offset = at * (_STEP + 1) + len("+ 3 = ")
+    other = sibling(question, rng.randrange(10**9), same_template=False)
+    return {
+        "gold": gold,
+        "corrupted": Trajectory(_steps(operations, bad), "corrupted", _written(wrong), False, offset),
+        "foreign": Trajectory(other.trajectories[0].text, "foreign"),
+        "shuffled": Trajectory(" ".join([*(steps[k] for k in order), steps[-1]]), "shuffled", question.answer),
+    }
 
 
 def encode(text: str) -> list[int]:
@@ -137,10 +146,10 @@ def new_model(seed: int) -> LlamaForCausalLM:
 def train_reasoner(
     seed: int, *, steps: int = 1500, batch: int = 64, peak_lr: float = 3e-3
 ) -> tuple[LlamaForCausalLM, list[float]]:
-    """Train a fresh model on whole trajectories and on as many cut short after some step; returns it and its losses.
+    """Train a fresh model on whole trajectories and on as many cut short somewhere; returns it and its losses.
 
     The cut ones teach it to answer after any prefix, as well as it can. Loss (nats per token) on trajectory and answer.
-    Trained questions come from another seed range than `running_sums(n, seed < 10**6)`.
+    Trained questions come from another seed range than `chains(n, seed < 10**6)`.
     """
     model = new_model(seed).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
@@ -162,8 +171,9 @@ def train_reasoner(
 
 
 def _example(rng: random.Random, seed: int, index: int) -> tuple[list[int], int]:
-    """Token ids of prompt ⊕ trajectory (whole, or cut after a step) ⊕ '#' ⊕ answer, and where the loss starts."""
+    """Token ids of prompt ⊕ trajectory (whole, or cut after any token) ⊕ '#' ⊕ answer, and where the loss starts."""
     question = _question(seed, index)
-    steps = TERMS if rng.random() < 1 / 2 else rng.randrange(TERMS)
-    prompt, trajectory = prompt_ids(question), encode(question.trajectories[0].text[: steps * (_STEP + 1)])
-    return [*prompt, *trajectory, *suffix(question.answer).ids], len(prompt)
+    trajectory = encode(question.trajectories[0].text)
+    kept = len(trajectory) if rng.random() < 1 / 2 else rng.randrange(len(trajectory))
+    prompt = prompt_ids(question)
+    return [*prompt, *trajectory[:kept], *suffix(question.answer).ids], len(prompt)
