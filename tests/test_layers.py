@@ -9,16 +9,16 @@ import tml_lib
 
 LAYERS = {
     0: {"records", "runtime", "stats"},
-    1: {"tasks", "toy", "models", "answers"},
-    2: {"maml", "probe", "implicit", "landscape", "rollouts"},
-    3: {"outer", "ledger", "plots", "exercises", "studies", "notebooks", "bench", "report", "cli"},
+    1: {"tasks", "toy", "models", "answers", "blocks", "one_layer"},
+    2: {"maml", "probe", "implicit", "paths", "landscape", "rollouts"},
+    3: {"outer", "ledger", "plots", "exercises", "studies", "update_study", "notebooks", "bench", "report", "cli"},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 FILES = {path.stem: path for path in sorted(Path(tml_lib.__file__).parent.glob("*.py"))}
 MODULES = [name for name in FILES if not name.startswith("__")]
 RISKY = {"trust_remote_code", "pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "read_pickle"}
 RISKY |= {"torch.load", "torch.hub", "np.load"}
-ONLY_IN = {"matplotlib": {"plots"}, "trl": {"outer"}, "peft": {"outer"}}
+ONLY_IN = {"matplotlib": {"plots"}, "trl": {"outer"}, "peft": {"outer", "implicit"}}  # implicit: writes an adapter
 
 
 def imports(tree: ast.AST) -> list[str]:

@@ -1,0 +1,187 @@
+"""RaML's one-layer transformer (Eq. 5 and 6), and the exact updates of its weights that stand for a trajectory.
+
+Rows are tokens, as in the paper: E_l (|l| × d) embeds instruction and question, E_t (|t| × d) the trajectory. Without the
+trajectory the model reads E_l and answers at its last row (Eq. 5); with it, it reads [E_l; E_t] and answers at the last
+row of E_t (Eq. 6 for one token). Every update below makes the first output equal to the second.
+
+Deviations from the paper: its own update (Eq. 16-19) does not conform and is kept, in the nearest reading that does, as
+`printed_update`; the others are the value-side one, that of Dherin et al. (arXiv 2507.16003) and that of Goldwaser et al.
+(arXiv 2511.17864). `linear_attention` is the construction of von Oswald et al. (arXiv 2212.07677).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, rms_norm, silu
+
+
+@dataclass(frozen=True, eq=False)
+class OneLayer:
+    """θ of Eq. 5: one attention head and a two-layer FFN. residual: add query and attention output to the stream."""
+
+    W_q: Tensor  # (d, d)
+    W_k: Tensor  # (d, d)
+    W_v: Tensor  # (d, d)
+    W_1: Tensor  # (d, d_ff)
+    b_1: Tensor  # (d_ff,)
+    W_2: Tensor  # (d_ff, d)
+    b_2: Tensor  # (d,)
+    residual: bool = False
+
+    def attention_weights(self, query: Tensor, context: Tensor) -> Tensor:
+        """Softmax(query W_q W_kᵀ contextᵀ): query (d,), context (n, d) -> (n,)."""
+        return torch.softmax(query @ self.W_q @ (context @ self.W_k).T, dim=-1)
+
+    def attention(self, query: Tensor, context: Tensor) -> Tensor:
+        """What enters the FFN, (d,): the attention output, with the residual stream plus the query itself."""
+        out = self.attention_weights(query, context) @ context @ self.W_v
+        return query + out if self.residual else out
+
+    def __call__(self, query: Tensor, context: Tensor) -> Tensor:
+        """The activation of Eq. 5, (d,), at a query row that reads a context: gelu stands for σ."""
+        z = self.attention(query, context)
+        out = gelu(z @ self.W_1 + self.b_1) @ self.W_2 + self.b_2
+        return z + out if self.residual else out
+
+
+def random_layer(d: int, d_ff: int, *, seed: int, residual: bool = False) -> OneLayer:
+    """A layer with Gaussian weights in float64."""
+    draw = _generator(seed)
+    shapes = {"W_q": (d, d), "W_k": (d, d), "W_v": (d, d), "W_1": (d, d_ff), "b_1": (d_ff,), "W_2": (d_ff, d), "b_2": (d,)}
+    return OneLayer(**{name: draw(*shape) / shape[0] ** 0.5 for name, shape in shapes.items()}, residual=residual)
+
+
+def random_tokens(n: int, d: int, *, seed: int) -> Tensor:
+    """Embeddings of n tokens, (n, d), Gaussian, float64."""
+    return _generator(seed)(n, d)
+
+
+def _generator(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def with_trajectory(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> Tensor:
+    """Eq. 6: the output at the trajectory's last token, which reads instruction, question and trajectory."""
+    return theta(E_t[-1], torch.cat([E_l, E_t]))
+
+
+def without_trajectory(theta: OneLayer, E_l: Tensor) -> Tensor:
+    """Eq. 5: the output at the question's last token."""
+    return theta(E_l[-1], E_l)
+
+
+def rank_one(x: Tensor, W: Tensor, target: Tensor) -> Tensor:
+    """The smallest ΔW with x (W + ΔW) = target: xᵀ (target - x W) / ‖x‖². x: (m,), W: (m, n), target: (n,)."""
+    if not (size := x @ x) > 0:
+        raise ValueError("x = 0 is mapped to 0 by every matrix: no update reaches another target")
+    return torch.outer(x, target - x @ W) / size
+
+
+def value_update(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> OneLayer:
+    """Change W_v by rank one so that the attention output is that with the trajectory. ValueError for residual layers."""
+    if theta.residual:
+        raise ValueError("residual=True: the query itself is in the stream, which W_v does not carry; use ffn_update")
+    wanted = theta.attention(E_t[-1], torch.cat([E_l, E_t]))
+    a = theta.attention_weights(E_l[-1], E_l) @ E_l
+    return replace(theta, W_v=theta.W_v + rank_one(a, theta.W_v, wanted))
+
+
+def ffn_update(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> OneLayer:
+    """Change W_1 by rank one, and with a residual stream b_2, so that the FFN sees the trajectory (Dherin et al. 2025)."""
+    z, wanted = theta.attention(E_l[-1], E_l), theta.attention(E_t[-1], torch.cat([E_l, E_t]))
+    b_2 = theta.b_2 + (wanted - z) if theta.residual else theta.b_2
+    return replace(theta, W_1=theta.W_1 + rank_one(z, theta.W_1, wanted @ theta.W_1), b_2=b_2)
+
+
+def printed_update(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> OneLayer:
+    """The proof's update (Eq. 16-19) in the nearest reading that conforms, for one trajectory token; not exact.
+
+    W_q' = P W_q with E_l[-1] P = E_t[0] (the printed P points the other way). E_t ≈ C E_l by least squares, and the token's
+    key and value are folded into the others: W' = E_l† M Mᵀ E_l W with M = [I, Cᵀ], for W_k and W_v (the printed E_l† Mᵀ E_l
+    W multiplies d × |l| by (|l|+1) × |l|).
+    """
+    q = E_l[-1]
+    P = torch.outer(q, E_t[0]) / (q @ q)
+    C = torch.linalg.lstsq(E_l.T, E_t[0][:, None], driver="gelsd").solution.T  # (1, |l|)
+    M = torch.cat([torch.eye(len(E_l), dtype=E_l.dtype), C.T], dim=1)
+    fold = torch.linalg.pinv(E_l) @ M @ M.T @ E_l
+    return replace(theta, W_q=P @ theta.W_q, W_k=fold @ theta.W_k, W_v=fold @ theta.W_v)
+
+
+# --- a modern block: RMSNorm and a gated MLP -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class GatedBlock:
+    """The MLP half of a Llama-style block: h + post(W_downᵀ(silu(n W_gate) ⊙ n W_up)), n = RMSNorm(h); post: Gemma 2's norm."""
+
+    norm: Tensor  # (d,) the norm's scale
+    W_gate: Tensor  # (d, d_ff)
+    W_up: Tensor  # (d, d_ff)
+    W_down: Tensor  # (d_ff, d)
+    post_norm: Tensor | None = None  # (d,) scale of a second norm, on the MLP's output
+
+    def normed(self, h: Tensor) -> Tensor:
+        """n = RMSNorm(h), (d,)."""
+        return rms_norm(h, h.shape, self.norm)
+
+    def inner(self, h: Tensor) -> Tensor:
+        """m = silu(n W_gate) ⊙ n W_up, (d_ff,), the input of W_down."""
+        n = self.normed(h)
+        return silu(n @ self.W_gate) * (n @ self.W_up)
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """The block's output, (d,), for the residual stream h (d,) after attention."""
+        out = self.inner(h) @ self.W_down
+        return h + (out if self.post_norm is None else rms_norm(out, out.shape, self.post_norm))
+
+
+def random_block(d: int, d_ff: int, *, seed: int, post_norm: bool = False) -> GatedBlock:
+    """A gated block with Gaussian weights in float64, with or without the second norm."""
+    draw = _generator(seed)
+    scale = 1 + 0.1 * draw(d)
+    weights = draw(d, d_ff) / d**0.5, draw(d, d_ff) / d**0.5, draw(d_ff, d) / d_ff**0.5
+    return GatedBlock(scale, *weights, 1 + 0.1 * draw(d) if post_norm else None)
+
+
+def gated_update(block: GatedBlock, h: Tensor, wanted: Tensor) -> GatedBlock:
+    """The patch of one token (Goldwaser et al. 2025): at h the patched block gives what the block gives at `wanted`.
+
+    Rank one in W_gate and W_up, so that the MLP computes what it would at `wanted`; the rest, wanted - h, is the residual
+    stream's: rank one in W_down, or, behind a second norm, a change of that norm's scale. h, wanted: (d,).
+    """
+    n, n_wanted, m = block.normed(h), block.normed(wanted), block.inner(wanted)
+    W_gate = block.W_gate + rank_one(n, block.W_gate, n_wanted @ block.W_gate)
+    W_up = block.W_up + rank_one(n, block.W_up, n_wanted @ block.W_up)
+    out = m @ block.W_down
+    if block.post_norm is None:
+        return replace(block, W_gate=W_gate, W_up=W_up, W_down=block.W_down + rank_one(m, block.W_down, out + wanted - h))
+    unit = rms_norm(out, out.shape)
+    return replace(block, W_gate=W_gate, W_up=W_up, post_norm=block.post_norm + (wanted - h) / unit)
+
+
+# --- in-context examples as a gradient step --------------------------------------------------------------------------
+
+
+def linear_attention(tokens: Tensor, W_q: Tensor, W_k: Tensor, W_v: Tensor) -> Tensor:
+    """One head without softmax, added to the stream: token_i + Σ_j (token_i W_q · token_j W_k) token_j W_v; (n, d) -> (n, d).
+
+    The last token is the query; it reads the others and not itself.
+    """
+    context = tokens[:-1]
+    return tokens + (tokens @ W_q) @ (context @ W_k).T @ (context @ W_v)
+
+
+def gradient_step_weights(n: int, d_x: int, inner_lr: float) -> tuple[Tensor, Tensor, Tensor]:
+    """W_q, W_k, W_v of a head that makes one gradient step on in-context linear regression (von Oswald et al. 2023).
+
+    Tokens are (x, y) with scalar y, the query's y is 0. From w = 0 a step on L(w) = 1/(2n) Σ_j (w·x_j - y_j)² gives
+    w = inner_lr/n Σ_j y_j x_j; the head adds w·x to the query's last entry. Each matrix is (d_x + 1, d_x + 1).
+    """
+    sees_x = torch.diag(torch.cat([torch.ones(d_x), torch.zeros(1)])).double()
+    takes_y = torch.diag(torch.cat([torch.zeros(d_x), torch.ones(1)])).double()
+    return sees_x, sees_x, inner_lr / n * takes_y
