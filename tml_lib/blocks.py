@@ -53,7 +53,7 @@ def _list_name(model: torch.nn.Module) -> str:
             return kind
     raise ValueError(
         f"{type(model).__name__} has no list of blocks `layers` (with `norm`) or `h` (with `ln_f`): take a Llama, Qwen, Gemma "
-        "or GPT-2 style decoder"
+        "or GPT-2 style decoder; unload adapters first"
     )
 
 

@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tml_lib.answers import Suffix
 from tml_lib.records import Question, Trajectory
 
-TERMS, MODULUS = 6, 13  # operations of a question; values are 0..12
+TERMS = 6  # operations of a question
+MODULUS = 13  # values are 0..12
 STEP_TOKENS = 5  # of a trajectory step: operator, number, '=', and the value's two digits
 _NUMBERS = range(2, 7)
 _WORDS = ["<pad>", "<start>", "=", "#", "+", "*", *map(str, range(10))]
