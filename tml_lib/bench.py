@@ -15,10 +15,13 @@ import torch
 
 from tml_lib import models, tasks
 from tml_lib.answers import ANSWER_TEMPLATE, chat_prompt, encode
+from tml_lib.implicit import update_from_ids
+from tml_lib.paths import path_from_ids
 from tml_lib.probe import naive_nll, prefix_nll
 
 LENGTHS = {128: 10, 512: 22, 1024: 40}  # trajectory tokens -> bar: how many times faster than the naive loop
 TINY_BAR, MEMORY_BAR = 22, 200  # the tiny model's bar at 512 tokens; MiB above the model at 1024
+PATH_LENGTH, PATH_BAR = 64, 10  # trajectory tokens of the parameter path; how many times faster than update by update
 
 
 def probe_rows(*, rounds: int = 3, lengths: dict[int, int] | None = None, say: Callable[[str], None] = print) -> list[dict]:
@@ -51,6 +54,52 @@ def probe_rows(*, rounds: int = 3, lengths: dict[int, int] | None = None, say: C
     return [*rows, {**memory, "bar": f"≤ {MEMORY_BAR}", "setting": setting}]
 
 
+def path_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
+    """The parameter path in one packed pass against one update per prefix, SmolLM2, one thread, float32.
+
+    The updates from scratch are timed at positions that stratify 0..|t| (four a round) and scaled to |t| + 1 prefixes.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        lm = models.load("small", device="cpu")
+        prompt, trajectory, suffix = _text(lm, PATH_LENGTH)
+        given = lm.model, prompt, trajectory
+        path_from_ids(*given, suffix, [0, PATH_LENGTH])  # warm-up, and the checks of the model's first use
+        ratios, seconds = [], []
+        for turn in range(rounds):
+            packed = _time(lambda: path_from_ids(*given, suffix, range(PATH_LENGTH + 1)).right(protect=True))
+            places = _places(turn, rounds, PATH_LENGTH)
+            scratch = [_time(lambda i=i: update_from_ids(lm.model, prompt, trajectory[:i], suffix)) for i in places]
+            ratios.append(sum(scratch) / 4 * (PATH_LENGTH + 1) / packed)
+            seconds.append(packed)
+            say(f"path, |t| = {PATH_LENGTH}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times one update per prefix")
+    finally:
+        torch.set_num_threads(threads)
+    setting = (
+        f"SmolLM2-135M, |t| = {PATH_LENGTH}, prompt {len(prompt)}, suffix {len(suffix.ids)}, last layer, one thread, float32"
+    )
+    figures = [
+        ("path: speed against one update per prefix", ratios, "×", f"≥ {PATH_BAR}"),
+        ("path: time for all prefixes", seconds, "s", ""),
+    ]
+    return _rows(figures, setting)
+
+
+def _rows(figures: list[tuple], setting: str) -> list[dict]:
+    """Medians over rounds as rows of name, value, unit, bar, setting."""
+    return [
+        {"name": what, "value": round(median(values), 2), "unit": unit, "bar": limit, "setting": setting}
+        for what, values, unit, limit in figures
+    ]
+
+
+def _places(turn: int, rounds: int, length: int) -> list[int]:
+    """Four positions that stratify 0..length; every other quarter is sampled as late, so that rounds agree."""
+    early = (turn + 0.5) / rounds  # of its quarter
+    return [int((k + (early if k % 2 else 1 - early)) * length / 4) for k in range(4)]
+
+
 def _text(lm: models.LanguageModel, length: int) -> tuple:
     """A prompt, gold trajectories joined until they have `length` tokens, and a suffix with a two-token answer."""
     questions = tasks.gsm_symbolic(64, seed=0)
@@ -67,8 +116,7 @@ def _compare(name: str, model, prompt, trajectory, suffix, bar: int, rounds: int
     ratios, few_ratios, shares, seconds = [], [], [], []
     for turn in range(rounds):
         packed = _time(lambda: prefix_nll(model, prompt, trajectory, [suffix], range(length + 1)))
-        early = (turn + 0.5) / rounds  # of its quarter; every other quarter is sampled as late, so that rounds agree
-        places = [int((k + (early if k % 2 else 1 - early)) * length / 4) for k in range(4)]
+        places = _places(turn, rounds, length)
         naive = [_time(lambda i=i: naive_nll(model, prompt, trajectory, suffix, i)) for i in places]
         few = [_time(lambda i=i: naive_nll(model, prompt, trajectory, suffix, i, few_logits=True)) for i in places]
         ratios.append(sum(naive) / 4 * (length + 1) / packed)
@@ -83,10 +131,7 @@ def _compare(name: str, model, prompt, trajectory, suffix, bar: int, rounds: int
         ("probe: share of the machine's sgemm rate (linear layers)", [100 * s for s in shares], "%", ""),
         ("probe: time for all prefixes", seconds, "s", ""),
     ]
-    return [
-        {"name": what, "value": round(median(values), 2), "unit": unit, "bar": limit, "setting": setting}
-        for what, values, unit, limit in figures
-    ]
+    return _rows(figures, setting)
 
 
 def _time(call: Callable[[], object]) -> float:
@@ -153,6 +198,9 @@ def _memory_at(length: int) -> float:
     with torch.inference_mode():  # weights are mapped from disk: touch them all before the baseline is taken
         lm.model(torch.tensor([prompt[:4]]))
     return _peak_above(lambda: prefix_nll(lm.model, prompt, trajectory, [suffix], range(length + 1)))
+
+
+BENCHMARKS = {"probe": probe_rows, "path": path_rows}
 
 
 if __name__ == "__main__":

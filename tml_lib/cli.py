@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true")
     check.set_defaults(command=_check)
     bench = commands.add_parser("bench", help="benchmarks, as ratios in one interleaved run")
-    bench.add_argument("what", nargs="?", default="probe", choices=["probe"])
+    bench.add_argument("what", nargs="*", metavar="probe|path", help="which benchmarks (default: all)")
     bench.add_argument("--json", action="store_true")
     bench.add_argument("--rounds", type=int, default=3, help="turns of each comparison (default 3)")
     bench.add_argument("--record", action="store_true", help="maintainers: keep the figures in notebooks/measured.json")
@@ -124,9 +124,13 @@ def _check(options) -> int:
 def _bench(options) -> int:
     from tml_lib import bench
 
-    rows = bench.probe_rows(rounds=options.rounds, say=lambda line: print(line, file=sys.stderr, flush=True))
+    if unknown := [what for what in options.what if what not in bench.BENCHMARKS]:
+        raise ValueError(f"unknown benchmark {unknown[0]!r}: choose among {', '.join(bench.BENCHMARKS)}")
+    rows = []
+    for what in options.what or bench.BENCHMARKS:
+        rows += bench.BENCHMARKS[what](rounds=options.rounds, say=lambda line: print(line, file=sys.stderr, flush=True))
     if options.record:
-        report.record(bench=rows)
+        report.record_bench(rows)
     if options.json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from tml_lib.ledger import Row, claims
-from tml_lib.records import ProbeCurve
+from tml_lib.records import Interval, ProbeCurve
 from tml_lib.stats import bootstrap_interval, on_grid, smooth
 
 COLOURS = {
@@ -161,6 +161,53 @@ def forest(table: list[Row]) -> Figure:
         ax.axvline(0, color="0.8", lw=0.8, zorder=0)
     figure.suptitle("Estimate and 95 % interval; grey bar: threshold, arrow: the side that the claim predicts", fontsize=9)
     return figure
+
+
+def intervals(ax: Axes, rows: dict[str, Interval], *, xlabel: str, colours: dict[str, str] | None = None) -> Axes:
+    """One line per named estimate with its interval, from top to bottom, beside 0. colours: by name, blue otherwise."""
+    for y, (name, found) in enumerate(rows.items()):
+        colour = (colours or {}).get(name, COLOURS["gold"])
+        ax.plot([found.low, found.high], [y, y], color=colour, lw=2)
+        ax.plot(found.estimate, y, "o", color=colour, ms=6)
+    ax.axvline(0, color="0.6", lw=0.8, zorder=0)
+    ax.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    ax.set(xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
+    return ax
+
+
+def by_layer(tables: dict[str, np.ndarray], labels: list[str]) -> Figure:
+    """A panel per quantity, its mean over questions by layer: tables of (questions, lines, layers), labels of the lines.
+
+    Later lines are darker; the last one carries a 95 % bootstrap band over questions where there are several.
+    """
+    figure, axes = plt.subplots(1, len(tables), figsize=(7, 2.9), layout="constrained", squeeze=False)
+    shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 0.95, len(labels)))
+    for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
+        layers = np.arange(table.shape[2])
+        for k, label in enumerate(labels):
+            ax.plot(layers, table[:, k].mean(0), color=shades[k], lw=1.6, label=label)
+        if len(table) > 1:
+            bands = [bootstrap_interval(column, seed=0, n_resamples=999) for column in table[:, -1].T]
+            ax.fill_between(layers, [i.low for i in bands], [i.high for i in bands], color=shades[-1], alpha=0.2, lw=0)
+        ax.set(xlabel="layer", ylabel=name, ylim=(0, None))
+    axes[0][0].legend(fontsize=8)
+    return figure
+
+
+def token_path(axes: list[Axes], curves: dict[str, dict[str, np.ndarray]]) -> None:
+    """Two panels over the tokens of equally long trajectories: L̂ after, and the step's cosine at, each token, by kind.
+
+    curves: kind -> {'answer_nll': (seeds, n + 1), 'cosine': (seeds, n)}; thin lines are seeds, thick ones their mean.
+    """
+    for ax, (name, label) in zip(axes, (("answer_nll", NLL_LABEL), ("cosine", "cosine of the step with -∇L")), strict=True):
+        for kind, held in curves.items():
+            table = np.asarray(held[name], dtype=float)
+            places = np.arange(table.shape[1]) + (name == "cosine")
+            for row in table:
+                ax.plot(places, row, color=COLOURS[kind], lw=0.5, alpha=0.4)
+            ax.plot(places, table.mean(0), color=COLOURS[kind], ls=_DASHES[kind], lw=1.8, label=LABELS[kind])
+        ax.set(xlabel="trajectory tokens read, i", ylabel=label)
+        ax.axhline(0, color="0.6", lw=0.8, zorder=0)
 
 
 def idea() -> Figure:

@@ -259,43 +259,32 @@ def _mean_until(steps: dict, end: int) -> float:
 # --- whole studies, resumable ----------------------------------------------------------------------------------------
 
 
-def resumable(
-    items: list, one: Callable[[object], dict], *, key: dict, checkpoint: Path | None = None, progress: bool = False
+def study_cases(lm: LanguageModel, n: int, seed: int) -> list[Case]:
+    """n gsm_symbolic questions as cases, with the trajectory study's choice of questions and controls."""
+    others = tasks.gsm_symbolic(studies._STRANGERS, seed)
+    return [gsm_case(lm, question, others, seed) for question in (studies.study_questions(n, seed) if n else [])]
+
+
+def exactness_study(lm: LanguageModel, cases: list[Case], folder: Path, *, progress: bool = False) -> tuple[list[dict], float]:
+    """`exactness` of every case and the seconds spent; kept in the folder after each and continued from there."""
+    return _resumable(cases, lambda case: exactness(lm.model, case), _key("exact", lm, cases), folder, progress)
+
+
+def measurement_study(
+    lm: LanguageModel, cases: list[Case], folder: Path, *, stride: int, seed: int, progress: bool = False
 ) -> tuple[list[dict], float]:
-    """[one(item) for item in items], kept in a checkpoint after each and continued from there; also the seconds spent.
+    """`measure` of every case and the seconds spent; kept in the folder after each and continued from there."""
 
-    key: what makes this study this one; ValueError where the checkpoint holds another.
-    """
-    key = json.loads(json.dumps(key))
-    held = {"key": key, "seconds": 0.0, "records": []}
-    if checkpoint is not None and Path(checkpoint).is_file():
-        held = json.loads(Path(checkpoint).read_text(encoding="utf8"))
-        if held["key"] != key:
-            raise ValueError(f"checkpoint {checkpoint} holds another study ({held['key']}, not {key}): move it away")
-    for item in items[len(held["records"]) :]:
-        began = time.perf_counter()
-        held["records"].append(json.loads(json.dumps(one(item))))
-        held["seconds"] += time.perf_counter() - began
-        if progress:
-            print(f"{key['study']}: {len(held['records'])} of {len(items)}", flush=True)
-        if checkpoint is not None:
-            write_text(checkpoint, json.dumps(held))
-    return held["records"], held["seconds"]
+    def one(case: Case) -> dict:
+        return measure(lm.model, case, stride=stride, seed=seed)
 
-
-def study_key(study: str, model: str, cases: list[Case], entries: tuple[str, ...], **settings) -> dict:
-    """What a checkpoint must agree on: model, questions, settings and code."""
-    questions = hashlib.sha256(json.dumps([asdict(case) for case in cases]).encode()).hexdigest()[:12]
-    return {"study": study, "model": model, "questions": questions, "source_hash": source_hash(entries), **settings}
+    return _resumable(cases, one, _key("measure", lm, cases) | {"stride": stride, "seed": seed}, folder, progress)
 
 
 def toy_study(
-    seeds: int, n_questions: int, *, steps: int, folder: Path | None = None, progress: bool = False
+    seeds: int, n_questions: int, folder: Path, *, steps: int = 1500, progress: bool = False
 ) -> tuple[list[list[tuple[dict, dict]]], float]:
-    """Train a reasoner per seed and measure n questions on each: per seed (exactness, record) pairs; seconds spent.
-
-    folder: where each seed's finished measurements are kept and continued from.
-    """
+    """Train a reasoner per seed and measure n chains on each: per seed (exactness, record) pairs; seconds spent."""
 
     def one(seed: int) -> dict:
         model, losses = toy.train_reasoner(seed, steps=steps)
@@ -305,6 +294,47 @@ def toy_study(
         return {"loss": float(np.mean(losses[-50:])), "made": made}
 
     key = {"study": "chains", "n_questions": n_questions, "steps": steps, "source_hash": source_hash(TOY_ENTRIES)}
-    checkpoint = None if folder is None else Path(folder) / f"updates-tiny-{n_questions}-{steps}.checkpoint"
-    records, seconds = resumable(list(range(seeds)), one, key=key, checkpoint=checkpoint, progress=progress)
+    records, seconds = _resumable(list(range(seeds)), one, key, folder, progress)
     return [record["made"] for record in records], seconds
+
+
+def _key(study: str, lm: LanguageModel, cases: list[Case]) -> dict:
+    """What a checkpoint must agree on: model, questions and code."""
+    questions = hashlib.sha256(json.dumps([asdict(case) for case in cases]).encode()).hexdigest()[:12]
+    return {"study": study, "model": lm.name, "questions": questions, "source_hash": source_hash(ENTRIES)}
+
+
+def _resumable(items: list, one: Callable[[object], dict], key: dict, folder: Path, progress: bool) -> tuple[list[dict], float]:
+    """[one(item) for item in items] and the seconds spent, each kept in a checkpoint that is named for what the key says."""
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+    checkpoint = Path(folder) / f"updates-{key['study']}-{name}.checkpoint"
+    held = {"seconds": 0.0, "records": []}
+    if checkpoint.is_file():
+        held = json.loads(checkpoint.read_text(encoding="utf8"))
+    for item in items[len(held["records"]) :]:
+        began = time.perf_counter()
+        held["records"].append(json.loads(json.dumps(one(item))))
+        held["seconds"] += time.perf_counter() - began
+        write_text(checkpoint, json.dumps(held))
+        if progress:
+            print(f"{key['study']}: {len(held['records'])} of {len(items)}", flush=True)
+    return held["records"][: len(items)], held["seconds"]
+
+
+# --- what figures need -----------------------------------------------------------------------------------------------
+
+
+def summary(record: dict) -> dict:
+    """A record without its token-by-token steps: mean cosines by kind, mean falls per step, sizes by layer, losses."""
+    gold, ends = record["steps"]["gold"], record["ends"]
+    cosines = {kind: _mean_until(held, ends[kind][1]) for kind, held in record["steps"].items()}
+    cosines |= {"whole": _mean(gold["cosine"]), "random": _mean(gold["cosine_random"])}
+    cosines |= {"protected": _mean(gold["cosine_protected"]), "ceiling": _mean(gold["ceiling"])}
+    falls = {name: _mean(gold[name]) for name in ("drop", "gradient_drop", "best_gradient_drop")}
+    kept = {name: record[name] for name in ("id", "by_layer", "losses", "answer_tokens")}
+    return {"cosines": cosines, "falls": falls, **kept}
+
+
+def by_token(records: list[dict], kind: str, name: str) -> list[float]:
+    """The mean over equally long trajectories of one quantity of their paths ('answer_nll', 'cosine', 'drop')."""
+    return _rounded(np.nanmean([record["steps"][kind][name] for record in records], axis=0))

@@ -1,0 +1,217 @@
+"""The update study: cases, estimands by hand, and going on after an interruption."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from tml_lib import studies, tasks, toy, update_study
+from tml_lib.ledger import claims
+from tml_lib.probe import naive_nll
+from tml_lib.update_study import estimands, measure
+
+
+@pytest.fixture(scope="module")
+def others():
+    return tasks.gsm_symbolic(64, seed=2)
+
+
+@pytest.fixture(scope="module")
+def gsm_cases(lm, others):
+    return [(q, update_study.gsm_case(lm, q, others, 2)) for q in studies.study_questions(12, 2)]
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """(model, case, record) of one chain on an untrained model."""
+    model, case = toy.new_model(0), update_study.toy_case(toy.chains(1, 0)[0], 0)
+    return model, case, measure(model, case, stride=1, seed=0)
+
+
+# --- cases -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_answer_is_stated_before_the_ends(lm, gsm_cases):
+    for question, case in gsm_cases:
+        assert {"gold", "foreign"} <= set(case.trajectories) == set(case.ends)
+        for kind, (gold_end, end) in case.ends.items():
+            ours = lm.tokenizer.decode(case.trajectories["gold"][:gold_end])
+            assert tasks.first_mention(ours, question.answer) is None
+            assert 0 < end <= len(case.trajectories[kind])
+            assert tasks.first_mention(lm.tokenizer.decode(case.trajectories[kind][:end]), question.answer) is None
+        if "shuffled" in case.ends:
+            both = [case.trajectories[k][:e] for k, e in zip(("gold", "shuffled"), case.ends["shuffled"], strict=True)]
+            texts = [sorted(lm.tokenizer.decode(ids).split("\n")) for ids in both]
+            assert texts[0] == texts[1]
+
+
+def test_siblings_have_another_answer_that_does_not_stand_in_them(lm, gsm_cases):
+    for question, case in gsm_cases:
+        for prompt, suffix in case.siblings.values():
+            assert tasks.value(suffix.answer) != tasks.value(question.answer)
+            assert tasks.first_mention(lm.tokenizer.decode(prompt), suffix.answer) is None
+        same = update_study._sibling(question, True, 2)
+        assert (same.template, same.text != question.text) == (question.template, True)
+        assert update_study._sibling(question, False, 2).template != question.template
+    assert len({case.siblings["other"][0] for _, case in gsm_cases}) > 6
+
+
+def test_a_question_without_a_sibling_is_an_error(gsm_cases, monkeypatch):
+    monkeypatch.setattr(update_study, "_POOL", 1)
+    question = next(q for q, _ in gsm_cases if q.template != tasks.gsm_symbolic(1, 1002)[0].template)
+    with pytest.raises(LookupError, match="no sibling of gsm_symbolic"):
+        update_study._sibling(question, True, 2)
+
+
+def test_toy_cases_end_before_the_last_value():
+    for question in toy.chains(20, 1):
+        case = update_study.toy_case(question, 1)
+        answer = toy.encode(question.answer)
+        assert list(case.trajectories["gold"][case.ends["gold"][0] :]) == answer
+        assert list(case.suffix.ids) == [toy.encode("#")[0], *answer]
+        assert case.ends["shuffled"] == (25, 25)
+
+
+# --- measurements ----------------------------------------------------------------------------------------------------
+
+
+def test_losses_are_those_of_the_updated_model(measured):
+    model, case, record = measured
+    under = record["losses"]["last"]
+    for name, (prompt, suffix) in {"own": (case.prompt, case.suffix), **case.siblings}.items():
+        assert under["theta"][name] == pytest.approx(naive_nll(model, prompt, [], suffix, 0))
+    in_context = naive_nll(model, case.prompt, case.trajectories["gold"], case.suffix, len(case.trajectories["gold"]))
+    assert under["gold"]["own"] == pytest.approx(in_context, abs=1e-4)  # θ' without the trajectory = θ with it
+    assert record["losses"]["all"]["gold"]["own"] == pytest.approx(in_context, abs=1e-4)
+    assert under["best_gradient"]["own"] <= under["gradient"]["own"] + 1e-9
+
+
+def test_exactness_in_float64(measured):
+    model, case, _ = measured
+    errors = update_study.exactness(update_study.wide_copy(model), case)
+    assert max(errors.values()) < 1e-9
+    assert update_study.exactness(model, case)["last"] > 1e-9  # float32 is not enough, so the figure says something
+    assert next(model.parameters()).dtype.itemsize == 4
+
+
+def test_a_record_has_every_estimand_and_survives_json(measured):
+    record = json.loads(json.dumps(measured[2]))
+    values = estimands({"last": 1e-13, "all": 0.0}, record, stride=1)
+    ruled = {f"{c}.{test['name']}" for c, item in claims().items() for test in item["tests"] if c.startswith("C11")}
+    assert set(values) == ruled
+    assert not [name for name, number in values.items() if math.isnan(number)]
+    assert values["C11.exact"] == pytest.approx(-13)
+    assert values["C11.exact_all"] == pytest.approx(-17)
+    shape = np.array(record["by_layer"]["relative_norm"]).shape
+    assert shape == (len(update_study.FRACTIONS), 2)
+
+
+def record(**changes):
+    """Steps to positions 2, 4, 5; the answer is stated after 4 tokens; the foreign text is shorter."""
+    gold = {"positions": [0, 2, 4, 5], "cosine": [0.2, 0.0, 0.6], "cosine_random": [0.1, -0.1, 0.0], "drop": [0.5, -0.1, 2.0]}
+    gold |= {"gradient_drop": [1.0, 0.5, 0.3], "best_gradient_drop": [1.0, 1.0, 1.0], "norm": [0.2, 0.1, 0.3]}
+    steps = {
+        "gold": gold,
+        "foreign": {"positions": [0, 2, 3], "cosine": [0.05, 0.15]},
+        "shuffled": {"positions": [0, 2, 3, 5], "cosine": [0.3, -0.1, 9.0]},
+    }
+    losses = {
+        "theta": {"own": 3.0, "same": 2.0, "other": 1.0},
+        "gold": {"own": 0.1, "same": 1.5, "other": 1.2},
+        "foreign": {"own": 3.0, "same": 1.8, "other": 1.1},
+        "gradient": {"own": 1.0, "same": 1.4, "other": 1.0},
+        "best_gradient": {"own": 0.5, "same": 1.3, "other": 1.0},
+    }
+    whole = {name: {k: 2 * v for k, v in held.items()} for name, held in losses.items()}
+    base = {"steps": steps, "ends": {"gold": [4, 4], "foreign": [4, 3], "shuffled": [2, 3]}, "size": 0.3, "rank": 1.5}
+    return base | {"answer_tokens": 2, "content": 0.4, "losses": {"last": losses, "all": whole}} | changes
+
+
+BY_HAND = {
+    "C11.exact": -10.0,
+    "C11.exact_all": -9.0,
+    "C11.size": 0.3,
+    "C11.rank": 0.75,
+    "C11.content": 0.4,
+    "C11g.cosine": 0.8 / 3,
+    "C11g.cosine_unstated": 0.1,
+    "C11g.over_random": 0.8 / 3,
+    "C11g.over_foreign": 0.0,  # 0.1 - 0.1
+    "C11g.over_shuffled": 0.1,  # to gold's 2 tokens: 0.2; to shuffled's 3: 0.1
+    "C11g.over_corrupted": math.nan,
+    "C11g.share": 2.4 / 3,
+    "C11g.over_gradient": (-0.5 - 0.6 + 1.7) / 3,
+    "C11g.tokens": 1.0,  # norms 0.1 < 0.2 < 0.3 go with |drop| 0.1 < 0.5 < 2.0
+    "C11t.same": 0.5,
+    "C11t.over_foreign": 0.3,
+    "C11t.over_other": 0.7,  # 0.5 - (1.0 - 1.2)
+    "C11t.over_gradient": -0.1,
+    "C11t.over_best_gradient": -0.2,
+    "C11t.same_all": 1.0,
+    "C11t.over_foreign_all": 0.6,
+    "C11t.over_best_gradient_all": -0.4,
+}
+
+
+def test_estimands_by_hand():
+    found = estimands({"last": 1e-10, "all": 1e-9}, record(), stride=1)
+    assert found == pytest.approx(BY_HAND, nan_ok=True)
+
+
+def test_evidence_values_are_by_seed_and_question():
+    pair = ({"last": 1e-10, "all": 1e-9}, record())
+    values = update_study.study_values([[pair, pair], [pair, pair]], stride=1)
+    assert np.array(values["C11.size"]).tolist() == [[0.3, 0.3], [0.3, 0.3]]
+
+
+def test_no_gradient_that_helps_leaves_the_share_undefined():
+    gold = record()["steps"]["gold"] | {"best_gradient_drop": [0.0, 0.0, 0.0]}
+    found = estimands({"last": 1e-10, "all": 1e-9}, record(steps=record()["steps"] | {"gold": gold}), stride=1)
+    assert math.isnan(found["C11g.share"])
+
+
+def test_summary_and_means_by_token(measured):
+    held = update_study.summary(measured[2])
+    gold = measured[2]["steps"]["gold"]
+    assert held["cosines"]["whole"] == pytest.approx(np.mean(gold["cosine"]))
+    assert held["cosines"]["gold"] == pytest.approx(np.mean(gold["cosine"][:28]))
+    assert held["falls"]["drop"] == pytest.approx(np.mean(gold["drop"]))
+    means = update_study.by_token([measured[2]] * 2, "gold", "answer_nll")
+    assert means == pytest.approx(gold["answer_nll"], rel=1e-3)
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_study_goes_on_and_another_one_starts_afresh(tmp_path):
+    done = []
+
+    def one(item):
+        if item == 3 and 3 not in done:
+            done.append(3)
+            raise KeyboardInterrupt
+        done.append(item)
+        return {"item": item}
+
+    key = {"study": "s", "seed": 1}
+    with pytest.raises(KeyboardInterrupt):
+        update_study._resumable([1, 2, 3, 4], one, key, tmp_path, False)
+    records, seconds = update_study._resumable([1, 2, 3, 4], one, key, tmp_path, False)
+    assert [r["item"] for r in records] == [1, 2, 3, 4]
+    assert done == [1, 2, 3, 3, 4]
+    assert seconds > 0
+    update_study._resumable([1], one, key | {"seed": 2}, tmp_path, False)
+    assert done[-1] == 1
+    assert len(list(tmp_path.glob("*.checkpoint"))) == 2
+
+
+def test_a_toy_study_trains_measures_and_keeps_each_seed(tmp_path):
+    first, _ = update_study.toy_study(1, 2, tmp_path, steps=3)
+    both, _ = update_study.toy_study(2, 2, tmp_path, steps=3)
+    assert (len(first), len(both), len(both[0])) == (1, 2, 2)
+    assert json.dumps(both[0]) == json.dumps(first[0])
+    values = update_study.study_values(both, stride=1)
+    assert np.array(values["C11.exact"]).shape == (2, 2)
+    assert (np.array(values["C11.exact"]) < -9).all()
+    assert values["C11g.cosine"][0] != values["C11g.cosine"][1]
