@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from tml_lib import studies, tasks, toy, update_study
+from tml_lib import ledger, studies, tasks, toy, update_study
 from tml_lib.ledger import claims
 from tml_lib.probe import naive_nll
 from tml_lib.update_study import estimands, measure
@@ -181,6 +181,17 @@ def test_summary_and_means_by_token(measured):
     assert means == pytest.approx(gold["answer_nll"], rel=1e-3)
 
 
+def test_evidence_of_questions_holds_values_templates_and_summaries(measured, tmp_path):
+    _, case, found = measured
+    given = {"command": "c", "settings": {"stride": 1}, "seconds": 2.0}
+    path = update_study.write_evidence(tmp_path, "small", [case], [{"last": 1e-10, "all": 1e-9}], [found], **given)
+    evidence = ledger.read_evidence(path)
+    assert path.name == "updates.small.json"
+    assert evidence["values"]["C11.exact"] == [[-10.0]]
+    assert evidence["templates"] == [case.template]
+    assert set(evidence["records"][0]["losses"]) == {"last", "all"}
+
+
 # --- resuming --------------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +222,10 @@ def test_a_toy_study_trains_measures_and_keeps_each_seed(tmp_path):
     both, _ = update_study.toy_study(2, 2, tmp_path, steps=3)
     assert (len(first), len(both), len(both[0])) == (1, 2, 2)
     assert json.dumps(both[0]) == json.dumps(first[0])
-    values = update_study.study_values(both, stride=1)
+    found = ledger.read_evidence(update_study.write_toy_evidence(tmp_path, both, command="c", seconds=1.0))
+    values = found["values"]
+    assert found["scale"] == "tiny"
+    assert np.array(found["by_token"]["gold"]["cosine"]).shape == (2, 30)
     assert np.array(values["C11.exact"]).shape == (2, 2)
     assert (np.array(values["C11.exact"]) < -9).all()
     assert values["C11g.cosine"][0] != values["C11g.cosine"][1]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib import studies, tasks, toy
+from tml_lib import ledger, studies, tasks, toy
 from tml_lib.answers import Suffix, chat_prompt
 from tml_lib.answers import encode as encode_text
 from tml_lib.implicit import Update, cosine, gradient_update, logit_error, update_from_ids
@@ -321,7 +321,36 @@ def _resumable(items: list, one: Callable[[object], dict], key: dict, folder: Pa
     return held["records"][: len(items)], held["seconds"]
 
 
-# --- what figures need -----------------------------------------------------------------------------------------------
+# --- evidence, and what figures need ---------------------------------------------------------------------------------
+
+
+def write_evidence(
+    folder: Path,
+    scale: str,
+    cases: list[Case],
+    exact: list[dict],
+    records: list[dict],
+    *,
+    command: str,
+    settings: dict,
+    seconds: float,
+) -> Path:
+    """Write `updates.<scale>.json` of a study on questions: estimands, and what the figures need. settings: with 'stride'."""
+    extra = {"templates": [case.template for case in cases], "records": [summary(record) for record in records]}
+    values = study_values([list(zip(exact, records, strict=True))], settings["stride"])
+    given = {"entries": ENTRIES, "command": command, "settings": settings, "wall_seconds": seconds, "extra": extra}
+    return ledger.write_evidence(folder, "updates", scale, values, **given)
+
+
+def write_toy_evidence(folder: Path, seeds: list, *, command: str, seconds: float) -> Path:
+    """Write `updates.tiny.json` of a study on chains: estimands by seed, and means by token for the figure."""
+    means = {
+        kind: {name: [by_token([r for _, r in pairs], kind, name) for pairs in seeds] for name in ("answer_nll", "cosine")}
+        for kind in ("gold", "foreign", "corrupted", "shuffled")
+    }
+    settings = {"tiny_seeds": len(seeds), "n_questions": len(seeds[0])}
+    given = {"entries": TOY_ENTRIES, "command": command, "settings": settings, "wall_seconds": seconds}
+    return ledger.write_evidence(folder, "updates", "tiny", study_values(seeds, 1), extra={"by_token": means}, **given)
 
 
 def summary(record: dict) -> dict:
