@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tml_lib import bench, models
+from tml_lib import bench, models, report
 from tml_lib.answers import Suffix
 
 
@@ -37,3 +37,29 @@ def test_text_has_the_asked_length_and_a_two_token_answer(lm, length):
     assert len(trajectory) == length
     assert len(suffix.ids) - suffix.start == 2
     assert len(prompt) > 20
+
+
+def test_places_stratify_the_trajectory_and_agree_between_rounds():
+    rounds = [bench._places(turn, 3, 64) for turn in range(3)]
+    for places in rounds:
+        assert [p // 16 for p in places] == [0, 1, 2, 3]
+    assert max(map(sum, rounds)) - min(map(sum, rounds)) <= 4
+
+
+def test_the_path_is_compared_with_one_update_per_prefix(monkeypatch, lm):
+    monkeypatch.setattr(bench, "PATH_LENGTH", 4)
+    monkeypatch.setattr(bench.models, "load", lambda *_, **__: lm)
+    said = []
+    rows = bench.path_rows(rounds=1, say=said.append)
+    assert [row["unit"] for row in rows] == ["×", "s"]
+    assert all(row["value"] > 0 for row in rows)
+    assert len(said) == 1
+
+
+def test_recording_one_benchmark_keeps_the_others(monkeypatch):
+    held = {"bench": [{"name": "probe: speed"}, {"name": "path: speed"}]}
+    kept = {}
+    monkeypatch.setattr(report, "measured", lambda: held)
+    monkeypatch.setattr(report, "record", lambda **parts: kept.update(parts))
+    report.record_bench([{"name": "path: speed", "value": 2}, {"name": "path: time", "value": 3}])
+    assert kept["bench"] == [{"name": "probe: speed"}, {"name": "path: speed", "value": 2}, {"name": "path: time", "value": 3}]

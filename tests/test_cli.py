@@ -39,9 +39,13 @@ def test_report_json_is_only_the_ledger(capsys):
 
 def test_bench_json_is_only_rows(capsys, monkeypatch):
     row = {"name": "x", "value": 2.0, "unit": "×", "bar": "≥ 1", "setting": "s"}
-    monkeypatch.setattr(bench, "probe_rows", lambda **_: [row])
+    monkeypatch.setattr(bench, "BENCHMARKS", {"probe": lambda **_: [row], "path": lambda **_: [row, row]})
     assert cli.main(["bench", "probe", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [row]
+    assert cli.main(["bench", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 3
+    assert cli.main(["bench", "prob"]) == 2
+    assert "unknown benchmark 'prob': choose among probe, path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

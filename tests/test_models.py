@@ -220,3 +220,19 @@ def test_overrides_reach_the_configuration():
     model = models.random_model("llama", num_hidden_layers=3, vocab_size=50)
     assert (len(model.model.layers), model.get_input_embeddings().num_embeddings) == (3, 50)
     assert not model.training
+
+
+def test_the_embedded_model_in_float64_has_the_same_weights_and_computes_in_float64(lm):
+    wide = models.load("small", device="cpu", dtype="float64")
+    for (name, value), (other, stored) in zip(wide.model.named_parameters(), lm.model.named_parameters(), strict=True):
+        assert name == other
+        assert value.dtype == torch.float64
+        assert torch.equal(value.float(), stored)
+    assert wide.model.lm_head.weight is wide.model.model.embed_tokens.weight
+    ids = torch.tensor([[1, 500, 900, 17]])
+    with torch.no_grad():
+        norm = wide.model.model.norm(wide.model.model.embed_tokens(ids))
+        x = wide.model.model.embed_tokens(ids)
+        by_hand = x / (x.pow(2).mean(-1, keepdim=True) + wide.model.config.rms_norm_eps).sqrt() * wide.model.model.norm.weight
+        assert (norm - by_hand).abs().max() < 1e-12
+        assert (wide.model(ids).logits.float() - lm.model(ids).logits).abs().max() < 1e-3

@@ -43,16 +43,24 @@ def test_executes_with_its_small_parameters(book, tmp_path):
         assert ledger.read_evidence(path)["source_hash"]
 
 
-def test_the_gpu_preset_runs_the_same_cells_in_bfloat16(tmp_path, lm):
+GPU_CASES = {
+    "01": ("updates", {"n_questions": 1, "stride": 16}),
+    "05": ("trajectories", {"n_questions": 1, "tries": 0, "stride": 16}),
+}
+
+
+@pytest.mark.parametrize("start", GPU_CASES)
+def test_the_gpu_preset_runs_the_same_cells_in_bfloat16(start, tmp_path, lm):
     """A hub model's stand-in, a folder with a tiny random decoder, on whatever device there is."""
+    study, settings = GPU_CASES[start]
     tiny = models.random_model("qwen2", vocab_size=len(lm.tokenizer), initializer_range=0.05)
     tiny.save_pretrained(tmp_path / "model")
     lm.tokenizer.save_pretrained(tmp_path / "model")
-    given = {"preset": "gpu", "model": str(tmp_path / "model"), "n_questions": 1, "tries": 0, "stride": 16}
-    book = next(b for b in BOOKS if b.name.startswith("05"))
+    given = {"preset": "gpu", "model": str(tmp_path / "model"), **settings}
+    book = next(b for b in BOOKS if b.name.startswith(start))
     (result,) = notebooks.run([book], notebooks.check_given([book], given), tmp_path)
     assert result.ok, result.message
-    evidence = ledger.read_evidence(tmp_path / "evidence" / "trajectories.gpu.json")
+    evidence = ledger.read_evidence(tmp_path / "evidence" / f"{study}.gpu.json")
     assert evidence["scale"] == "gpu"
     assert "-p preset gpu" in evidence["command"]
 
@@ -126,7 +134,7 @@ def test_generated_parts_are_current():
 
 def test_stored_evidence_is_current_and_large_enough():
     table = ledger.rows([notebooks.stored_evidence()])
-    assert {row.claim for row in table} >= {"C1", "C2"}
+    assert {(row.claim, row.scale) for row in table} >= {("C1", "small"), ("C2", "small"), ("C11", "small"), ("C11", "tiny")}
     for row in table:
         assert row.verdict not in ("stale", "too few"), f"{row.claim}.{row.test}: {row.verdict} ({row.evidence})"
         assert row.low <= row.estimate <= row.high

@@ -7,7 +7,7 @@ import pytest
 
 from tml_lib import exercises, plots
 from tml_lib.ledger import Row
-from tml_lib.records import ProbeCurve
+from tml_lib.records import Interval, ProbeCurve
 
 matplotlib.use("Agg")
 
@@ -69,6 +69,33 @@ def test_forest_marks_estimates_and_verdicts():
     assert -0.3 in [line.get_xdata()[0] for line in ax.lines]
 
 
+def test_intervals_show_every_name_from_top_to_bottom():
+    rows = {"first": Interval(1.0, 0.5, 2.0, 9), "second": Interval(-1.0, -1.5, -0.5, 9)}
+    ax = plots.intervals(plt.figure().add_subplot(), rows, xlabel="nats", colours={"second": "#D55E00"})
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
+    assert ax.lines[0].get_xdata().tolist() == [0.5, 2.0]
+    assert ax.lines[3].get_color() == "#D55E00"
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+
+
+def test_by_layer_draws_means_over_questions():
+    table = np.arange(24.0).reshape(2, 3, 4)
+    figure = plots.by_layer({"size": table, "rank": table[:1]}, ["a", "b", "c"])
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == table.mean(0).tolist()
+    assert len(figure.axes[0].collections) == 1  # a band over questions
+    assert len(figure.axes[1].collections) == 0  # none for a single one
+    assert figure.axes[1].get_ylabel() == "rank"
+
+
+def test_token_path_puts_steps_at_the_token_that_makes_them():
+    axes = plt.figure().subplots(2)
+    plots.token_path(axes, {"gold": {"answer_nll": [[2.0, 1.0, 0.0], [4.0, 3.0, 0.0]], "cosine": [[0.1, 0.2], [0.3, 0.4]]}})
+    assert axes[0].lines[2].get_ydata().tolist() == [3.0, 2.0, 0.0]
+    assert axes[0].lines[2].get_xdata().tolist() == [0, 1, 2]
+    np.testing.assert_allclose(axes[1].lines[2].get_ydata(), [0.2, 0.3])
+    assert axes[1].lines[2].get_xdata().tolist() == [1, 2]
+
+
 def test_the_idea_names_both_loops():
     words = " ".join(text.get_text() for ax in plots.idea().axes for text in ax.texts)
     assert "outer loop" in words
@@ -96,3 +123,64 @@ def test_checkers_tell_right_from_wrong(check, right, wrong, hint, capsys):
     said = capsys.readouterr().out
     assert "not attempted" in said
     assert hint in said
+
+
+def rank_one(x, W, target):
+    return np.outer(x, target - x @ W) / (x @ x)
+
+
+def longer(M, D):
+    """Exact, with a superfluous part."""
+    return (np.linalg.pinv(M) @ D).T + np.ones((3, 7)) @ (np.eye(7) - np.linalg.pinv(M) @ M)
+
+
+@pytest.mark.parametrize(
+    ("check", "right", "wrong", "hint"),
+    [
+        (exercises.check_rank_one, rank_one, lambda x, W, t: np.outer(x, t - x @ W), "times too long"),
+        (exercises.check_rank_one, rank_one, lambda x, W, t: np.outer(x, t) / (x @ x), "minus x W"),
+        (exercises.check_rank_one, rank_one, lambda x, W, t: rank_one(x, W, t).T, "W's shape"),
+        (exercises.check_rank_one, rank_one, lambda x, W, t: 0 * W, "misses the target"),
+        (exercises.check_rank_one, rank_one, lambda x, W, t: np.eye(5, 3) * (t - x @ W) / x[:3], "of rank one does too"),
+        (
+            exercises.check_rank_one,
+            rank_one,
+            lambda x, W, t: np.outer(np.sign(x), t - x @ W) / abs(x).sum(),
+            "longer than needed",
+        ),
+        (exercises.check_rank_one, rank_one, lambda x, W, t: x @ t, "shapes do not fit"),
+        (
+            exercises.check_static_update,
+            lambda M, D: (np.linalg.pinv(M) @ D).T,
+            lambda M, D: np.linalg.pinv(M) @ D,
+            "turn it over",
+        ),
+        (exercises.check_static_update, lambda M, D: (np.linalg.pinv(M) @ D).T, lambda M, D: D.T @ M, "misses D"),
+        (exercises.check_static_update, lambda M, D: (np.linalg.pinv(M) @ D).T, longer, "not the smallest"),
+        (exercises.check_static_update, lambda M, D: (np.linalg.pinv(M) @ D).T, lambda M, D: D, "must be d × d_ff"),
+        (exercises.check_static_update, lambda M, D: (np.linalg.pinv(M) @ D).T, lambda M, D: M @ D, "shapes do not fit"),
+        (
+            exercises.check_attention_step,
+            lambda X, y, x, lr: lr / len(X) * y @ X @ x,
+            lambda X, y, x, lr: lr * y @ X @ x,
+            "by n",
+        ),
+        (
+            exercises.check_attention_step,
+            lambda X, y, x, lr: lr / len(X) * y @ X @ x,
+            lambda X, y, x, lr: y @ X @ x / 2,
+            "inner_lr",
+        ),
+        (
+            exercises.check_attention_step,
+            lambda X, y, x, lr: lr / len(X) * y @ X @ x,
+            lambda X, y, x, lr: -lr / 2 * y @ X @ x,
+            "sign",
+        ),
+    ],
+)
+def test_the_theory_notebooks_checkers(check, right, wrong, hint, capsys):
+    assert check(None) is None
+    assert check(right) is True
+    assert check(wrong) is False
+    assert hint in capsys.readouterr().out

@@ -235,22 +235,24 @@ def to_json(table: list[Row]) -> str:
 
 def to_markdown(table: list[Row]) -> str:
     """The table in Markdown, decisive tests in bold."""
-    lines = ["| claim | test | estimate [95 % interval] | unit | n | verdict |", "|---|---|---|---|---|---|"]
+    lines = ["| claim | scale | test | estimate [95 % interval] | unit | n | verdict |", "|---|---|---|---|---|---|---|"]
     for row in table:
         name = f"**{row.test}**" if row.decisive else row.test
         numbers = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]"
-        lines.append(f"| {row.claim} | {name} | {numbers} | {row.unit} | {row.n_questions} | {row.verdict} |")
+        count = f"{row.n_seeds} × {row.n_questions}" if row.n_seeds > 1 else row.n_questions
+        lines.append(f"| {row.claim} | {row.scale} | {name} | {numbers} | {row.unit} | {count} | {row.verdict} |")
     return "\n".join(lines)
 
 
 def to_text(table: list[Row]) -> str:
     """The table for a terminal, with the claims' verdicts below it."""
-    lines = [f"{'claim':6}{'test':24}{'scale':7}{'estimate':>9}  {'95 % interval':18}{'unit':16}{'n':>4}  verdict"]
+    lines = [f"{'claim':6}{'test':24}{'scale':7}{'estimate':>9}  {'95 % interval':20}{'unit':16}{'n':>6}  verdict"]
     for row in table:
         interval = f"[{row.low:.3f}, {row.high:.3f}]"
         mark = "*" if row.decisive else " "
-        start = f"{row.claim:6}{mark + row.test:24}{row.scale:7}{row.estimate:9.3f}  {interval:18}"
-        lines.append(f"{start}{row.unit:16}{row.n_questions:4}  {row.verdict}")
+        start = f"{row.claim:6}{mark + row.test:24}{row.scale:7}{row.estimate:9.3f}  {interval:20}"
+        count = f"{row.n_seeds}×{row.n_questions}" if row.n_seeds > 1 else str(row.n_questions)
+        lines.append(f"{start}{row.unit:16}{count:>6}  {row.verdict}")
     lines.append("* decisive test")
     for (claim, scale, evidence), found in summary(table).items():
         lines.append(f"{claim} at scale {scale}: {found} ({claims()[claim]['title']}; {evidence})")

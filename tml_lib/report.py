@@ -132,14 +132,16 @@ def bench_table() -> str:
 
 
 def ledger_table() -> str:
-    """The ledger from the stored evidence, with each claim's verdict."""
+    """Each claim's verdict from the stored evidence, and its decisive tests."""
     table = ledger.rows([notebooks.stored_evidence()])
     verdicts = [
         f"- **{claim}, {ledger.claims()[claim]['title']}** (scale `{scale}`): **{found}**"
         for (claim, scale, _), found in ledger.summary(table).items()
     ]
-    note = "Bold: decisive tests. 'Contradicted' includes effects smaller than what matters. Rules: `tml_lib/claims.toml`."
-    return "\n".join([*verdicts, "", ledger.to_markdown(table), "", note])
+    note = "'Contradicted' includes effects smaller than what matters. n: questions, or seeds × questions. Rules: "
+    note += "`tml_lib/claims.toml`; the tests that explain are printed by `python -m tml_lib report`."
+    decisive = ledger.to_markdown([row for row in table if row.decisive])
+    return "\n".join([*verdicts, "", decisive, "", note])
 
 
 def _render(name: str, notebook: str) -> str:
