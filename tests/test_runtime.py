@@ -1,6 +1,8 @@
 """The machine and the run: safe writing, source hashes, notebook parameters, devices and folders."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -265,3 +267,19 @@ def test_resources_count_the_cores_that_this_process_may_use():
     found = runtime.resources()
     assert found["cores"] == len(os.sched_getaffinity(0))
     assert 0 < found["free_memory_gb"] <= found["memory_gb"]
+
+
+def test_freed_memory_goes_back_to_the_system():
+    """Small blocks that glibc would keep, below one that is still in use."""
+    code = """
+import psutil
+from tml_lib import runtime
+held = [bytearray(60_000) for _ in range(2000)]
+last = bytearray(60_000)
+full = psutil.Process().memory_info().rss
+del held
+runtime.free_memory()
+print(full - psutil.Process().memory_info().rss)
+"""
+    freed = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert freed > 0.8 * 2000 * 60_000

@@ -181,7 +181,7 @@ def by_layer(tables: dict[str, np.ndarray], labels: list[str]) -> Figure:
     Later lines are darker; the last one carries a 95 % bootstrap band over questions where there are several.
     """
     figure, axes = plt.subplots(1, len(tables), figsize=(7, 2.9), layout="constrained", squeeze=False)
-    shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 0.95, len(labels)))
+    shades = plt.get_cmap("viridis_r")(np.linspace(0.95, 0.15, len(labels))[::-1])
     for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
         layers = np.arange(table.shape[2])
         for k, label in enumerate(labels):
@@ -190,7 +190,7 @@ def by_layer(tables: dict[str, np.ndarray], labels: list[str]) -> Figure:
             bands = [bootstrap_interval(column, seed=0, n_resamples=999) for column in table[:, -1].T]
             ax.fill_between(layers, [i.low for i in bands], [i.high for i in bands], color=shades[-1], alpha=0.2, lw=0)
         ax.set(xlabel="layer", ylabel=name, ylim=(0, None))
-    axes[0][0].legend(fontsize=8)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(labels), fontsize=8)
     return figure
 
 
@@ -207,6 +207,7 @@ def token_path(axes: list[Axes], curves: dict[str, dict[str, np.ndarray]]) -> No
                 ax.plot(places, row, color=COLOURS[kind], lw=0.5, alpha=0.4)
             ax.plot(places, table.mean(0), color=COLOURS[kind], ls=_DASHES[kind], lw=1.8, label=LABELS[kind])
         ax.set(xlabel="trajectory tokens read, i", ylabel=label)
+        ax.label_outer()
         ax.axhline(0, color="0.6", lw=0.8, zorder=0)
 
 
