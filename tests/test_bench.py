@@ -51,7 +51,7 @@ def test_the_path_is_compared_with_one_update_per_prefix(monkeypatch, lm):
     monkeypatch.setattr(bench.models, "load", lambda *_, **__: lm)
     said = []
     rows = bench.path_rows(rounds=1, say=said.append)
-    assert [row["unit"] for row in rows] == ["×", "s"]
+    assert [row["unit"] for row in rows] == ["×", "×", "s"]
     assert all(row["value"] > 0 for row in rows)
     assert len(said) == 1
 

@@ -126,6 +126,14 @@ def test_rank_deficient_rows_are_reported_and_solved_by_least_squares():
     assert smallest_update(M, D, protect=False)[2]["residual"] < 1e-12
 
 
+def test_rows_that_rounding_alone_tells_apart_do_not_count_as_exact():
+    """The same token over and over gives equal rows but for position, which float32 cannot resolve here."""
+    given = [7] * 9, [8, 9, 10], Suffix((7,) * 8, 4, "")
+    single = update_from_ids(models.random_model("llama"), *given)
+    assert not single.exact
+    assert single.layers[0].row_rank < single.layers[0].rows == 16
+
+
 def test_a_real_model_in_float64_for_all_answer_tokens_at_once(questions):
     """SmolLM2, whole: last layer, then all layers in order."""
     lm = models.load("small", device="cpu", dtype="float64")
@@ -194,10 +202,12 @@ def test_another_model_is_refused_and_left_alone(wide):
 
 def test_training_mode_and_gradients_are_as_they_were(random_model):
     model = models.random_model("llama", attention_dropout=0.5).train()
+    model.model.layers[0].eval()
     asked = [p.requires_grad for p in model.parameters()]
     update_from_ids(model, *GIVEN)
     gradient_update(model, PROMPT, SUFFIX)
     assert model.training
+    assert not model.model.layers[0].training  # a part that was frozen stays so
     assert [p.requires_grad for p in model.parameters()] == asked
     assert all(p.grad is None for p in model.parameters())
 
@@ -329,6 +339,8 @@ def test_a_model_that_holds_an_adapter_is_refused(tmp_path):
         ([-3], "not -3"),
         ([], "must be 'last', 'all' or a list"),
         ("first", "layers='first' must be"),
+        (-1, "layers=-1 must be"),
+        ([0.5], r"layers=\[0\.5\] must be"),
     ],
 )
 def test_layers_that_do_not_exist(random_model, layers, message):
@@ -339,8 +351,17 @@ def test_layers_that_do_not_exist(random_model, layers, message):
 def test_inputs_that_make_no_sense(random_model, tiny_lm):
     with pytest.raises(ValueError, match="at least one prompt token"):
         update_from_ids(random_model("llama"), [], TRAJECTORY, SUFFIX)
-    with pytest.raises(ValueError, match="context holds 20"):
-        update_from_ids(models.random_model("gpt2", n_positions=20), *GIVEN)
+    update = update_from_ids(random_model("llama"), *GIVEN)
+    short = models.random_model("gpt2", n_positions=20)
+    for call in (lambda: update_from_ids(short, *GIVEN), lambda: gradient_update(short, IDS[:20], SUFFIX)):
+        with pytest.raises(ValueError, match="context holds 20"):
+            call()
+    for call in (
+        lambda: gradient_update(random_model("llama"), [], SUFFIX),
+        lambda: logit_error(random_model("llama"), update, [], TRAJECTORY, SUFFIX),
+    ):
+        with pytest.raises(ValueError, match="at least one prompt token"):
+            call()
     with pytest.raises(ValueError, match="tokenises to nothing"):
         trajectory_update(tiny_lm, "Question:\n", "Step.", "")
     with pytest.raises(ValueError, match="no layers makes no adapter"):

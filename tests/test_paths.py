@@ -40,6 +40,9 @@ def test_the_path_holds_the_update_of_every_prefix(walked, protect):
         (found,) = path.update(index, protect=protect).layers
         torch.testing.assert_close(found.dense(), item.dense(), rtol=0, atol=1e-10)
         assert (found.module, found.weight_norm) == (item.module, item.weight_norm)
+        assert found.exact
+        assert (found.rows, found.row_rank) == (item.rows, item.row_rank)
+        assert found.residual == pytest.approx(item.residual, abs=1e-12)
     assert path.update(0).norm < 1e-10
     assert path.update(4).norm > 0.1
 
@@ -182,6 +185,28 @@ def test_a_model_whose_loss_is_more_than_its_head_is_refused(llama, monkeypatch)
     monkeypatch.setattr(llama.lm_head, "forward", lambda x: 2 * torch.nn.functional.linear(x, llama.lm_head.weight))
     with pytest.raises(ValueError, match="LlamaForCausalLM's loss is not its head after its final norm"):
         path_steps(llama, path, seed=0)
+
+
+def test_rows_that_cannot_all_be_served_are_reported_and_give_no_figures():
+    narrow = models.random_model("llama", intermediate_size=12).double()
+    models.widen_norms(narrow)
+    path = path_from_ids(narrow, PROMPT, TRAJECTORY, SUFFIX, WHERE)  # T = 15 > 12: the prompt cannot be left alone
+    assert not path.exact(protect=True)
+    assert not path.update(2).exact
+    assert path.update(2).layers[0].residual > 1e-4
+    assert path.update(2, protect=False).exact
+    steps = path_steps(narrow, path, seed=0)
+    assert np.isnan(steps.cosine_protected).all()
+    assert np.isnan(steps.ceiling).all()
+    assert np.isfinite(steps.cosine).all()
+    tiny = models.random_model("llama", intermediate_size=2).double()
+    with pytest.raises(ValueError, match="the answer's rows are not independent"):
+        path_steps(tiny, path_from_ids(tiny, PROMPT, TRAJECTORY, SUFFIX, WHERE), seed=0)
+
+
+def test_a_path_of_one_position_has_no_step(llama):
+    with pytest.raises(ValueError, match=r"positions \[0\] has no step"):
+        path_steps(llama, path_from_ids(llama, PROMPT, [], SUFFIX, [0]), seed=0)
 
 
 def test_hooks_are_gone_after_an_error(llama):

@@ -53,7 +53,8 @@ def test_controls_are_what_they_are_called(chains):
         assert operations == gold[0]
         assert made["corrupted"].first_error == len("+ 3 = 0 4 ") * at + len("+ 3 = ")
         assert all(values[k] == apply(values[k - 1], operations[k]) for k in range(at + 1, toy.TERMS))
-        assert values[-1] != gold[1][-1]
+        assert gold[1][-1] not in values
+        assert values[-1] not in values[:-1]
         operations, values = recompute(made["shuffled"].text)
         steps = list(zip(operations, values, strict=True))
         assert sorted(steps) == sorted(zip(*gold, strict=True))
@@ -61,7 +62,9 @@ def test_controls_are_what_they_are_called(chains):
         assert steps[-1][1] == gold[1][-1]
         foreign = recompute(made["foreign"].text)
         assert foreign[0] != gold[0]
-        assert foreign[1][-1] != gold[1][-1]
+        assert gold[1][-1] not in foreign[1]
+        ends = recompute(toy.altered_trajectories(question, seed=0, avoid="0 3")["foreign"].text)[1][-1]
+        assert ends != 3
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -65,9 +65,17 @@ def test_a_question_without_a_sibling_is_an_error(gsm_cases, monkeypatch):
 
 
 def test_toy_cases_end_before_the_last_value():
-    for question in toy.chains(20, 1):
+    for question in toy.chains(40, 1):
         case = update_study.toy_case(question, 1)
         answer = toy.encode(question.answer)
+        for kind, ids in case.trajectories.items():
+            values = [list(ids[k + 3 : k + 5]) for k in range(0, 30, 5)]
+            assert answer not in values[: case.ends[kind][1] // 5]
+            assert (values[-1] == answer) is (kind in ("gold", "shuffled"))
+            if kind != "shuffled":  # its last value, in another order, may not come early either
+                assert values[-1] not in values[:-1] or kind == "foreign"
+        sibling = list(case.siblings["same"][1].ids[1:])
+        assert list(case.trajectories["foreign"][-2:]) != sibling
         assert list(case.trajectories["gold"][case.ends["gold"][0] :]) == answer
         assert list(case.suffix.ids) == [toy.encode("#")[0], *answer]
         assert case.ends["shuffled"] == (25, 25)
@@ -84,7 +92,8 @@ def test_losses_are_those_of_the_updated_model(measured):
     in_context = naive_nll(model, case.prompt, case.trajectories["gold"], case.suffix, len(case.trajectories["gold"]))
     assert under["gold"]["own"] == pytest.approx(in_context, abs=1e-4)  # θ' without the trajectory = θ with it
     assert record["losses"]["all"]["gold"]["own"] == pytest.approx(in_context, abs=1e-4)
-    assert under["best_gradient"]["own"] <= under["gradient"]["own"] + 1e-9
+    assert under["best_gradient"]["own"] <= min(under["gradient"]["own"], under["theta"]["own"]) + 1e-9
+    assert under["matched_gradient"]["own"] <= max(under["gold"]["own"], under["best_gradient"]["own"]) + 1e-9
 
 
 def test_exactness_in_float64(measured):
@@ -97,7 +106,7 @@ def test_exactness_in_float64(measured):
 
 def test_a_record_has_every_estimand_and_survives_json(measured):
     record = json.loads(json.dumps(measured[2]))
-    values = estimands({"last": 1e-13, "all": 0.0}, record, stride=1)
+    values = estimands({"last": 1e-13, "all": 0.0}, record)
     ruled = {f"{c}.{test['name']}" for c, item in claims().items() for test in item["tests"] if c.startswith("C11")}
     assert set(values) == ruled
     assert not [name for name, number in values.items() if math.isnan(number)]
@@ -122,6 +131,7 @@ def record(**changes):
         "foreign": {"own": 3.0, "same": 1.8, "other": 1.1},
         "gradient": {"own": 1.0, "same": 1.4, "other": 1.0},
         "best_gradient": {"own": 0.5, "same": 1.3, "other": 1.0},
+        "matched_gradient": {"own": 0.1, "same": 1.75, "other": 1.0},
     }
     whole = {name: {k: 2 * v for k, v in held.items()} for name, held in losses.items()}
     base = {"steps": steps, "ends": {"gold": [4, 4], "foreign": [4, 3], "shuffled": [2, 3]}, "size": 0.3, "rank": 1.5}
@@ -137,6 +147,8 @@ BY_HAND = {
     "C11g.cosine": 0.8 / 3,
     "C11g.cosine_unstated": 0.1,
     "C11g.over_random": 0.8 / 3,
+    "C11g.abs_over_random": 0.6 / 3,  # 0.8 - 0.2 over three
+    "C11g.downhill": 0.8 / 3,
     "C11g.over_foreign": 0.0,  # 0.1 - 0.1
     "C11g.over_shuffled": 0.1,  # to gold's 2 tokens: 0.2; to shuffled's 3: 0.1
     "C11g.over_corrupted": math.nan,
@@ -148,6 +160,8 @@ BY_HAND = {
     "C11t.over_other": 0.7,  # 0.5 - (1.0 - 1.2)
     "C11t.over_gradient": -0.1,
     "C11t.over_best_gradient": -0.2,
+    "C11t.over_matched_gradient": 0.25,
+    "C11t.over_matched_gradient_all": 0.5,
     "C11t.same_all": 1.0,
     "C11t.over_foreign_all": 0.6,
     "C11t.over_best_gradient_all": -0.4,
@@ -155,20 +169,44 @@ BY_HAND = {
 
 
 def test_estimands_by_hand():
-    found = estimands({"last": 1e-10, "all": 1e-9}, record(), stride=1)
+    found = estimands({"last": 1e-10, "all": 1e-9}, record())
     assert found == pytest.approx(BY_HAND, nan_ok=True)
 
 
 def test_evidence_values_are_by_seed_and_question():
     pair = ({"last": 1e-10, "all": 1e-9}, record())
-    values = update_study.study_values([[pair, pair], [pair, pair]], stride=1)
+    values = update_study.study_values([[pair, pair], [pair, pair]])
     assert np.array(values["C11.size"]).tolist() == [[0.3, 0.3], [0.3, 0.3]]
 
 
 def test_no_gradient_that_helps_leaves_the_share_undefined():
     gold = record()["steps"]["gold"] | {"best_gradient_drop": [0.0, 0.0, 0.0]}
-    found = estimands({"last": 1e-10, "all": 1e-9}, record(steps=record()["steps"] | {"gold": gold}), stride=1)
+    found = estimands({"last": 1e-10, "all": 1e-9}, record(steps=record()["steps"] | {"gold": gold}))
     assert math.isnan(found["C11g.share"])
+
+
+@pytest.mark.parametrize(("wanted", "fraction"), [(0.5, 0.5), (0.9, 0.1), (0.05, 0.95), (0.9999, 0.0001)])
+def test_the_matched_step_is_the_shortest_that_reaches_the_loss(wanted, fraction):
+    """On a loss that falls as 1 - fraction, steps of these lengths reach these losses."""
+    tried = {f: 1 - f for f in update_study.STEP_LENGTHS}
+    found = update_study._matched(tried, wanted, lambda f: 1 - f)
+    assert 1 - found <= wanted + 1e-12
+    if fraction >= 0.001:
+        assert found == pytest.approx(fraction, rel=0.05)
+
+
+def test_where_no_step_reaches_the_loss_the_best_one_counts_and_where_none_is_needed_none():
+    tried = {f: 1 - f / 2 for f in update_study.STEP_LENGTHS}
+    assert update_study._matched(tried, 0.4, lambda f: 1 - f / 2) == 1.0
+    assert update_study._matched(tried, 1.0, lambda f: 1 - f / 2) == 0.0
+
+
+def test_random_steps_differ_from_question_to_question():
+    model, cases = toy.new_model(0), [update_study.toy_case(q, 0) for q in toy.chains(2, 0)]
+    drawn = [measure(model, case, stride=10, seed=0)["steps"]["gold"]["cosine_random"] for case in cases]
+    assert len({len(d) for d in drawn}) == 1
+    assert abs(np.corrcoef(drawn)[0, 1]) < 0.999
+    assert (np.sign(drawn[0]) != np.sign(drawn[1])).any()
 
 
 def test_summary_and_means_by_token(measured):
@@ -177,13 +215,15 @@ def test_summary_and_means_by_token(measured):
     assert held["cosines"]["whole"] == pytest.approx(np.mean(gold["cosine"]))
     assert held["cosines"]["gold"] == pytest.approx(np.mean(gold["cosine"][:28]))
     assert held["falls"]["drop"] == pytest.approx(np.mean(gold["drop"]))
+    assert held["cosines"]["downhill"] == pytest.approx(np.mean(np.clip(gold["cosine"], 0, None)))
+    assert set(held["by_kind"]) == set(measured[1].trajectories)
     means = update_study.by_token([measured[2]] * 2, "gold", "answer_nll")
     assert means == pytest.approx(gold["answer_nll"], rel=1e-3)
 
 
 def test_evidence_of_questions_holds_values_templates_and_summaries(measured, tmp_path):
     _, case, found = measured
-    given = {"command": "c", "settings": {"stride": 1}, "seconds": 2.0}
+    given = {"command": "c", "settings": {}, "seconds": 2.0}
     path = update_study.write_evidence(tmp_path, "small", [case], [{"last": 1e-10, "all": 1e-9}], [found], **given)
     evidence = ledger.read_evidence(path)
     assert path.name == "updates.small.json"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from numbers import Integral
 
 import torch
 from transformers.pytorch_utils import Conv1D
@@ -78,10 +79,9 @@ def _check_additive(model: torch.nn.Module, block: torch.nn.Module, name: str) -
 
 def choose_layers(layers: str | Sequence[int], count: int) -> list[int]:
     """'last', 'all' or layer numbers (negative ones from the end) as increasing numbers; ValueError for others."""
-    if layers == "all":
-        return list(range(count))
-    wanted = [-1] if layers == "last" else layers
-    if isinstance(wanted, str) or not len(wanted):
+    found = {"all": range(count), "last": [-1]}.get(layers, []) if isinstance(layers, str) else layers
+    wanted = list(found) if isinstance(found, Iterable) else []
+    if not wanted or not all(isinstance(k, Integral) for k in wanted):
         raise ValueError(f"layers={layers!r} must be 'last', 'all' or a list of layer numbers")
     if outside := [k for k in wanted if not -count <= k < count]:
         raise ValueError(f"layers={list(wanted)}: the model has layers 0..{count - 1}, not {outside[0]}")
@@ -102,13 +102,14 @@ def watch(block: torch.nn.Module, held: dict, key: Hashable, rows: int):
 
 def run(model: torch.nn.Module, ids: Sequence[int], count: int, hooks: Sequence = ()) -> torch.Tensor:
     """Logits (count, vocabulary) of the last rows of one plain forward pass; the hooks are removed afterwards."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         device = next(model.parameters()).device
         return model(input_ids=torch.tensor([ids], device=device), use_cache=False, logits_to_keep=count).logits[0]
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         for hook in hooks:
             hook.remove()
 

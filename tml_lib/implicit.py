@@ -45,7 +45,7 @@ class LayerUpdate:
     V: torch.Tensor  # (r, d_ff) float64, on the CPU
     weight_norm: float  # ‖W‖_F
     rows: int | None = None  # T, the rows of M; None where nothing was solved for (a gradient)
-    row_rank: int | None = None  # numerical rank of M; below `rows` the update is a least-squares one
+    row_rank: int | None = None  # rank of M at the model's precision; below `rows` the update need not do what was asked
     condition: float | None = None  # of M, over its non-zero singular values
     residual: float | None = None  # largest |M ΔWᵀ - D|, relative to the largest entry of the wanted output
 
@@ -208,10 +208,8 @@ def update_from_ids(
     protect: bool = True,
 ) -> Update:
     """`trajectory_update` on token ids."""
-    if not len(prompt):
-        raise ValueError("prompt=[] leaves the first answer token without a context: give at least one prompt token")
     blocks, names = find_blocks(model)
-    check_model(model, len(prompt) + len(trajectory) + len(suffix.ids))
+    _check_context(model, prompt, trajectory, suffix)
     chosen = choose_layers(layers, len(blocks))
     count = len(suffix.ids) - suffix.start  # |a|
     # 1. with the trajectory in context: each layer's output on the rows that predict the answer's tokens
@@ -224,8 +222,8 @@ def update_from_ids(
 
     def correct(k, out):
         actual = hidden(out)[0]
-        D, M = (wanted[k] - actual[-count:]).cpu().double(), inputs.pop(k).cpu().double()
-        U, V, report = smallest_update(M, D, protect)
+        D, M = wanted[k].cpu().double() - actual[-count:].cpu().double(), inputs.pop(k).cpu().double()
+        U, V, report = smallest_update(M, D, protect, torch.finfo(actual.dtype).eps)
         report["residual"] /= float(wanted[k].abs().max())
         effect = M @ V.T @ U.T
         made.append(LayerUpdate(k, names[k], U, V, weight_norm(model, names[k]), **report))
@@ -241,20 +239,24 @@ def update_from_ids(
     return Update(tuple(made), float((found - logits).abs().max()))
 
 
-def smallest_update(M: torch.Tensor, D: torch.Tensor, protect: bool) -> tuple[torch.Tensor, torch.Tensor, dict]:
+def smallest_update(
+    M: torch.Tensor, D: torch.Tensor, protect: bool, precision: float = torch.finfo(torch.float64).eps
+) -> tuple[torch.Tensor, torch.Tensor, dict]:
     """The smallest ΔW = U V with M ΔWᵀ = D on the last |a| rows and, with `protect`, zero on the others.
 
     M: (T, d_ff); D: (|a|, d). Returns U (d, |a|), V (|a|, d_ff) and a report: rows, row_rank and condition of M, and the
     largest absolute residual. V depends on M alone. Where M lacks full row rank this is the least-squares solution.
+    precision: relative rounding of M's entries; rows that it cannot tell apart do not count for the rank.
     """
     asked = M if protect else M[-len(D) :]
     left, values, right = torch.linalg.svd(asked, full_matrices=False)
+    told_apart = int((values > values[0] * max(asked.shape) * precision).sum())
     kept = values > values[0] * max(asked.shape) * torch.finfo(torch.float64).eps
     left, values, right = left[:, kept], values[kept], right[kept]
     U, V = D.T.contiguous(), (left[-len(D) :] / values) @ right
     error = asked @ V.T @ U.T
     error[-len(D) :] -= D
-    report = {"rows": len(asked), "row_rank": int(kept.sum()), "condition": float(values[0] / values[-1])}
+    report = {"rows": len(asked), "row_rank": told_apart, "condition": float(values[0] / values[-1])}
     return U, V, report | {"residual": float(error.abs().max())}
 
 
@@ -263,10 +265,17 @@ def logit_error(
     model: torch.nn.Module, update: Update, prompt: Sequence[int], trajectory: Sequence[int], suffix: Suffix
 ) -> float:
     """Largest difference of the answer tokens' logits: weights updated and no trajectory, against the trajectory in context."""
+    _check_context(model, prompt, trajectory, suffix)
     count = len(suffix.ids) - suffix.start
     wanted = run(model, [*prompt, *trajectory, *suffix.ids[:-1]], count)
     with update.applied(model):
         return float((run(model, [*prompt, *suffix.ids[:-1]], count) - wanted).abs().max())
+
+
+def _check_context(model, prompt: Sequence[int], trajectory: Sequence[int], suffix: Suffix) -> None:
+    if not len(prompt):
+        raise ValueError("prompt=[] leaves the first answer token without a context: give at least one prompt token")
+    check_model(model, len(prompt) + len(trajectory) + len(suffix.ids))
 
 
 def weight_norm(model: torch.nn.Module, name: str) -> float:
@@ -283,11 +292,12 @@ def gradient_update(
     gradient at the projection's output. `scaled` gives a step of any length. Raises ValueError as `update_from_ids` does.
     """
     _, names = find_blocks(model)
+    _check_context(model, prompt, [], suffix)
     chosen = choose_layers(layers, len(names))
     count = len(suffix.ids) - suffix.start
     inputs, outputs = {}, {}
 
-    def watch(k, args, out):
+    def follow(k, args, out):
         inputs[k], outputs[k] = args[0][0].detach().cpu().double(), out
         if not out.requires_grad:  # whatever lies below is a constant
             outputs[k] = out.detach().requires_grad_()
@@ -295,7 +305,7 @@ def gradient_update(
         return None
 
     hooks = [
-        model.get_submodule(names[k]).register_forward_hook(lambda _m, args, out, k=k: watch(k, args, out)) for k in chosen
+        model.get_submodule(names[k]).register_forward_hook(lambda _m, args, out, k=k: follow(k, args, out)) for k in chosen
     ]
     with torch.enable_grad(), frozen(model):
         logits = run(model, [*prompt, *suffix.ids[:-1]], count, hooks)

@@ -20,7 +20,10 @@ from torch.nn.functional import gelu, rms_norm, silu
 
 @dataclass(frozen=True, eq=False)
 class OneLayer:
-    """θ of Eq. 5: one attention head and a two-layer FFN. residual: add query and attention output to the stream."""
+    """θ of Eq. 5: one attention head and a two-layer FFN.
+
+    residual: query and attention output form a stream, to which the FFN adds. linear: attention without the softmax.
+    """
 
     W_q: Tensor  # (d, d)
     W_k: Tensor  # (d, d)
@@ -30,10 +33,12 @@ class OneLayer:
     W_2: Tensor  # (d_ff, d)
     b_2: Tensor  # (d,)
     residual: bool = False
+    linear: bool = False
 
     def attention_weights(self, query: Tensor, context: Tensor) -> Tensor:
         """Softmax(query W_q W_kᵀ contextᵀ): query (d,), context (n, d) -> (n,)."""
-        return torch.softmax(query @ self.W_q @ (context @ self.W_k).T, dim=-1)
+        scores = query @ self.W_q @ (context @ self.W_k).T
+        return scores if self.linear else torch.softmax(scores, dim=-1)
 
     def attention(self, query: Tensor, context: Tensor) -> Tensor:
         """What enters the FFN, (d,): the attention output, with the residual stream plus the query itself."""
@@ -57,6 +62,11 @@ def random_layer(d: int, d_ff: int, *, seed: int, residual: bool = False) -> One
 def random_tokens(n: int, d: int, *, seed: int) -> Tensor:
     """Embeddings of n tokens, (n, d), Gaussian, float64."""
     return _generator(seed)(n, d)
+
+
+def random_pair(n: int, d: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Embeddings of a question of n tokens and of one trajectory token: (n, d) and (1, d)."""
+    return random_tokens(n + 1, d, seed=seed).split([n, 1])
 
 
 def _generator(seed: int):
@@ -97,19 +107,34 @@ def ffn_update(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> OneLayer:
     return replace(theta, W_1=theta.W_1 + rank_one(z, theta.W_1, wanted @ theta.W_1), b_2=b_2)
 
 
-def printed_update(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> OneLayer:
-    """The proof's update (Eq. 16-19) in the nearest reading that conforms, for one trajectory token; not exact.
-
-    W_q' = P W_q with E_l[-1] P = E_t[0] (the printed P points the other way). E_t ≈ C E_l by least squares, and the token's
-    key and value are folded into the others: W' = E_l† M Mᵀ E_l W with M = [I, Cᵀ], for W_k and W_v (the printed E_l† Mᵀ E_l
-    W multiplies d × |l| by (|l|+1) × |l|).
-    """
+def query_update(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> OneLayer:
+    """The proof's first part, with P turned round: W_q' = P W_q, E_l[-1] P = E_t[-1]; the token's key and value are ignored."""
     q = E_l[-1]
-    P = torch.outer(q, E_t[0]) / (q @ q)
-    C = torch.linalg.lstsq(E_l.T, E_t[0][:, None], driver="gelsd").solution.T  # (1, |l|)
-    M = torch.cat([torch.eye(len(E_l), dtype=E_l.dtype), C.T], dim=1)
-    fold = torch.linalg.pinv(E_l) @ M @ M.T @ E_l
-    return replace(theta, W_q=P @ theta.W_q, W_k=fold @ theta.W_k, W_v=fold @ theta.W_v)
+    return replace(theta, W_q=torch.outer(q, E_t[-1]) / (q @ q) @ theta.W_q)
+
+
+def fit_error(E_l: Tensor, E_t: Tensor) -> float:
+    """Relative error of E_t ≈ C E_l by least squares: zero, but for rounding, where the question's tokens span E_t."""
+    C = _combination(E_l, E_t)
+    return float((C @ E_l - E_t).norm() / E_t.norm())
+
+
+def _combination(E_l: Tensor, E_t: Tensor) -> Tensor:
+    """C (|t|, |l|) with C E_l nearest to E_t."""
+    return torch.linalg.lstsq(E_l.T, E_t.T, driver="gelsd").solution.T
+
+
+def printed_update(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> OneLayer:
+    """The proof's update (Eq. 16-19) in the nearest reading that conforms, for one trajectory token.
+
+    With E_t ≈ C E_l (least squares) and F = [I, Cᵀ], all |l|+1 keys are Fᵀ E_l W_k and all values Fᵀ E_l W_v. They meet in
+    W_kᵀ E_lᵀ F Fᵀ E_l W_v, so the values can carry both: W_v' = E_l† F Fᵀ E_l W_v, W_k' = W_k. (The printed E_l† Fᵀ E_l W
+    multiplies d × |l| by (|l|+1) × |l|.) Without the softmax this is exact where the least squares are and E_l has full
+    column rank; with it, it is not.
+    """
+    F = torch.cat([torch.eye(len(E_l), dtype=E_l.dtype), _combination(E_l, E_t).T], dim=1)
+    fold = torch.linalg.pinv(E_l) @ F @ F.T @ E_l
+    return replace(query_update(theta, E_l, E_t), W_v=fold @ theta.W_v)
 
 
 # --- a modern block: RMSNorm and a gated MLP -------------------------------------------------------------------------

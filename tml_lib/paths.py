@@ -45,16 +45,22 @@ class ParameterPath:
     layer: int
     module: str
     weight_norm: float  # ‖W‖_F
+    precision: float  # relative rounding of the model's dtype
 
     def right(self, *, protect: bool) -> torch.Tensor:
         """V (|a|, d_ff), the factor that all updates of the path share."""
-        return smallest_update(self.inputs, self.start, protect)[1]
+        return smallest_update(self.inputs, self.start, protect, self.precision)[1]
+
+    def exact(self, *, protect: bool) -> bool:
+        """Whether the rows asked of are independent at the model's precision, so that every update of the path is exact."""
+        report = smallest_update(self.inputs, self.start, protect, self.precision)[2]
+        return report["row_rank"] == report["rows"]
 
     def update(self, index: int, *, protect: bool = True) -> Update:
         """θ'_i - θ for the prefix at `positions[index]`."""
-        left = (self.states[index] - self.start).T
-        item = LayerUpdate(self.layer, self.module, left, self.right(protect=protect), self.weight_norm)
-        return Update((item,))
+        U, V, report = smallest_update(self.inputs, self.states[index] - self.start, protect, self.precision)
+        report["residual"] /= float(self.states[index].abs().max())
+        return Update((LayerUpdate(self.layer, self.module, U, V, self.weight_norm, **report),))
 
 
 def parameter_path(
@@ -117,7 +123,8 @@ def path_from_ids(
     targets = torch.tensor(suffix.ids[suffix.start :])
     start, M = held["start"].cpu().double().clone(), held["M"].clone()
     where, size = np.asarray(positions, dtype=int), weight_norm(model, names[-1])
-    return ParameterPath(where, nll, states, start, M, targets, len(blocks) - 1, names[-1], size)
+    precision = torch.finfo(next(model.parameters()).dtype).eps
+    return ParameterPath(where, nll, states, start, M, targets, len(blocks) - 1, names[-1], size, precision)
 
 
 # --- the loss as a function of the last layer's output ---------------------------------------------------------------
@@ -164,9 +171,14 @@ def path_steps(
     """Compare each step of a path with the gradient of the loss where the step starts.
 
     seed: of the random steps. fractions: lengths of the gradient steps that are tried, in lengths of the path's own step;
-    the first is that of `gradient_drop`; with none, both gradient drops are NaN. Raises ValueError for a model whose loss is
-    not simply its head after its final norm.
+    the first is that of `gradient_drop`; with none, both gradient drops are NaN. What concerns the prompt's rows is NaN where
+    no exact update leaves them alone (T > d_ff). Raises ValueError for a path of one position, answer rows that are not
+    independent, and a model whose loss is not simply its head after its final norm.
     """
+    if len(path.positions) < 2:
+        raise ValueError(f"a path over positions {path.positions.tolist()} has no step: give at least two positions")
+    if not path.exact(protect=False):
+        raise ValueError("the answer's rows are not independent at the model's precision, so no update serves all of them")
     before, moves = path.states[:-1], path.states.diff(dim=0)
     nll, g = answer_loss(model, path.states, path.targets, gradients=True)
     if (worst := float((nll - torch.from_numpy(path.answer_nll)).abs().max())) > _tolerance(model):
@@ -178,7 +190,7 @@ def path_steps(
     rows = path.inputs[-path.states.shape[1] :]
     K = rows @ rows.T
     V = path.right(protect=True)
-    free, protected = torch.linalg.inv(K), V @ V.T
+    free, protected = torch.linalg.inv(K), V @ V.T if path.exact(protect=True) else torch.full_like(K, torch.nan)
     slope, inner = _length(g, K), -(moves * g).sum((1, 2))
     noise = torch.randn(moves.shape, generator=torch.Generator().manual_seed(seed), dtype=moves.dtype)
     length = _length(moves, free)
@@ -190,7 +202,7 @@ def path_steps(
         cosine=(inner / (length * slope)).numpy(),
         cosine_protected=(inner / (_length(moves, protected) * slope)).numpy(),
         cosine_random=(-(noise * g).sum((1, 2)) / (_length(noise, free) * slope)).numpy(),
-        ceiling=(_length(g, torch.linalg.inv(protected)) / slope).numpy(),
+        ceiling=(_length(g, _inverse(protected)) / slope).numpy(),
         norm=(length / path.weight_norm).numpy(),
         drop=(nll[:-1] - nll[1:]).numpy(),
         gradient_drop=drops[0].numpy(),
@@ -201,6 +213,10 @@ def path_steps(
 def _length(rows: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
     """sqrt(tr(rowsᵀ gram rows)) for each of (n, |a|, d): the Frobenius norm of a matrix whose other factor has that Gram."""
     return torch.einsum("nad,ab,nbd->n", rows, gram, rows).clamp(min=0).sqrt()
+
+
+def _inverse(gram: torch.Tensor) -> torch.Tensor:
+    return gram if gram.isnan().any() else torch.linalg.inv(gram)
 
 
 def _tolerance(model: torch.nn.Module) -> float:

@@ -80,9 +80,12 @@ def sibling(question: Question, seed: int = 0, *, same_template: bool = True) ->
             return made
 
 
-def altered_trajectories(question: Question, seed: int = 0) -> dict[str, Trajectory]:
-    """Gold and its controls, all equally long: 'corrupted' (one value wrong, used from there on), 'foreign' (another
-    question's), 'shuffled' (the steps before the last in another order). Only gold and shuffled end in the answer.
+def altered_trajectories(question: Question, seed: int = 0, *, avoid: str = "") -> dict[str, Trajectory]:
+    """Gold and its controls, all equally long: 'corrupted' (one value wrong, used from there on; absent where impossible),
+    'foreign' (another question's), 'shuffled' (the steps before the last in another order).
+
+    Only gold and shuffled ever write the answer's value, at their end; corrupted writes its own answer at its end only, and
+    foreign ends in neither the answer nor `avoid`, another answer.
     """
     rng = random.Random(f"{seed}/{question.id}/altered")
     words = question.text.removesuffix(" =").split()
@@ -92,19 +95,22 @@ def altered_trajectories(question: Question, seed: int = 0) -> dict[str, Traject
     order = list(range(TERMS - 1))
     while order == sorted(order):
         rng.shuffle(order)
-    at, wrong = rng.randrange(1, TERMS - 1), values[-1]
-    while wrong == values[-1]:
-        bad = [*values[:at], rng.choice([v for v in range(MODULUS) if v != values[at]])]
-        bad += _values(operations[at + 1 :], bad[-1])
-        wrong = bad[-1]
-    offset = at * (_STEP + 1) + len("+ 3 = ")
-    other = sibling(question, rng.randrange(10**9), same_template=False)
-    return {
-        "gold": gold,
-        "corrupted": Trajectory(_steps(operations, bad), "corrupted", _written(wrong), False, offset),
-        "foreign": Trajectory(other.trajectories[0].text, "foreign"),
-        "shuffled": Trajectory(" ".join([*(steps[k] for k in order), steps[-1]]), "shuffled", question.answer),
-    }
+    shuffled = Trajectory(" ".join([*(steps[k] for k in order), steps[-1]]), "shuffled", question.answer)
+    found = {"gold": gold, "shuffled": shuffled}
+    changes = [(at, v) for at in range(1, TERMS - 1) for v in range(MODULUS) if v != values[at]]
+    rng.shuffle(changes)
+    for at, value in changes:
+        bad = [*values[:at], value, *_values(operations[at + 1 :], value)]
+        if values[-1] not in bad and bad[-1] not in bad[:-1]:
+            offset = at * (_STEP + 1) + len("+ 3 = ")
+            found["corrupted"] = Trajectory(_steps(operations, bad), "corrupted", _written(bad[-1]), False, offset)
+            break
+    while "foreign" not in found:
+        other = sibling(question, rng.randrange(10**9), same_template=False)
+        text = other.trajectories[0].text
+        if f"= {question.answer}" not in text and other.answer != avoid:
+            found["foreign"] = Trajectory(text, "foreign")
+    return found
 
 
 def encode(text: str) -> list[int]:

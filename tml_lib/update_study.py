@@ -7,6 +7,7 @@ a tiny decoder. Deviation from the paper: it measures none of this.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import math
@@ -30,10 +31,10 @@ from tml_lib.runtime import source_hash, write_text
 from tml_lib.stats import trend
 from tml_lib.studies import build_conditions
 
-ENTRIES = ("models.embedded_folder", "studies.study_questions", "update_study.exactness", "update_study.measure")
-ENTRIES += ("update_study.estimands", "update_study.gsm_case")
-TOY_ENTRIES = ("update_study.exactness", "update_study.measure", "update_study.estimands", "update_study.toy_case")
-TOY_ENTRIES += ("toy.train_reasoner",)
+_MEASURED = ("update_study.exactness", "update_study.measure", "update_study.estimands")
+ENTRIES = (*_MEASURED, "models.load", "update_study.study_cases")
+TOY_ENTRIES = (*_MEASURED, "toy.train_reasoner", "toy.chains", "update_study.toy_case", "update_study.wide_copy")
+STEP_LENGTHS = (1.0, 0.25, 0.0625, 0.015625, 0.00390625, 0.0)  # of gradient steps in the transfer test, in the update's norm
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # of the trajectory, at which updates of all layers are made
 _POOL = 600  # questions among which siblings are looked for
 
@@ -83,7 +84,7 @@ def gsm_case(lm: LanguageModel, question: Question, others: list[Question], seed
 
 def _sibling(question: Question, same: bool, seed: int) -> Question:
     """A question of another seed with the same (or another) template and another answer, which does not stand in it."""
-    pool = [q for q in tasks.gsm_symbolic(_POOL, seed + 1000) if (q.template == question.template) == same]
+    pool = [q for q in _pool(_POOL, seed + 1000) if (q.template == question.template) == same]
     pool = [q for q in pool if tasks.first_mention(q.text, q.answer) is None]
     pool = [q for q in pool if tasks.value(q.answer) != tasks.value(question.answer)]
     if not pool:
@@ -91,13 +92,17 @@ def _sibling(question: Question, same: bool, seed: int) -> Question:
     return random.Random(f"{seed}/{question.id}/{same}").choice(pool)
 
 
+@functools.cache
+def _pool(n: int, seed: int) -> list[Question]:
+    return tasks.gsm_symbolic(n, seed)
+
+
 def toy_case(question: Question, seed: int) -> Case:
     """A chain as a case."""
-    made = toy.altered_trajectories(question, seed)
-    stated = toy.TERMS * toy.STEP_TOKENS - 2  # the last value's two digits state the answer
-    ends = dict.fromkeys(("gold", "foreign", "corrupted"), (stated, stated))
-    ends["shuffled"] = ((toy.TERMS - 1) * toy.STEP_TOKENS,) * 2
     pair = {name: toy.sibling(question, seed, same_template=name == "same") for name in ("same", "other")}
+    made = toy.altered_trajectories(question, seed, avoid=pair["same"].answer)
+    stated = toy.TERMS * toy.STEP_TOKENS - 2  # the last value's two digits state the answer
+    ends = dict.fromkeys(made, (stated, stated)) | {"shuffled": ((toy.TERMS - 1) * toy.STEP_TOKENS,) * 2}
     return Case(
         question.id,
         question.template,
@@ -138,11 +143,12 @@ def measure(model, case: Case, *, stride: int, seed: int) -> dict:
         if kind == "gold":
             places |= {gold for gold, _ in case.ends.values()}
         paths[kind] = path_from_ids(model, case.prompt, trajectory, case.suffix, sorted(places))
-        found = path_steps(model, paths[kind], seed=seed, fractions=LINE_SEARCH if kind == "gold" else ())
+        draw = int(hashlib.sha256(f"{seed}/{case.id}/{kind}".encode()).hexdigest()[:8], 16)
+        found = path_steps(model, paths[kind], seed=draw, fractions=LINE_SEARCH if kind == "gold" else ())
         steps[kind] = {"positions": paths[kind].positions.tolist(), "answer_nll": _rounded(paths[kind].answer_nll)}
         kept = fields(PathSteps) if kind == "gold" else [f for f in fields(PathSteps) if f.name in ("cosine", "drop")]
         steps[kind] |= {field.name: _rounded(getattr(found, field.name)) for field in kept}
-    last = {kind: paths[kind].update(-1) for kind in ("gold", "foreign")}
+    last = {kind: path.update(-1) for kind, path in paths.items()}
     whole, sizes = _by_layer(model, case)
     foreign = update_from_ids(model, case.prompt, case.trajectories["foreign"], case.suffix, layers="all")
     item = last["gold"].layers[0]
@@ -153,6 +159,7 @@ def measure(model, case: Case, *, stride: int, seed: int) -> dict:
         "steps": steps,
         "size": item.relative_norm,
         "rank": item.effective_rank,
+        "by_kind": {k: [u.layers[0].relative_norm, u.layers[0].effective_rank] for k, u in last.items()},
         "content": 1 - cosine(last["gold"], last["foreign"]),
         "by_layer": sizes,
         "losses": {"last": _losses(model, case, last, "last")}
@@ -173,7 +180,11 @@ def _by_layer(model, case: Case) -> tuple[Update, dict[str, list[list[float]]]]:
 
 
 def _losses(model, case: Case, updates: dict[str, Update], layers: str) -> dict[str, dict[str, float]]:
-    """L of the question itself and its siblings, without their trajectories, under θ, the updates and gradient steps."""
+    """L of the question itself and its siblings, without their trajectories, under θ, the updates and gradient steps.
+
+    Gradient steps go along -∇L of the question's own answer: one as long as gold's update, the best of STEP_LENGTHS for the
+    question itself, and the shortest that makes its answer as likely as gold's update does (else the best).
+    """
     targets = {"own": (case.prompt, case.suffix), **case.siblings}
 
     def under(update: Update | None, names) -> dict[str, float]:
@@ -184,11 +195,26 @@ def _losses(model, case: Case, updates: dict[str, Update], layers: str) -> dict[
     found |= {kind: under(update, targets) for kind, update in updates.items()}
     gradient = gradient_update(model, case.prompt, case.suffix, layers=layers)
     gradient = gradient.scaled(updates["gold"].norm / gradient.norm)
-    own = [under(gradient.scaled(fraction), ["own"])["own"] for fraction in LINE_SEARCH]
-    best = LINE_SEARCH[int(np.argmin(own))]
+    tried = {fraction: under(gradient.scaled(fraction), ["own"])["own"] for fraction in STEP_LENGTHS}
+    best = min(tried, key=tried.get)
     found["gradient"] = under(gradient, targets)
     found["best_gradient"] = under(gradient.scaled(best), targets) | {"fraction": best}
+    matched = _matched(tried, found["gold"]["own"], lambda fraction: under(gradient.scaled(fraction), ["own"])["own"])
+    found["matched_gradient"] = under(gradient.scaled(matched), targets) | {"fraction": matched}
     return found
+
+
+def _matched(tried: dict[float, float], wanted: float, loss: Callable[[float], float]) -> float:
+    """The shortest gradient step that reaches a loss, to a few per cent in length; the best one tried where none does."""
+    reaching = [fraction for fraction, value in tried.items() if value <= wanted]
+    high = min(reaching, default=min(tried, key=tried.get))
+    if not reaching or high == 0:
+        return high
+    low = max((fraction for fraction in tried if 0 < fraction < high), default=high / 4)
+    for _ in range(5):
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if loss(middle) <= wanted else (middle, high)
+    return high
 
 
 def _rounded(values) -> list[float]:
@@ -199,7 +225,7 @@ def _rounded(values) -> list[float]:
 # --- estimands -------------------------------------------------------------------------------------------------------
 
 
-def estimands(exact: dict[str, float], record: dict, stride: int) -> dict[str, float]:
+def estimands(exact: dict[str, float], record: dict) -> dict[str, float]:
     """The estimands of C11, C11g and C11t for one question, NaN where its conditions lack (claims.toml says what each is)."""
     gold, ends = record["steps"]["gold"], record["ends"]
     drop, norm = np.array(gold["drop"]), np.array(gold["norm"])
@@ -213,6 +239,8 @@ def estimands(exact: dict[str, float], record: dict, stride: int) -> dict[str, f
         "C11g.cosine": _mean(gold["cosine"]),
         "C11g.cosine_unstated": _mean_until(gold, ends["gold"][0]),
         "C11g.over_random": _mean(gold["cosine"]) - _mean(gold["cosine_random"]),
+        "C11g.abs_over_random": _mean(np.abs(gold["cosine"])) - _mean(np.abs(gold["cosine_random"])),
+        "C11g.downhill": _mean(np.clip(gold["cosine"], 0, None)),
         "C11g.share": float(drop.sum()) / total if total > 0 else math.nan,
         "C11g.over_gradient": _mean(drop - np.array(gold["gradient_drop"])),
         "C11g.tokens": trend(np.abs(drop)[np.argsort(norm, kind="stable")]),
@@ -229,6 +257,8 @@ def estimands(exact: dict[str, float], record: dict, stride: int) -> dict[str, f
         "C11t.over_other": (last["theta"]["same"] - last["gold"]["same"]) - (last["theta"]["other"] - last["gold"]["other"]),
         "C11t.over_gradient": last["gradient"]["same"] - last["gold"]["same"],
         "C11t.over_best_gradient": last["best_gradient"]["same"] - last["gold"]["same"],
+        "C11t.over_matched_gradient": last["matched_gradient"]["same"] - last["gold"]["same"],
+        "C11t.over_matched_gradient_all": whole["matched_gradient"]["same"] - whole["gold"]["same"],
         "C11t.same_all": whole["theta"]["same"] - whole["gold"]["same"],
         "C11t.over_foreign_all": whole["foreign"]["same"] - whole["gold"]["same"],
         "C11t.over_best_gradient_all": whole["best_gradient"]["same"] - whole["gold"]["same"],
@@ -236,9 +266,9 @@ def estimands(exact: dict[str, float], record: dict, stride: int) -> dict[str, f
     return {name: float(number) for name, number in values.items()}
 
 
-def study_values(seeds: list[list[tuple[dict, dict]]], stride: int) -> dict[str, list[list[float]]]:
+def study_values(seeds: list[list[tuple[dict, dict]]]) -> dict[str, list[list[float]]]:
     """Estimands as evidence values: test -> seeds -> questions. seeds: per seed, (exactness, record) of each question."""
-    table = [[estimands(exact, record, stride) for exact, record in questions] for questions in seeds]
+    table = [[estimands(exact, record) for exact, record in questions] for questions in seeds]
     return {name: [[row[name] for row in rows] for rows in table] for name in table[0][0]}
 
 
@@ -287,11 +317,11 @@ def toy_study(
     """Train a reasoner per seed and measure n chains on each: per seed (exactness, record) pairs; seconds spent."""
 
     def one(seed: int) -> dict:
-        model, losses = toy.train_reasoner(seed, steps=steps)
+        model, _ = toy.train_reasoner(seed, steps=steps)
         wide = wide_copy(model)
         cases = [toy_case(question, seed) for question in toy.chains(n_questions, seed)]
         made = [[exactness(wide, case), measure(model, case, stride=1, seed=seed)] for case in cases]
-        return {"loss": float(np.mean(losses[-50:])), "made": made}
+        return {"made": made}
 
     key = {"study": "chains", "n_questions": n_questions, "steps": steps, "source_hash": source_hash(TOY_ENTRIES)}
     records, seconds = _resumable(list(range(seeds)), one, key, folder, progress)
@@ -335,9 +365,9 @@ def write_evidence(
     settings: dict,
     seconds: float,
 ) -> Path:
-    """Write `updates.<scale>.json` of a study on questions: estimands, and what the figures need. settings: with 'stride'."""
+    """Write `updates.<scale>.json` of a study on questions: estimands, and what the figures need."""
     extra = {"templates": [case.template for case in cases], "records": [summary(record) for record in records]}
-    values = study_values([list(zip(exact, records, strict=True))], settings["stride"])
+    values = study_values([list(zip(exact, records, strict=True))])
     given = {"entries": ENTRIES, "command": command, "settings": settings, "wall_seconds": seconds, "extra": extra}
     return ledger.write_evidence(folder, "updates", scale, values, **given)
 
@@ -350,7 +380,7 @@ def write_toy_evidence(folder: Path, seeds: list, *, command: str, seconds: floa
     }
     settings = {"tiny_seeds": len(seeds), "n_questions": len(seeds[0])}
     given = {"entries": TOY_ENTRIES, "command": command, "settings": settings, "wall_seconds": seconds}
-    return ledger.write_evidence(folder, "updates", "tiny", study_values(seeds, 1), extra={"by_token": means}, **given)
+    return ledger.write_evidence(folder, "updates", "tiny", study_values(seeds), extra={"by_token": means}, **given)
 
 
 def summary(record: dict) -> dict:
@@ -359,8 +389,9 @@ def summary(record: dict) -> dict:
     cosines = {kind: _mean_until(held, ends[kind][1]) for kind, held in record["steps"].items()}
     cosines |= {"whole": _mean(gold["cosine"]), "random": _mean(gold["cosine_random"])}
     cosines |= {"protected": _mean(gold["cosine_protected"]), "ceiling": _mean(gold["ceiling"])}
+    cosines["downhill"] = _mean(np.clip(gold["cosine"], 0, None))  # uphill steps count as 0: bounds every exact step
     falls = {name: _mean(gold[name]) for name in ("drop", "gradient_drop", "best_gradient_drop")}
-    kept = {name: record[name] for name in ("id", "by_layer", "losses", "answer_tokens")}
+    kept = {name: record[name] for name in ("id", "by_layer", "by_kind", "losses", "answer_tokens")}
     return {"cosines": cosines, "falls": falls, **kept}
 
 
