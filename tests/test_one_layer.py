@@ -147,3 +147,13 @@ def test_draws_are_by_seed():
     assert torch.equal(random_tokens(3, 4, seed=1), random_tokens(3, 4, seed=1))
     assert not torch.equal(random_tokens(3, 4, seed=1), random_tokens(3, 4, seed=2))
     assert one_layer.random_layer(4, 8, seed=0).W_1.dtype == torch.float64
+
+
+def test_relative_errors_separate_the_softmax_from_the_fit():
+    found = one_layer.relative_errors([4, 24], 5, 8, seed=0)
+    assert {name: table.shape for name, table in found.items()} == dict.fromkeys(found, (5, 2))
+    assert (found["value-side rank one"] < 1e-12).all()
+    assert (found["fit of the token"][:, 0] > 1e-3).all()
+    assert (found["fit of the token"][:, 1] < 1e-10).all()
+    assert (found["printed, no softmax"][:, 1] < 1e-10).all()
+    assert (found["printed, softmax"] > 1e-4).all()

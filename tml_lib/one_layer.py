@@ -64,11 +64,6 @@ def random_tokens(n: int, d: int, *, seed: int) -> Tensor:
     return _generator(seed)(n, d)
 
 
-def random_pair(n: int, d: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Embeddings of a question of n tokens and of one trajectory token: (n, d) and (1, d)."""
-    return random_tokens(n + 1, d, seed=seed).split([n, 1])
-
-
 def _generator(seed: int):
     generator = torch.Generator().manual_seed(seed)
     return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -113,12 +108,6 @@ def query_update(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> OneLayer:
     return replace(theta, W_q=torch.outer(q, E_t[-1]) / (q @ q) @ theta.W_q)
 
 
-def fit_error(E_l: Tensor, E_t: Tensor) -> float:
-    """Relative error of E_t ≈ C E_l by least squares: zero, but for rounding, where the question's tokens span E_t."""
-    C = _combination(E_l, E_t)
-    return float((C @ E_l - E_t).norm() / E_t.norm())
-
-
 def _combination(E_l: Tensor, E_t: Tensor) -> Tensor:
     """C (|t|, |l|) with C E_l nearest to E_t."""
     return torch.linalg.lstsq(E_l.T, E_t.T, driver="gelsd").solution.T
@@ -135,6 +124,27 @@ def printed_update(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> OneLayer:
     F = torch.cat([torch.eye(len(E_l), dtype=E_l.dtype), _combination(E_l, E_t).T], dim=1)
     fold = torch.linalg.pinv(E_l) @ F @ F.T @ E_l
     return replace(query_update(theta, E_l, E_t), W_v=fold @ theta.W_v)
+
+
+def relative_errors(lengths: list[int], draws: int, d: int, *, seed: int) -> dict[str, Tensor]:
+    """How far each update's output is from Eq. 6, and the fit of the token: name -> (draws, len(lengths)), relative.
+
+    Every draw has its own weights and tokens; one trajectory token. 'no softmax': both outputs are of linear attention.
+    """
+    makers = {"printed, no softmax": printed_update, "printed, softmax": printed_update, "new query only": query_update}
+    makers["value-side rank one"] = value_update
+    found = {name: torch.zeros(draws, len(lengths)) for name in ("fit of the token", *makers)}
+    for i in range(draws):
+        theta = random_layer(d, 2 * d, seed=seed + i)
+        for j, length in enumerate(lengths):
+            E_l, E_t = random_tokens(length + 1, d, seed=seed + draws + i).split([length, 1])
+            found["fit of the token"][i, j] = (_combination(E_l, E_t) @ E_l - E_t).norm() / E_t.norm()
+            for name, make in makers.items():
+                layer = replace(theta, linear=name.endswith("no softmax"))
+                wanted = with_trajectory(layer, E_l, E_t)
+                error = without_trajectory(make(layer, E_l, E_t), E_l) - wanted
+                found[name][i, j] = error.norm() / wanted.norm()
+    return found
 
 
 # --- a modern block: RMSNorm and a gated MLP -------------------------------------------------------------------------

@@ -33,6 +33,23 @@ LABELS = {
     "shuffled": "control: gold steps shuffled",
     "copying": "control: unrelated text ending in the answer",
 }
+STEP_LABELS = {  # of the mean cosines in a summary of the update study
+    "whole": "gold, whole",
+    "gold": "gold, before the statement",
+    "foreign": "another question's",
+    "shuffled": "shuffled",
+    "corrupted": "corrupted",
+    "random": "random steps",
+    "protected": "gold, prompt untouched",
+}
+TRANSFER_LABELS = {
+    "gold": "gold",
+    "foreign": "another's",
+    "shuffled": "shuffled",
+    "corrupted": "corrupted",
+    "gradient": "gradient, as long",
+    "matched_gradient": "gradient, same effect",
+}
 VERDICT_COLOURS = {"holds": "#009E73", "contradicted": "#D55E00"}
 _DASHES = {"gold": "-", "corrupted": "--", "sampled": ":", "foreign": "-.", "shuffled": "--", "copying": ":"}
 NLL_LABEL = "answer NLL L̂ (nats per token)"
