@@ -246,11 +246,11 @@ def to_markdown(table: list[Row]) -> str:
 
 def to_text(table: list[Row]) -> str:
     """The table for a terminal, with the claims' verdicts below it."""
-    lines = [f"{'claim':6}{'test':24}{'scale':7}{'estimate':>9}  {'95 % interval':20}{'unit':16}{'n':>6}  verdict"]
+    lines = [f"{'claim':6}{'test':27}{'scale':7}{'estimate':>9}  {'95 % interval':20}{'unit':16}{'n':>6}  verdict"]
     for row in table:
         interval = f"[{row.low:.3f}, {row.high:.3f}]"
         mark = "*" if row.decisive else " "
-        start = f"{row.claim:6}{mark + row.test:24}{row.scale:7}{row.estimate:9.3f}  {interval:20}"
+        start = f"{row.claim:6}{mark + row.test:27}{row.scale:7}{row.estimate:9.3f}  {interval:20}"
         count = f"{row.n_seeds}×{row.n_questions}" if row.n_seeds > 1 else str(row.n_questions)
         lines.append(f"{start}{row.unit:16}{count:>6}  {row.verdict}")
     lines.append("* decisive test")
