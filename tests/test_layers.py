@@ -10,8 +10,20 @@ import tml_lib
 LAYERS = {
     0: {"records", "runtime", "stats"},
     1: {"tasks", "toy", "models", "answers", "blocks", "one_layer"},
-    2: {"maml", "probe", "implicit", "paths", "landscape", "rollouts"},
-    3: {"outer", "ledger", "plots", "exercises", "studies", "update_study", "notebooks", "bench", "report", "cli"},
+    2: {"maml", "optimisers", "descent", "probe", "implicit", "paths", "landscape", "rollouts"},
+    3: {
+        "outer",
+        "ledger",
+        "plots",
+        "exercises",
+        "studies",
+        "update_study",
+        "meta_study",
+        "notebooks",
+        "bench",
+        "report",
+        "cli",
+    },
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 FILES = {path.stem: path for path in sorted(Path(tml_lib.__file__).parent.glob("*.py"))}

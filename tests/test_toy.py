@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tml_lib import probe, toy
+from tml_lib.records import TaskBatch
 
 
 def recompute(text):
@@ -93,3 +94,77 @@ def test_the_models_words_and_probing_fit_together(chains):
     assert len(trajectory) == toy.TERMS * toy.STEP_TOKENS
     with pytest.raises(KeyError, match="Wait"):
         toy.encode("+ 3 Wait")
+
+
+# --- regression tasks ------------------------------------------------------------------------------------------------
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_sinusoids_lie_on_one_sine_per_task():
+    tasks = toy.sinusoids(200, 30, draw(), queries=30)
+    assert len(tasks) == 200
+    assert tasks.query_x.shape == (200, 30, 1)
+    x = torch.cat([tasks.support_x, tasks.query_x], 1)
+    y = torch.cat([tasks.support_y, tasks.query_y], 1)
+    basis = torch.cat([torch.sin(x), torch.cos(x)], 2).double()  # A sin(x - p) lies in their span
+    fitted = torch.linalg.lstsq(basis, y.double())
+    assert float((basis @ fitted.solution - y).abs().max()) < 1e-5
+    amplitude = fitted.solution.norm(dim=1).squeeze()
+    phase = torch.atan2(-fitted.solution[:, 1, 0], fitted.solution[:, 0, 0])
+    assert 0.1 <= float(amplitude.min()) < 0.4
+    assert 4.7 < float(amplitude.max()) <= 5.0 + 1e-6
+    assert -1e-6 <= float(phase.min()) < 0.1
+    assert 3.0 < float(phase.max()) <= torch.pi + 1e-6
+    assert float(x.abs().max()) <= 5
+
+
+def test_linear_tasks_have_the_stated_noise_and_condition():
+    tasks = toy.linear_tasks(400, 50, draw(1), noise=0.3, condition=9.0)
+    solution = torch.linalg.lstsq(tasks.support_x.double(), tasks.support_y.double()).solution
+    residual = tasks.support_x.double() @ solution - tasks.support_y.double()
+    assert float(residual.square().sum() / (400 * 48)) == pytest.approx(0.09, rel=0.05)
+    second = (tasks.support_x**2).mean((0, 1))
+    assert float(second[0] / second[1]) == pytest.approx(9, rel=0.05)
+    assert float(second.sum()) == pytest.approx(2, rel=0.05)
+    plain = (toy.linear_tasks(400, 50, draw(1)).support_x ** 2).mean((0, 1))
+    assert torch.allclose(plain, torch.ones(2), rtol=0.05)
+
+
+def test_fewer_shots_are_the_first_ones_of_the_same_tasks():
+    tasks = toy.sinusoids(3, 20, draw())
+    few = tasks.with_shots(2)
+    assert torch.equal(few.support_x, tasks.support_x[:, :2])
+    assert torch.equal(few.query_y, tasks.query_y)
+    for shots in (0, 21, -1):
+        with pytest.raises(ValueError, match=f"shots={shots} must lie in 1..20"):
+            tasks.with_shots(shots)
+
+
+def test_an_overlap_of_support_and_query_must_be_asked_for():
+    x = torch.arange(6.0).view(1, 6, 1)
+    with pytest.raises(ValueError, match=r"share the points \[1, 2\].*allow_overlap=True"):
+        toy.support_query_split(x, x, [0, 1, 2], [1, 2, 5])
+    both = toy.support_query_split(x, x, [0, 1, 2], [1, 2, 5], allow_overlap=True)
+    assert both.query_x.flatten().tolist() == [1, 2, 5]
+    with pytest.raises(ValueError, match=r"point 6 does not exist: the tasks have points 0\.\.5"):
+        toy.support_query_split(x, x, [0], [6])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: toy.sinusoids(0, 5, draw()), "0 tasks"),
+        (lambda: toy.sinusoids(5, 0, draw(), queries=3), "K=0 support points"),
+        (lambda: toy.sinusoids(5, 3, draw(), queries=0), "0 query points"),
+        (lambda: toy.linear_tasks(5, 3, draw(), noise=-0.1), "noise=-0.1 must not be negative"),
+        (lambda: toy.linear_tasks(5, 3, draw(), condition=0.5), "condition=0.5 must be at least 1"),
+        (lambda: TaskBatch(torch.zeros(2, 3), *[torch.zeros(2, 3, 1)] * 3), "are not \\(tasks, points, features\\)"),
+        (lambda: TaskBatch(*[torch.zeros(2, 3, 1)] * 3, torch.zeros(2, 4, 1)), "do not fit"),
+    ],
+)
+def test_bad_task_batches_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from tml_lib import ledger, studies, tasks, toy, update_study
+from tml_lib import ledger, runtime, studies, tasks, toy, update_study
 from tml_lib.ledger import claims
 from tml_lib.probe import naive_nll
 from tml_lib.update_study import estimands, measure
@@ -247,12 +247,12 @@ def test_an_interrupted_study_goes_on_and_another_one_starts_afresh(tmp_path):
 
     key = {"study": "s", "seed": 1}
     with pytest.raises(KeyboardInterrupt):
-        update_study._resumable([1, 2, 3, 4], one, key, tmp_path, False)
-    records, seconds = update_study._resumable([1, 2, 3, 4], one, key, tmp_path, False)
+        runtime.resumable([1, 2, 3, 4], one, key, tmp_path, False)
+    records, seconds = runtime.resumable([1, 2, 3, 4], one, key, tmp_path, False)
     assert [r["item"] for r in records] == [1, 2, 3, 4]
     assert done == [1, 2, 3, 3, 4]
     assert seconds > 0
-    update_study._resumable([1], one, key | {"seed": 2}, tmp_path, False)
+    runtime.resumable([1], one, key | {"seed": 2}, tmp_path, False)
     assert done[-1] == 1
     assert len(list(tmp_path.glob("*.checkpoint"))) == 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,47 @@ class Question:
     answer: str
     template: str  # questions of one template differ only in names and numbers
     trajectories: tuple[Trajectory, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class TaskBatch:
+    """B regression tasks: support sets for the inner loop, query sets for the outer loss (Finn et al. 2017).
+
+    ValueError where there are no tasks, no support or query points, or shapes that do not belong together.
+    """
+
+    support_x: torch.Tensor  # (B, K, d) inputs; K is the number of shots
+    support_y: torch.Tensor  # (B, K, 1) targets
+    query_x: torch.Tensor  # (B, Q, d)
+    query_y: torch.Tensor  # (B, Q, 1)
+
+    def __post_init__(self):
+        shapes = [tuple(t.shape) for t in (self.support_x, self.support_y, self.query_x, self.query_y)]
+        if any(len(shape) != 3 for shape in shapes) or len({shape[0] for shape in shapes}) != 1:
+            raise ValueError(f"shapes {shapes} are not (tasks, points, features) of the same tasks: stack one row per task")
+        (tasks, shots, width), (_, queries, query_width) = shapes[0], shapes[2]
+        if tasks == 0:
+            raise ValueError("0 tasks: an outer loss is a mean over tasks, give at least 1")
+        if shots == 0:
+            raise ValueError("K=0 support points leave the inner loop without a loss: give at least 1 (steps=0 skips the loop)")
+        if queries == 0:
+            raise ValueError("0 query points leave the outer loop without a loss: give at least 1")
+        if shapes[1] != (tasks, shots, 1) or shapes[3] != (tasks, queries, 1) or width != query_width:
+            raise ValueError(f"shapes {shapes} do not fit: targets have one feature, support and query inputs the same number")
+
+    def __len__(self) -> int:
+        return len(self.support_x)
+
+    def with_shots(self, shots: int) -> TaskBatch:
+        """The same tasks and queries with only the first `shots` support points; ValueError where there are fewer."""
+        if not 1 <= shots <= self.support_x.shape[1]:
+            raise ValueError(f"shots={shots} must lie in 1..{self.support_x.shape[1]}, the support points of these tasks")
+        return TaskBatch(self.support_x[:, :shots], self.support_y[:, :shots], self.query_x, self.query_y)
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> TaskBatch:
+        """The same tasks in another precision or on another device."""
+        parts = (self.support_x, self.support_y, self.query_x, self.query_y)
+        return TaskBatch(*(part.to(dtype=dtype, device=device) for part in parts))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,13 @@ import gc
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "numpy", "scipy", "math-verify", "reasoning-gym")
@@ -170,6 +172,26 @@ def _definitions(module: str) -> tuple[dict[str, ast.AST], dict[str, str]]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             definitions |= {target.id: node for target in targets if isinstance(target, ast.Name)}
     return definitions, imported
+
+
+def resumable(items: list, one: Callable[[object], dict], key: dict, folder: Path, progress: bool) -> tuple[list[dict], float]:
+    """[one(item) for item in items] and the seconds spent, each kept in a checkpoint that is named for what the key says.
+
+    key: 'study', and all that the records depend on. one: returns what JSON can hold. progress: print a line per item.
+    """
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+    checkpoint = Path(folder) / f"{key['study']}-{name}.checkpoint"
+    held = {"seconds": 0.0, "records": []}
+    if checkpoint.is_file():
+        held = json.loads(checkpoint.read_text(encoding="utf8"))
+    for item in items[len(held["records"]) :]:
+        began = time.perf_counter()
+        held["records"].append(json.loads(json.dumps(one(item))))
+        held["seconds"] += time.perf_counter() - began
+        write_text(checkpoint, json.dumps(held))
+        if progress:
+            print(f"{key['study']}: {len(held['records'])} of {len(items)}", flush=True)
+    return held["records"][: len(items)], held["seconds"]
 
 
 # --- notebook parameters ---------------------------------------------------------------------------------------------

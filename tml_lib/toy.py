@@ -1,8 +1,9 @@
-"""Toy task distributions. Chains: questions that a tiny decoder answers only by way of a trajectory.
+"""Toy task distributions: chains, questions that a tiny decoder answers only by way of a trajectory, and regression tasks.
 
-A question is a chain of operations (+ 3 * 5 + 2 ...) on a running value that starts at 1 and is kept modulo 13; its trajectory
-repeats each operation and writes the value after it; its answer is the last value, two digits and so two tokens. Adding and
-multiplying in turn leave no short cut by a sum. Questions of one *template* have the same operators and other numbers.
+A chain's question is a row of operations (+ 3 * 5 + 2 ...) on a running value that starts at 1 and is kept modulo 13; its
+trajectory repeats each operation and writes the value after it; its answer is the last value, two digits and so two tokens.
+Adding and multiplying in turn leave no short cut by a sum. Questions of one *template* have the same operators and other
+numbers. Regression tasks carry a support set for an inner loop and a query set for an outer loss.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tml_lib.answers import Suffix
-from tml_lib.records import Question, Trajectory
+from tml_lib.records import Question, TaskBatch, Trajectory
 
 TERMS = 6  # operations of a question
 MODULUS = 13  # values are 0..12
@@ -184,3 +185,56 @@ def _example(rng: random.Random, seed: int, index: int) -> tuple[list[int], int]
     kept = len(trajectory) if rng.random() < 1 / 2 else rng.randrange(len(trajectory))
     prompt = prompt_ids(question)
     return [*prompt, *trajectory[:kept], *suffix(question.answer).ids], len(prompt)
+
+
+# --- regression tasks ------------------------------------------------------------------------------------------------
+
+
+def support_query_split(
+    x: torch.Tensor, y: torch.Tensor, support: Sequence[int], query: Sequence[int], *, allow_overlap: bool = False
+) -> TaskBatch:
+    """Split the points of B tasks by index. x: (B, n, d), y: (B, n, 1).
+
+    A query point that the inner loop has seen measures memory, not adaptation: ValueError names the shared points unless
+    `allow_overlap`, and indices outside 0..n-1.
+    """
+    shared = sorted(set(support) & set(query))
+    if shared and not allow_overlap:
+        raise ValueError(
+            f"support and query share the points {shared}: the outer loss would reward remembering them; give disjoint "
+            "indices, or allow_overlap=True where that is meant"
+        )
+    if outside := [i for i in [*support, *query] if not 0 <= i < x.shape[1]]:
+        raise ValueError(f"point {outside[0]} does not exist: the tasks have points 0..{x.shape[1] - 1}")
+    support, query = torch.as_tensor(list(support), dtype=torch.long), torch.as_tensor(list(query), dtype=torch.long)
+    return TaskBatch(x[:, support], y[:, support], x[:, query], y[:, query])
+
+
+def sinusoids(n: int, shots: int, generator: torch.Generator, *, queries: int | None = None) -> TaskBatch:
+    """n tasks y = A sin(x - p), A in [0.1, 5], p in [0, pi], x in [-5, 5], all uniform (Finn et al. 2017, §5.1).
+
+    shots: support points per task; queries: query points per task, by default as many.
+    """
+    queries = shots if queries is None else queries
+    amplitude = 0.1 + 4.9 * torch.rand(n, 1, 1, generator=generator)
+    phase = torch.pi * torch.rand(n, 1, 1, generator=generator)
+    x = 10 * torch.rand(n, shots + queries, 1, generator=generator) - 5
+    return support_query_split(x, amplitude * torch.sin(x - phase), range(shots), range(shots, shots + queries))
+
+
+def linear_tasks(
+    n: int, shots: int, generator: torch.Generator, *, d: int = 2, queries: int = 1, noise: float = 0.1, condition: float = 1.0
+) -> TaskBatch:
+    """n tasks y = w*·x + noise, w* ~ N(0, I_d), x ~ N(0, S).
+
+    noise: its standard deviation. condition: ratio of the largest to the smallest eigenvalue of S, which is diagonal with
+    eigenvalues in geometric steps and trace d. ValueError where the noise is negative or the condition below 1.
+    """
+    if not noise >= 0 or not condition >= 1:
+        raise ValueError(f"noise={noise} must not be negative, and condition={condition} must be at least 1")
+    spread = torch.logspace(0, -1, d, base=float(condition)) if d > 1 else torch.ones(1)
+    scale = (d * spread / spread.sum()).sqrt()
+    w = torch.randn(n, d, 1, generator=generator)
+    x = torch.randn(n, shots + queries, d, generator=generator) * scale
+    y = x @ w + noise * torch.randn(n, shots + queries, 1, generator=generator)
+    return support_query_split(x, y, range(shots), range(shots, shots + queries))

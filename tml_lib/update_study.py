@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import random
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,7 +26,7 @@ from tml_lib.models import LanguageModel, widen_norms
 from tml_lib.paths import LINE_SEARCH, PathSteps, path_from_ids, path_steps
 from tml_lib.probe import naive_nll
 from tml_lib.records import Question
-from tml_lib.runtime import source_hash, write_text
+from tml_lib.runtime import resumable, source_hash
 from tml_lib.stats import trend
 from tml_lib.studies import build_conditions
 
@@ -297,7 +296,7 @@ def study_cases(lm: LanguageModel, n: int, seed: int) -> list[Case]:
 
 def exactness_study(lm: LanguageModel, cases: list[Case], folder: Path, *, progress: bool = False) -> tuple[list[dict], float]:
     """`exactness` of every case and the seconds spent; kept in the folder after each and continued from there."""
-    return _resumable(cases, lambda case: exactness(lm.model, case), _key("exact", lm, cases), folder, progress)
+    return resumable(cases, lambda case: exactness(lm.model, case), _key("exact", lm, cases), folder, progress)
 
 
 def measurement_study(
@@ -308,7 +307,7 @@ def measurement_study(
     def one(case: Case) -> dict:
         return measure(lm.model, case, stride=stride, seed=seed)
 
-    return _resumable(cases, one, _key("measure", lm, cases) | {"stride": stride, "seed": seed}, folder, progress)
+    return resumable(cases, one, _key("measure", lm, cases) | {"stride": stride, "seed": seed}, folder, progress)
 
 
 def toy_study(
@@ -324,7 +323,7 @@ def toy_study(
         return {"made": made}
 
     key = {"study": "chains", "n_questions": n_questions, "steps": steps, "source_hash": source_hash(TOY_ENTRIES)}
-    records, seconds = _resumable(list(range(seeds)), one, key, folder, progress)
+    records, seconds = resumable(list(range(seeds)), one, key, folder, progress)
     return [record["made"] for record in records], seconds
 
 
@@ -332,23 +331,6 @@ def _key(study: str, lm: LanguageModel, cases: list[Case]) -> dict:
     """What a checkpoint must agree on: model, questions and code."""
     questions = hashlib.sha256(json.dumps([asdict(case) for case in cases]).encode()).hexdigest()[:12]
     return {"study": study, "model": lm.name, "questions": questions, "source_hash": source_hash(ENTRIES)}
-
-
-def _resumable(items: list, one: Callable[[object], dict], key: dict, folder: Path, progress: bool) -> tuple[list[dict], float]:
-    """[one(item) for item in items] and the seconds spent, each kept in a checkpoint that is named for what the key says."""
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    checkpoint = Path(folder) / f"updates-{key['study']}-{name}.checkpoint"
-    held = {"seconds": 0.0, "records": []}
-    if checkpoint.is_file():
-        held = json.loads(checkpoint.read_text(encoding="utf8"))
-    for item in items[len(held["records"]) :]:
-        began = time.perf_counter()
-        held["records"].append(json.loads(json.dumps(one(item))))
-        held["seconds"] += time.perf_counter() - began
-        write_text(checkpoint, json.dumps(held))
-        if progress:
-            print(f"{key['study']}: {len(held['records'])} of {len(items)}", flush=True)
-    return held["records"][: len(items)], held["seconds"]
 
 
 # --- evidence, and what figures need ---------------------------------------------------------------------------------
