@@ -78,11 +78,11 @@ def bin_of(y: torch.Tensor) -> torch.Tensor:
 
 
 def readout_distribution(predicted: torch.Tensor, width: float = READOUT_WIDTH) -> torch.Tensor:
-    """The Gaussian around each prediction, as probabilities of the bins: (...) -> (..., bins)."""
-    edges = (BINS[1:] + BINS[:-1]) / 2
-    below = torch.special.ndtr((edges.to(predicted) - predicted[..., None]) / width)
+    """The Gaussian around each prediction, as probabilities of the bins: (...) -> (..., bins), none below 1e-12."""
+    edges = ((BINS[1:] + BINS[:-1]) / 2).to(predicted.device)
+    below = torch.special.ndtr((edges - predicted[..., None]).double() / width)  # float64: differences near 1 are small
     ends = torch.zeros_like(below[..., :1])
-    return torch.diff(torch.cat([ends, below, ends + 1], -1)).clamp_min(1e-12)
+    return torch.diff(torch.cat([ends, below, ends + 1], -1)).clamp_min(1e-12).to(predicted.dtype)
 
 
 def explicit_nll(batch: TaskBatch, iterates: torch.Tensor) -> torch.Tensor:
@@ -277,9 +277,9 @@ def as_causal_lm(model: Writer, batch: TaskBatch, iterates: torch.Tensor, index:
         config.tie_word_embeddings = False
         with torch.random.fork_rng():
             lm = LlamaForCausalLM(config).eval()
+            lm.lm_head = nn.Linear(vectors.shape[1], config.vocab_size)
         lm.model.layers, lm.model.norm, lm.model.rotary_emb = model.body.layers, model.body.norm, model.body.rotary_emb
         lm.model.embed_tokens.weight.copy_(torch.cat([torch.zeros(bins, vectors.shape[1]), vectors]))
-        lm.lm_head = nn.Linear(vectors.shape[1], config.vocab_size)
         lm.lm_head.weight.copy_(torch.cat([model.bins.weight, torch.zeros_like(vectors)]))
         lm.lm_head.bias.copy_(torch.cat([torch.zeros(bins), torch.full((len(vectors),), -30.0)]))
     ids = list(range(bins, config.vocab_size))

@@ -1,0 +1,106 @@
+"""The studies of M and G: estimands on made-up cases whose values are known, complete rules, resumption, evidence."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tml_lib import descent, ledger, meta_study, runtime
+
+SMALL = {"sinusoids": {"meta_steps": 3, "optimiser_steps": 1}, "descent": {"train_steps": 2, "maml_steps": 1}}
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Fewer unseen tasks: the study's structure, not its figures."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(meta_study, "UNSEEN", 6)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def records(few):
+    return {
+        "sinusoids": [meta_study.sinusoid_record(seed, **SMALL["sinusoids"]) for seed in (0, 1)],
+        "descent": [meta_study.descent_record(seed, **SMALL["descent"]) for seed in (0, 1)],
+    }
+
+
+@pytest.mark.parametrize(("study", "letter"), [("sinusoids", "M"), ("descent", "G")])
+def test_every_rule_has_values_and_every_value_a_rule(records, study, letter):
+    ruled = {f"{c}.{t['name']}" for c, item in ledger.claims().items() for t in item["tests"] if c.startswith(letter)}
+    values = {"sinusoids": meta_study.sinusoid_values, "descent": meta_study.descent_values}[study](records[study])
+    assert set(values) == ruled
+    for name, seeds in values.items():
+        assert [len(seed) for seed in seeds] == [6, 6], name
+
+
+@pytest.mark.parametrize("study", ["sinusoids", "descent"])
+def test_evidence_is_written_and_read_and_small_samples_decide_nothing(records, study, tmp_path):
+    path = meta_study.write_evidence(tmp_path, study, records[study], command="x", settings={}, seconds=1.0)
+    table = [row for row in ledger.rows([tmp_path]) if row.evidence == path.as_posix()]
+    assert table
+    assert {row.verdict for row in table} == {"too few"}
+    assert len(ledger.read_evidence(path)["records"]) == 2
+
+
+def test_the_same_seed_gives_the_same_record(few, records):
+    again = meta_study.sinusoid_record(1, **SMALL["sinusoids"])
+    first = dict(records["sinusoids"][1])
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in first.items() if k != "seconds"}
+
+
+class GradientDescent(torch.nn.Module):
+    """A stand-in for the decoder that takes exact gradient steps from the iterate it reads, or recites them from the start."""
+
+    def __init__(self, recites=False):
+        super().__init__()
+        self.recites = recites
+
+    def forward(self, batch, iterates, kinds=()):
+        if self.recites:
+            return descent.gradient_descent(batch, iterates[:, 0], iterates.shape[1])[:, 1:], None
+        return iterates - descent.INNER_LR * descent.support_gradient(batch, iterates.contiguous()), None
+
+
+def test_measures_tell_stepping_from_reciting():
+    batch, w_0 = meta_study.unseen_regressions(0)
+    for recites, wanted in ((False, 0.0), (True, 1.0)):
+        model = GradientDescent(recites)
+        written = descent.write(model, batch, w_0, descent.STEPS)
+        assert float(meta_study.end_distance(model, batch, w_0).mean()) == pytest.approx(0, abs=1e-8)
+        assert float(meta_study.response_error(model, batch, written, 0).mean()) == pytest.approx(wanted, abs=1e-6)
+        assert float(meta_study.step_cosines(batch, written).min()) > 0.99
+        assert float(meta_study.step_errors(model, batch, w_0, "writer").max()) < 1e-8
+
+
+def test_standing_still_has_distance_one_and_a_random_walk_no_cosine():
+    batch, w_0 = meta_study.unseen_regressions(1)
+    explicit = descent.gradient_descent(batch, w_0, 6)
+    assert float(meta_study.relative_distance(w_0, explicit[:, -1], w_0).mean()) == pytest.approx(1)
+    walk = torch.randn(len(batch), 50, descent.D, generator=torch.Generator().manual_seed(0)).cumsum(1)
+    assert abs(float(meta_study.step_cosines(batch, walk).mean())) < 0.05
+
+
+def test_a_foreign_path_differs_from_the_own_one(few):
+    writer = descent.Writer(0)
+    batch, w_0 = descent.draw_tasks(6, torch.Generator().manual_seed(0), queries=2)
+    written = descent.gradient_descent(batch, w_0, 3)
+    values, means = meta_study.implicit_values(writer, batch, written, 0)
+    assert set(means) == {"readout", "answer", "foreign"}
+    assert len(means["readout"]["cosine"]) == 3
+    assert np.abs(values["G3.over_foreign"]).max() > 0
+
+
+def test_a_study_goes_on_where_it_stopped(few, tmp_path, monkeypatch):
+    made = []
+    real = meta_study.sinusoid_record
+    monkeypatch.setattr(meta_study, "sinusoid_record", lambda seed, **given: made.append(seed) or real(seed, **given))
+    first, _ = meta_study.sinusoid_study(1, tmp_path, **SMALL["sinusoids"])
+    both, seconds = meta_study.sinusoid_study(2, tmp_path, **SMALL["sinusoids"])
+    assert made == [0, 1]
+    assert both[0] == json.loads(json.dumps(first[0]))
+    assert seconds > 0
+    assert runtime.source_hash(meta_study.DESCENT_ENTRIES) != runtime.source_hash(meta_study.SINUSOID_ENTRIES)
