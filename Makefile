@@ -44,5 +44,5 @@ test: $(STAMP)  ## everything that CI runs: ruff, unit tests, every notebook by 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-bench: $(STAMP)  ## speed and memory of probe and parameter path against the naive ways (ARGS="path", ...)
+bench: $(STAMP)  ## speed of probe, parameter path and meta-gradients against the usual ways (ARGS="path", ...)
 	$(BIN)/python -m tml_lib bench $(ARGS)

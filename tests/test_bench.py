@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tml_lib import bench, models, report
+from tml_lib import bench, maml, models, report, toy
 from tml_lib.answers import Suffix
 
 
@@ -63,3 +63,21 @@ def test_recording_one_benchmark_keeps_the_others(monkeypatch):
     monkeypatch.setattr(report, "record", lambda **parts: kept.update(parts))
     report.record_bench([{"name": "path: speed", "value": 2}, {"name": "path: time", "value": 3}])
     assert kept["bench"] == [{"name": "probe: speed"}, {"name": "path: speed", "value": 2}, {"name": "path: time", "value": 3}]
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_higher_computes_the_meta_gradient_that_it_is_timed_for(steps):
+    theta, batch = maml.new_mlp([1, 40, 40, 1], 0), toy.sinusoids(3, 10, torch.Generator().manual_seed(0))
+    _, wanted = maml.meta_gradient(theta, batch, inner_lr=0.01, steps=steps)
+    for ours, theirs in zip(wanted, bench._higher_gradient(theta, batch, inner_lr=0.01, steps=steps), strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6)
+
+
+def test_maml_rows_are_ratios_and_a_training_run(monkeypatch):
+    monkeypatch.setattr(bench, "MAML_TRAINING", 5)
+    rows = bench.maml_rows(rounds=1, say=lambda _: None)
+    assert [row["unit"] for row in rows] == ["×", "×", "1/s"] * 2 + ["s", "squared error", "squared error"]
+    assert all(row["name"].startswith("maml: ") and row["value"] > 0 for row in rows)
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LookupError, match="pip install higher"):
+        bench.maml_rows()

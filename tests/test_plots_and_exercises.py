@@ -4,6 +4,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 
 from tml_lib import exercises, plots
 from tml_lib.ledger import Row
@@ -184,3 +185,128 @@ def test_the_theory_notebooks_checkers(check, right, wrong, hint, capsys):
     assert check(right) is True
     assert check(wrong) is False
     assert hint in capsys.readouterr().out
+
+
+# --- exercises of notebooks 02 and 03 ------------------------------------------------------------------------------------
+
+
+def loop(rate=1.0, restart=False, total=False):
+    def attempt(w, x, y, inner_lr, steps):
+        start = w
+        for _ in range(steps):
+            at = start if restart else w
+            slope = 2 * x * (at * x - y)
+            w = w - rate * inner_lr * (slope.sum() if total else slope.mean())
+        return w
+
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("attempt", "right", "says"),
+    [
+        (None, None, "not attempted"),
+        (loop(), True, "factor 2"),
+        (loop(0.5), False, "the square's derivative has a factor 2"),
+        (loop(-1), False, "against the gradient"),
+        (loop(total=True), False, "a mean over the K points"),
+        (loop(restart=True), False, "both steps use the gradient at w"),
+        (lambda w, x, y, inner_lr, steps: loop()(w, x, y, inner_lr, 1), False, "that is one step"),
+        (lambda *_: 7.0, False, "what is d/dw"),
+    ],
+)
+def test_inner_loop_checker(attempt, right, says, capsys):
+    assert exercises.check_inner_loop(attempt) is right
+    assert says in capsys.readouterr().out
+
+
+def meta(create_graph=True, require=True):
+    def attempt(w, x, y, x_q, y_q, inner_lr):
+        w = w.clone().requires_grad_(require)
+        (slope,) = torch.autograd.grad(((w * x - y) ** 2).mean(), w, create_graph=create_graph)
+        return torch.autograd.grad(((((w - inner_lr * slope) * x_q) - y_q) ** 2).mean(), w)[0]
+
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("attempt", "right", "says"),
+    [
+        (None, None, "not attempted"),
+        (meta(), True, "right"),
+        (meta(create_graph=False), False, "*first-order* meta-gradient"),
+        (meta(require=False), False, "w must require a gradient"),
+        (lambda *_: 0.0, False, "chain rule"),
+    ],
+)
+def test_meta_gradient_checker(attempt, right, says, capsys):
+    assert exercises.check_meta_gradient(attempt) is right
+    assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("attempt", "right", "says"),
+    [
+        (None, None, "not attempted"),
+        ({1: 0.9, 10: 0.15}, True, "within a factor of 2"),
+        ({1: 0.9, 10: 0.9}, False, "off by a factor of 9.0 at 10 shots"),
+        ({1: 0.9}, False, "[10] are missing"),
+    ],
+)
+def test_support_size_checker(attempt, right, says, capsys):
+    assert exercises.check_support_size(attempt, {1: 1.0, 10: 0.1}) is right
+    assert says in capsys.readouterr().out
+
+
+def descend(rate=1.0):
+    def attempt(X, y, w_0, inner_lr, steps):
+        rows = [w_0]
+        for _ in range(steps):
+            rows.append(rows[-1] - rate * inner_lr * X.T @ (X @ rows[-1] - y) / len(y))
+        return np.array(rows)
+
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("attempt", "right", "says"),
+    [
+        (None, None, "not attempted"),
+        (descend(), True, "right"),
+        (descend(2), False, "cancels the square's factor 2"),
+        (descend(3), False, "divide by n"),
+        (descend(-1), False, "not along"),
+        (lambda *given: descend()(*given)[1:], False, "as rows, 4 × 2"),
+        (lambda X, y, w_0, inner_lr, steps: X @ y, False, "the shapes do not fit"),
+        (lambda *_: np.zeros((4, 2)), False, "compare w_1"),
+    ],
+)
+def test_descent_checker(attempt, right, says, capsys):
+    assert exercises.check_descent(attempt) is right
+    assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("attempt", "right", "says"),
+    [
+        (None, None, "not attempted"),
+        (lambda X, lr, d, m: np.linalg.matrix_power(np.eye(2) - lr * X.T @ X / len(X), m) @ d, True, "right"),
+        (lambda X, lr, d, m: (np.eye(2) - lr * X.T @ X / len(X)) @ d, False, "that is one step"),
+        (lambda X, lr, d, m: d, False, "changes distances"),
+        (lambda X, lr, d, m: 0 * d, False, "Subtract the two lines"),
+    ],
+)
+def test_displacement_checker(attempt, right, says, capsys):
+    assert exercises.check_displacement(attempt) is right
+    assert says in capsys.readouterr().out
+
+
+def test_seed_bands_show_means_over_seeds_and_tell_lines_apart():
+    tables = {"a": np.array([[1.0, 2.0], [3.0, 4.0]]), "b": np.array([[0.0, 1.0]])}
+    ax = plots.seed_bands(plt.figure().add_subplot(), [0, 1], tables)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [2, 3])
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), [0, 1])
+    assert len(ax.collections) == 1, "a single seed has no band"
+    styles = {(line.get_color(), line.get_linestyle()) for line in ax.lines}
+    assert len(styles) == 2
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a (2 seeds)", "b (1 seed)"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from statistics import median
 
 import torch
 
-from tml_lib import models, tasks
+from tml_lib import maml, models, tasks, toy
 from tml_lib.answers import ANSWER_TEMPLATE, chat_prompt, encode
 from tml_lib.implicit import update_from_ids
 from tml_lib.paths import path_from_ids
@@ -21,6 +22,8 @@ from tml_lib.probe import naive_nll, prefix_nll
 
 LENGTHS = {128: 10, 512: 22, 1024: 40}  # trajectory tokens -> bar: how many times faster than the naive loop
 TINY_BAR, MEMORY_BAR = 22, 200  # the tiny model's bar at 512 tokens; MiB above the model at 1024
+MAML_BARS = {1: (12, 25), 5: (8, 18)}  # inner steps -> how many times faster than higher: readable path, fast path
+MAML_TRAINING = 3000  # meta-steps of a full training run
 PATH_LENGTH, PATH_BAR = 64, 10  # trajectory tokens of the parameter path; how many times faster than update by update
 
 
@@ -87,6 +90,80 @@ def path_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[di
         ("path: time for all prefixes", seconds, "s", ""),
     ]
     return _rows(figures, setting)
+
+
+def maml_rows(*, rounds: int = 5, say: Callable[[str], None] = print) -> list[dict]:
+    """Second-order meta-gradients of both paths against `higher`, and a training run; one thread, float32.
+
+    Sinusoids, a 2 × 40 network, 10 shots, 25 tasks a meta-step, gradients only; medians over rounds of the ratio in a round.
+    """
+    if importlib.util.find_spec("higher") is None:
+        raise LookupError("the maml benchmark compares with the package `higher`: pip install higher==0.2.1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        theta, rows = maml.new_mlp([1, 40, 40, 1], 0), []
+        batch = toy.sinusoids(25, 10, torch.Generator().manual_seed(0))
+        for steps, (readable_bar, fast_bar) in MAML_BARS.items():
+            ratios, rates = {"readable": [], "fast": []}, []
+            for turn in range(rounds):
+                seconds = {
+                    "higher": _mean_time(_higher_gradient, 2, theta, batch, steps),
+                    "readable": _mean_time(maml.meta_gradient_readable, 20, theta, batch, steps),
+                    "fast": _mean_time(maml.meta_gradient, 20, theta, batch, steps),
+                }
+                for name, values in ratios.items():
+                    values.append(seconds["higher"] / seconds[name])
+                rates.append(1 / seconds["fast"])
+                say(f"maml, inner steps: {steps}, round {turn + 1}/{rounds}: fast {ratios['fast'][-1]:.1f} times higher")
+            setting = f"sinusoids, 2 × 40, 10 shots, 25 tasks, inner steps: {steps}, one thread, float32"
+            figures = [
+                ("maml: readable path, speed against higher", ratios["readable"], "×", f"≥ {readable_bar}"),
+                ("maml: fast path, speed against higher", ratios["fast"], "×", f"≥ {fast_bar}"),
+                ("maml: fast path, meta-gradients a second", rates, "1/s", ""),
+            ]
+            rows += _rows(figures, setting)
+        say("a training run")
+        trained: list = []
+        given = {"meta_steps": MAML_TRAINING, "inner_lr": 0.02, "steps": 5, "seed": 0}
+        seconds = _time(lambda: trained.append(maml.meta_train(theta, lambda g: toy.sinusoids(25, 10, g), **given)[0]))
+        unseen = toy.sinusoids(600, 10, torch.Generator().manual_seed(1), queries=100)
+        curve = maml.adaptation_curve(trained[0], unseen, inner_lr=0.02, steps=5).mean(0).tolist()
+    finally:
+        torch.set_num_threads(threads)
+    setting = f"{MAML_TRAINING} meta-steps of 5 inner steps, Adam, one thread; 600 unseen tasks"
+    figures = [
+        ("maml: a full training run", [seconds], "s", "≤ 40"),
+        ("maml: query loss before adapting", curve[:1], "squared error", ""),
+        ("maml: query loss after 5 inner steps", curve[-1:], "squared error", ""),
+    ]
+    return [*rows, *_rows(figures, setting)]
+
+
+def _mean_time(way: Callable, repeats: int, theta: maml.Theta, batch, steps: int) -> float:
+    """Seconds of one meta-gradient, after a warm-up."""
+    way(theta, batch, inner_lr=0.01, steps=steps)
+    return _time(lambda: [way(theta, batch, inner_lr=0.01, steps=steps) for _ in range(repeats)]) / repeats
+
+
+def _higher_gradient(theta: maml.Theta, batch, *, inner_lr: float, steps: int) -> list[torch.Tensor]:
+    """The meta-gradient as `higher`'s documentation computes it: one differentiable copy and inner loop per task."""
+    import higher
+
+    parts = [torch.nn.Linear(*W.shape) for W in theta[::2]]
+    net = torch.nn.Sequential(*[m for part in parts for m in (part, torch.nn.ReLU())][:-1])
+    with torch.no_grad():
+        for part, W, b in zip(parts, theta[::2], theta[1::2], strict=True):
+            part.weight.copy_(W.T)
+            part.bias.copy_(b[0])
+    optimiser = torch.optim.SGD(net.parameters(), lr=inner_lr)
+    for task in range(len(batch)):
+        sx, sy, qx, qy = (t[task] for t in (batch.support_x, batch.support_y, batch.query_x, batch.query_y))
+        with higher.innerloop_ctx(net, optimiser, copy_initial_weights=False) as (copy, inner):
+            for _ in range(steps):
+                inner.step(((copy(sx) - sy) ** 2).mean())
+            (((copy(qx) - qy) ** 2).mean() / len(batch)).backward()
+    return [p for part in parts for p in (part.weight.grad.T, part.bias.grad[None])]
 
 
 def _rows(figures: list[tuple], setting: str) -> list[dict]:
@@ -203,7 +280,7 @@ def _memory_at(length: int) -> float:
     return _peak_above(lambda: prefix_nll(lm.model, prompt, trajectory, [suffix], range(length + 1)))
 
 
-BENCHMARKS = {"probe": probe_rows, "path": path_rows}
+BENCHMARKS = {"probe": probe_rows, "path": path_rows, "maml": maml_rows}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 
 def check_answer_nll(attempt: Callable | None) -> bool | None:
@@ -121,6 +122,124 @@ def check_attention_step(attempt: Callable | None) -> bool | None:
     }
     hint = next((text for wrong, text in hints.items() if np.isclose(got, wrong)), "what is ∇L at w = 0?")
     return _say(f"not yet: you return {got:g}, expected -1.1; {hint}", False)
+
+
+def check_inner_loop(attempt: Callable | None) -> bool | None:
+    """Exercise: inner_loop(w, x, y, inner_lr, steps): w after gradient steps on mean((w x - y)^2); x, y: (K,), w a number."""
+    if attempt is None:
+        return _say("not attempted")
+    x, y = np.array([1.0, 2.0, -1.0]), np.array([2.0, 3.0, 0.5])
+    got = float(attempt(0.5, x, y, 0.1, 2))
+    curvature, target = np.mean(x**2), np.mean(x * y)
+
+    def after(rate, steps):
+        w = 0.5
+        for _ in range(steps):
+            w -= rate * (curvature * w - target)
+        return w
+
+    if np.isclose(got, after(0.2, 2)):
+        return _say("right: each step starts where the last one ended, and the square brings a factor 2", True)
+    hints = {
+        after(0.1, 2): "the square's derivative has a factor 2",
+        after(0.2, 1): "that is one step, or the second one started again from w",
+        after(-0.2, 2): "the sign: a step goes against the gradient",
+        after(0.6, 2): "the loss is a mean over the K points, not a sum",
+        0.5 - 0.4 * (curvature * 0.5 - target): "both steps use the gradient at w; the second must use that at the moved w",
+    }
+    hint = next((text for wrong, text in hints.items() if np.isclose(got, wrong)), "what is d/dw of mean((w x - y)^2)?")
+    return _say(f"not yet: after 2 steps you are at {got:.4g}, expected {after(0.2, 2):.4g}; {hint}", False)
+
+
+def check_meta_gradient(attempt: Callable | None) -> bool | None:
+    """Exercise: meta_gradient(w, x, y, x_q, y_q, inner_lr), d/dw of mean((w' x_q - y_q)^2), w' = w after an inner step.
+
+    The inner loss is mean((w x - y)^2). All arguments but inner_lr are float64 tensors, w of no dimension.
+    """
+    if attempt is None:
+        return _say("not attempted")
+    x, y, x_q, y_q = (torch.tensor(v, dtype=torch.float64) for v in ([1.0, -2.0], [0.5, 1.0], [3.0, 1.0], [1.0, -1.0]))
+    try:
+        got = float(attempt(torch.tensor(0.7, dtype=torch.float64), x, y, x_q, y_q, 0.05))
+    except RuntimeError as error:
+        return _say(f"not yet: torch stops with '{str(error).splitlines()[0]}'; w must require a gradient", False)
+    w = 0.7 - 0.05 * 2 * float((x * (0.7 * x - y)).mean())
+    first = 2 * float((x_q * (w * x_q - y_q)).mean())
+    second = first * (1 - 2 * 0.05 * float((x**2).mean()))
+    if np.isclose(got, second):
+        return _say("right: the inner gradient depends on w too, which is the factor 1 - 2 inner_lr mean(x²)", True)
+    if np.isclose(got, first):
+        hint = "somewhere the inner gradient is taken for a constant: what must torch.autograd.grad keep to differentiate it again?"
+        return _say(f"not yet: {got:.4g} is the *first-order* meta-gradient, expected {second:.4g}; {hint}", False)
+    return _say(
+        f"not yet: you return {got:.4g}, expected {second:.4g}; write w' as a formula in w and use the chain rule", False
+    )
+
+
+def check_support_size(attempt: dict[int, float] | None, measured: dict[int, float]) -> bool | None:
+    """Exercise: predict, by number of shots, the query loss after the inner loop as a share of the loss before it.
+
+    Right where every prediction lies within a factor of 2 of what is measured.
+    """
+    if attempt is None:
+        return _say("not attempted")
+    if missing := sorted(set(measured) - set(attempt)):
+        return _say(f"not yet: predict a share for every number of shots, {missing} are missing", False)
+    for shots, share in measured.items():
+        print(f"{shots:3d} shots: predicted {attempt[shots]:.2f}, measured {share:.2f}")
+    off = max(measured, key=lambda shots: abs(np.log(max(attempt[shots], 1e-9) / measured[shots])))
+    factor = float(np.exp(abs(np.log(max(attempt[off], 1e-9) / measured[off]))))
+    if factor <= 2:
+        return _say(f"right: every share within a factor of 2 (worst: {factor:.1f}, at {off} shots)", True)
+    return _say(f"not yet: off by a factor of {factor:.1f} at {off} shots; how many numbers describe one sinusoid?", False)
+
+
+def check_descent(attempt: Callable | None) -> bool | None:
+    """Exercise: iterates(X, y, w_0, inner_lr, steps) -> (steps + 1, d), gradient descent on 1/(2n) Σ_j (w·x_j - y_j)²."""
+    if attempt is None:
+        return _say("not attempted")
+    X, y, w_0 = np.array([[1.0, 0.0], [0.5, 2.0], [-1.0, 1.0]]), np.array([1.0, -2.0, 0.5]), np.array([1.0, -1.0])
+    try:
+        got = np.asarray(attempt(X, y, w_0, 0.3, 3), dtype=float)
+    except ValueError as error:
+        return _say(f"not yet: the shapes do not fit ({error}); X is 3 × 2, y has 3 entries, w_0 has 2", False)
+    if got.shape != (4, 2):
+        return _say(f"not yet: return w_0, …, w_3 as rows, 4 × 2; yours is {got.shape}", False)
+
+    def descend(rate):
+        rows = [w_0]
+        for _ in range(3):
+            rows.append(rows[-1] - rate * X.T @ (X @ rows[-1] - y) / 3)
+        return np.array(rows)
+
+    if np.allclose(got, descend(0.3)):
+        return _say("right: w_{k+1} = w_k - inner_lr/n Xᵀ(X w_k - y)", True)
+    hints = {
+        0.6: "the half in the loss cancels the square's factor 2",
+        0.9: "divide by n",
+        -0.3: "against the gradient, not along",
+    }
+    hint = next((text for rate, text in hints.items() if np.allclose(got, descend(rate))), "compare w_1 with a step by hand")
+    ends = got[-1].round(3).tolist(), descend(0.3)[-1].round(3).tolist()
+    return _say(f"not yet: your w_3 is {ends[0]}, expected {ends[1]}; {hint}", False)
+
+
+def check_displacement(attempt: Callable | None) -> bool | None:
+    """Exercise: displaced(X, inner_lr, delta, steps): how far w_{k+steps} moves where w_k is moved by delta; X: (n, d)."""
+    if attempt is None:
+        return _say("not attempted")
+    X, delta = np.array([[1.0, 0.0], [0.5, 2.0], [-1.0, 1.0]]), np.array([1.0, -0.5])
+    got = np.asarray(attempt(X, 0.3, delta, 2), dtype=float)
+    step = np.eye(2) - 0.3 * X.T @ X / 3
+    wanted = step @ step @ delta
+    if got.shape == wanted.shape and np.allclose(got, wanted):
+        return _say("right: (I - inner_lr A)^m δ with A = XᵀX/n; the data's y do not matter", True)
+    hint = "what does one step do to two starts that differ by δ? Subtract the two lines"
+    if got.shape == wanted.shape and np.allclose(got, step @ delta):
+        hint = "that is one step; take as many as asked"
+    elif got.shape == wanted.shape and np.allclose(got, delta):
+        hint = "a gradient step changes distances: the gradients at the two points differ by A δ"
+    return _say(f"not yet: you return {got.round(3).tolist()}, expected {wanted.round(3).tolist()}; {hint}", False)
 
 
 def _say(message: str, result: bool | None = None) -> bool | None:

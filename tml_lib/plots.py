@@ -5,6 +5,8 @@ Colours are Okabe and Ito's, told apart by readers with any colour vision; every
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -154,6 +156,20 @@ def _band(ax: Axes, grid: np.ndarray, table: np.ndarray, kind: str, label: str, 
 
 def _read_off(curve: ProbeCurve, grid: np.ndarray) -> np.ndarray:
     return on_grid(curve.positions, curve.answer_nll, curve.length, grid)
+
+
+def seed_bands(ax: Axes, x, tables: dict[str, np.ndarray], *, legend: bool = True) -> Axes:
+    """A line per named (seeds, n) table against x (n,): mean over seeds, 95 % bootstrap band where there are several."""
+    for (name, table), colour, dash in zip(tables.items(), cycle(COLOURS.values()), cycle(_DASHES.values()), strict=False):
+        table = np.asarray(table, dtype=float)
+        label = f"{name} ({len(table)} seed{'s' if len(table) > 1 else ''})"
+        ax.plot(x, table.mean(0), color=colour, ls=dash, lw=1.8, label=label)
+        if len(table) > 1:
+            found = [bootstrap_interval(column, seed=0, n_resamples=999) for column in table.T]
+            ax.fill_between(x, [i.low for i in found], [i.high for i in found], color=colour, alpha=0.18, lw=0)
+    if legend:
+        ax.legend(fontsize=8)
+    return ax
 
 
 def forest(table: list[Row]) -> Figure:
