@@ -31,7 +31,7 @@ def records(few):
 @pytest.mark.parametrize(("study", "letter"), [("sinusoids", "M"), ("descent", "G")])
 def test_every_rule_has_values_and_every_value_a_rule(records, study, letter):
     ruled = {f"{c}.{t['name']}" for c, item in ledger.claims().items() for t in item["tests"] if c.startswith(letter)}
-    values = {"sinusoids": meta_study.sinusoid_values, "descent": meta_study.descent_values}[study](records[study])
+    values = meta_study.STUDIES[study][1](records[study])
     assert set(values) == ruled
     for name, seeds in values.items():
         assert [len(seed) for seed in seeds] == [6, 6], name
@@ -39,7 +39,7 @@ def test_every_rule_has_values_and_every_value_a_rule(records, study, letter):
 
 @pytest.mark.parametrize("study", ["sinusoids", "descent"])
 def test_evidence_is_written_and_read_and_small_samples_decide_nothing(records, study, tmp_path):
-    path = meta_study.write_evidence(tmp_path, study, records[study], command="x", settings={}, seconds=1.0)
+    path = meta_study.write_evidence(tmp_path, study, records[study], command="x", seconds=1.0, budget=SMALL[study])
     table = [row for row in ledger.rows([tmp_path]) if row.evidence == path.as_posix()]
     assert table
     assert {row.verdict for row in table} == {"too few"}
@@ -96,10 +96,14 @@ def test_a_foreign_path_differs_from_the_own_one(few):
 
 def test_a_study_goes_on_where_it_stopped(few, tmp_path, monkeypatch):
     made = []
-    real = meta_study.sinusoid_record
-    monkeypatch.setattr(meta_study, "sinusoid_record", lambda seed, **given: made.append(seed) or real(seed, **given))
-    first, _ = meta_study.sinusoid_study(1, tmp_path, **SMALL["sinusoids"])
-    both, seconds = meta_study.sinusoid_study(2, tmp_path, **SMALL["sinusoids"])
+
+    def counted(seed, **budget):
+        made.append(seed)
+        return meta_study.sinusoid_record(seed, **budget)
+
+    monkeypatch.setitem(meta_study.STUDIES, "sinusoids", (counted, *meta_study.STUDIES["sinusoids"][1:]))
+    first, _ = meta_study.run_study("sinusoids", 1, tmp_path, budget=SMALL["sinusoids"])
+    both, seconds = meta_study.run_study("sinusoids", 2, tmp_path, budget=SMALL["sinusoids"])
     assert made == [0, 1]
     assert both[0] == json.loads(json.dumps(first[0]))
     assert seconds > 0

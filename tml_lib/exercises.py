@@ -169,9 +169,7 @@ def check_meta_gradient(attempt: Callable | None) -> bool | None:
     if np.isclose(got, second):
         return _say("right: the inner gradient depends on w too, which is the factor 1 - 2 inner_lr mean(x²)", True)
     if np.isclose(got, first):
-        hint = (
-            "somewhere the inner gradient counts as a constant: what must torch.autograd.grad keep to differentiate it again?"
-        )
+        hint = "somewhere the inner gradient counts as a constant: what must torch.autograd.grad keep to differentiate it?"
         return _say(f"not yet: {got:.4g} is the *first-order* meta-gradient, expected {second:.4g}; {hint}", False)
     return _say(
         f"not yet: you return {got:.4g}, expected {second:.4g}; write w' as a formula in w and use the chain rule", False

@@ -78,9 +78,11 @@ def sinusoid_record(seed: int, *, meta_steps: int, optimiser_steps: int) -> dict
         if method == "maml":
             record |= {"start": _rounded(curve[:, 0]), "at_ten": _rounded(curve[:, 10])}
     start = starts["maml"]
-    swept = {shots: inner_curve(start, tasks.with_shots(shots), INNER_LR) for shots in SHOTS_SWEPT}
-    record["by_shots"] = {shots: _mean(curve) for shots, curve in swept.items()}
-    record["one_shot"] = _rounded(swept[1][:, STEPS])
+    swept = by_shots(start, tasks, others)
+    record["by_shots"] = {shots: _mean(curve) for shots, (_, curve) in swept.items()}
+    record["shot_rates"] = {shots: rate for shots, (rate, _) in swept.items()}
+    record["harmed"] = {shots: harmed(start, tasks.with_shots(shots)) for shots in SHOTS_SWEPT}
+    record["one_shot"] = _rounded(swept[1][1][:, STEPS])
     rates = {rate: inner_curve(start, tasks.with_shots(SHOTS), rate) for rate in RATES_SWEPT}
     record["by_rate"] = {rate: _mean(curve.nan_to_num(posinf=1e6).clamp(max=1e6)) for rate, curve in rates.items()}
     return record | {"optimisers": optimiser_record(seed, tasks.with_shots(SHOTS), others.with_shots(SHOTS), optimiser_steps)}
@@ -94,6 +96,21 @@ def inner_curve(start: maml.Theta, tasks: TaskBatch, inner_lr: float, method: st
 def best_rate(start: maml.Theta, tasks: TaskBatch) -> float:
     """The swept inner_lr with the lowest query loss after 5 steps on tasks that are not measured."""
     return min(RATES_SWEPT, key=lambda rate: float(inner_curve(start, tasks, rate)[:, STEPS].mean()))
+
+
+def by_shots(start: maml.Theta, tasks: TaskBatch, others: TaskBatch) -> dict[int, tuple[float, torch.Tensor]]:
+    """For every number of shots the best inner_lr on other tasks, and the query losses along the inner loop with it."""
+    found = {}
+    for shots in SHOTS_SWEPT:
+        rate = best_rate(start, others.with_shots(shots))
+        found[shots] = rate, inner_curve(start, tasks.with_shots(shots), rate)
+    return found
+
+
+def harmed(start: maml.Theta, tasks: TaskBatch) -> float:
+    """Share of tasks whose query loss is higher after 5 steps at the trained inner_lr than before them."""
+    curve = inner_curve(start, tasks, INNER_LR)
+    return float((curve[:, STEPS] > curve[:, 0]).float().mean())
 
 
 def optimiser_record(seed: int, tasks: TaskBatch, others: TaskBatch, meta_steps: int) -> dict:
@@ -362,33 +379,34 @@ def _rounded(values) -> list[float]:
 
 # --- whole studies, resumable ------------------------------------------------------------------------------------------
 
+STUDIES = {  # name -> one seed's record, its estimands, what it is made by, parts that only the estimands need
+    "sinusoids": (sinusoid_record, sinusoid_values, SINUSOID_ENTRIES, {"at_five", "start", "at_ten", "one_shot"}),
+    "descent": (descent_record, descent_values, DESCENT_ENTRIES, {"values"}),
+}
+BUDGETS = {
+    "sinusoids": {"meta_steps": 3000, "optimiser_steps": 1500},
+    "descent": {"train_steps": 6000, "maml_steps": 1000},
+}
 
-def sinusoid_study(
-    seeds: int, folder: Path, *, meta_steps: int = 3000, optimiser_steps: int = 1500, progress: bool = False
+
+def run_study(
+    name: str, seeds: int, folder: Path, *, budget: dict[str, int] | None = None, progress: bool = False
 ) -> tuple[list[dict], float]:
-    """`sinusoid_record` of seeds 0, 1, ... and the seconds spent; kept in the folder after each and continued from there."""
-    settings = {"meta_steps": meta_steps, "optimiser_steps": optimiser_steps}
-    key = {"study": "sinusoids", **settings, "source_hash": runtime.source_hash(SINUSOID_ENTRIES)}
-    return runtime.resumable(list(range(seeds)), lambda seed: sinusoid_record(seed, **settings), key, folder, progress)
+    """Records of seeds 0, 1, ... of 'sinusoids' or 'descent', and the seconds spent; kept after each seed and continued."""
+    make, _, entries, _ = STUDIES[name]
+    budget = BUDGETS[name] if budget is None else budget
+    key = {"study": name, **budget, "source_hash": runtime.source_hash(entries)}
+    return runtime.resumable(list(range(seeds)), lambda seed: make(seed, **budget), key, folder, progress)
 
 
-def descent_study(
-    seeds: int, folder: Path, *, train_steps: int = 6000, maml_steps: int = 1000, progress: bool = False
-) -> tuple[list[dict], float]:
-    """`descent_record` of seeds 0, 1, ... and the seconds spent; kept in the folder after each and continued from there."""
-    settings = {"train_steps": train_steps, "maml_steps": maml_steps}
-    key = {"study": "descent", **settings, "source_hash": runtime.source_hash(DESCENT_ENTRIES)}
-    return runtime.resumable(list(range(seeds)), lambda seed: descent_record(seed, **settings), key, folder, progress)
-
-
-def write_evidence(folder: Path, study: str, records: list[dict], *, command: str, settings: dict, seconds: float) -> Path:
-    """Write `<study>.tiny.json` of 'sinusoids' or 'descent': estimands, and what the figures need."""
-    values, entries, dropped = {
-        "sinusoids": (sinusoid_values, SINUSOID_ENTRIES, {"at_five", "start", "at_ten", "one_shot"}),
-        "descent": (descent_values, DESCENT_ENTRIES, {"values"}),
-    }[study]
+def write_evidence(
+    folder: Path, name: str, records: list[dict], *, command: str, seconds: float, budget: dict[str, int] | None = None
+) -> Path:
+    """Write `<name>.tiny.json`: estimands, and what the figures need."""
+    _, values, entries, dropped = STUDIES[name]
     kept = [{key: part for key, part in record.items() if key not in dropped} for record in records]
-    if study == "sinusoids":
-        kept = [{**r, "optimisers": {k: r["optimisers"][k] for k in ("rates", "curves")}} for r in kept]
-    given = {"entries": entries, "command": command, "settings": {"seeds": len(records), **settings}, "wall_seconds": seconds}
-    return ledger.write_evidence(folder, study, "tiny", values(records), extra={"records": kept}, **given)
+    if name == "sinusoids":
+        kept = [{**record, "optimisers": {key: record["optimisers"][key] for key in ("rates", "curves")}} for record in kept]
+    settings = {"seeds": len(records), **(BUDGETS[name] if budget is None else budget)}
+    given = {"entries": entries, "command": command, "settings": settings, "wall_seconds": seconds}
+    return ledger.write_evidence(folder, name, "tiny", values(records), extra={"records": kept}, **given)
