@@ -16,6 +16,7 @@ def few():
     """Fewer unseen tasks: the study's structure, not its figures."""
     patch = pytest.MonkeyPatch()
     patch.setattr(meta_study, "UNSEEN", 6)
+    patch.setattr(meta_study, "TUNING", 8)
     yield
     patch.undo()
 

@@ -135,6 +135,7 @@ def test_generated_parts_are_current():
 def test_stored_evidence_is_current_and_large_enough():
     table = ledger.rows([notebooks.stored_evidence()])
     assert {(row.claim, row.scale) for row in table} >= {("C1", "small"), ("C2", "small"), ("C11", "small"), ("C11", "tiny")}
+    assert {row.claim for row in table if row.scale == "tiny"} >= {"M1", "M2", "G1", "G2", "G3"}
     for row in table:
         assert row.verdict not in ("stale", "too few"), f"{row.claim}.{row.test}: {row.verdict} ({row.evidence})"
         assert row.low <= row.estimate <= row.high

@@ -24,10 +24,11 @@ INNER_LR = 0.02  # as for every method but FOMAML, which diverges there: the bes
 FOMAML_INNER_LR = 0.005
 SHOTS_SWEPT = (1, 2, 5, 10, 20)
 RATES_SWEPT = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
-RATES_TUNED = (0.001, 0.003, 0.01, 0.03, 0.1)  # of SGD and Adam
+RATES_TUNED = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.03)  # of SGD and Adam
 OPTIMISER_STEPS = 10  # moves of the learned optimiser in training
 OPTIMISER_BATCH = 8
 UNSEEN = 256  # tasks that a seed is measured on
+TUNING = 1024  # other tasks, on which learning rates of the rivals are chosen
 LONGEST = 4 * descent.STEPS
 NOISES = (0.1, 0.3, 1.0, 3.0)
 CONDITIONS = (1.0, 3.0, 10.0, 30.0, 100.0)
@@ -62,7 +63,7 @@ def sinusoid_record(seed: int, *, meta_steps: int, optimiser_steps: int) -> dict
 
     'at_five', 'at_ten', 'start', 'one_shot': per-task losses; the rest are means over tasks for figures.
     """
-    tasks, others = unseen_sinusoids(UNSEEN, seed), unseen_sinusoids(UNSEEN, seed + 5 * 10**5)
+    tasks, others = unseen_sinusoids(UNSEEN, seed), unseen_sinusoids(TUNING, seed + 5 * 10**5)
     record: dict = {"curves": {}, "at_five": {}, "seconds": {}}
     starts = {}
     for method in maml.METHODS:
@@ -123,7 +124,7 @@ def optimiser_record(seed: int, tasks: TaskBatch, others: TaskBatch, meta_steps:
         seed=seed,
     )
     draw = torch.Generator().manual_seed(3 * 10**6 + seed)
-    networks, tuning = (optimisers.fresh_networks(new_network, UNSEEN, draw) for _ in range(2))
+    networks, tuning = (optimisers.fresh_networks(new_network, len(given), draw) for given in (tasks, others))
     rules, rates = {"learned": rule}, {}
     for name, make in (("sgd", optimisers.sgd), ("adam", optimisers.adam)):
         ends = {rate: rule_curve(make(rate), tuning, others, OPTIMISER_STEPS)[:, -1].mean() for rate in RATES_TUNED}
@@ -225,6 +226,11 @@ def descent_record(seed: int, *, train_steps: int, maml_steps: int) -> dict:
 def unseen_regressions(seed: int, **shift: float) -> tuple[TaskBatch, torch.Tensor]:
     """Test regressions and random starts, drawn apart from those of training."""
     return descent.draw_tasks(UNSEEN, torch.Generator().manual_seed(4 * 10**6 + seed), queries=QUERIES, **shift)
+
+
+def first_queries(batch: TaskBatch, n: int) -> TaskBatch:
+    """The first n tasks, each with its first query point only."""
+    return TaskBatch(batch.support_x[:n], batch.support_y[:n], batch.query_x[:n, :1], batch.query_y[:n, :1])
 
 
 def relative_distance(found: torch.Tensor, wanted: torch.Tensor, start: torch.Tensor) -> torch.Tensor:

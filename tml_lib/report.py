@@ -43,10 +43,11 @@ def record(**parts) -> None:
 
 
 def record_notebooks(results: list[notebooks.Result], preset: str) -> None:
-    """Keep the notebooks' measured wall seconds and peak memory under a preset."""
-    held = measured()["notebooks"]
+    """Keep the notebooks' measured wall seconds and peak memory under a preset ('any' where a notebook takes none)."""
+    held, takes = measured()["notebooks"], {book.name: "preset" in book.parameters for book in notebooks.discover()}
     for result in results:
-        held.setdefault(result.name, {})[preset] = {"seconds": result.seconds, "memory_mb": result.memory_mb}
+        key = preset if takes.get(result.name, True) else "any"
+        held.setdefault(result.name, {})[key] = {"seconds": result.seconds, "memory_mb": result.memory_mb}
     record(notebooks=held)
 
 
@@ -86,12 +87,13 @@ def links(name: str) -> str:
 
 
 def needs(name: str) -> str:
-    """What one notebook takes: measured time and memory per preset."""
+    """What one notebook takes: measured time and memory per preset, or of its only way to run."""
     held = measured()
-    parts = []
-    for preset in models.PRESETS:
-        cost = held["notebooks"].get(name, {}).get(preset)
-        parts.append(f"`{preset}` {_cost(cost)}" if cost else f"`{preset}` not measured yet")
+    costs = held["notebooks"].get(name, {})
+    if "any" in costs:
+        parts = [f"{_cost(costs['any'])}, no pretrained model"]
+    else:
+        parts = [f"`{p}` {_cost(costs[p])}" if p in costs else f"`{p}` not measured yet" for p in models.PRESETS]
     return f"**Measured time and peak memory:** {'; '.join(parts)} (on {held['machine'] or 'no machine yet'}). {links(name)}"
 
 
@@ -104,7 +106,7 @@ def map_table() -> str:
     held = measured()["notebooks"]
     lines = [f"| notebook | {' | '.join(f'preset `{p}`' for p in models.PRESETS)} |", "|---" * (1 + len(models.PRESETS)) + "|"]
     for book in notebooks.discover():
-        costs = [held.get(book.name, {}).get(p) for p in models.PRESETS]
+        costs = [held.get(book.name, {}).get("any" if "preset" not in book.parameters else p) for p in models.PRESETS]
         cells = " | ".join(_cost(c) if c else "not measured yet" for c in costs)
         lines.append(f"| [{book.name}]({book.name}.ipynb): {book.title} | {cells} |")
     return "\n".join(lines)
