@@ -60,6 +60,36 @@ def test_query_loss_and_explicit_nll_by_hand():
     assert descent.explicit_nll(batch, w)[:, 0].tolist() == pytest.approx(wanted, rel=1e-3)
 
 
+@pytest.mark.parametrize("condition", [1.0, 100.0])
+def test_gradient_descent_converges_on_every_task(condition):
+    batch, w_0 = descent.draw_tasks(300, torch.Generator().manual_seed(1), condition=condition)
+    assert len(batch) == len(w_0) == 300
+    A = batch.support_x.mT @ batch.support_x / descent.SHOTS
+    assert float(torch.linalg.matrix_norm(A, 2).max()) * descent.INNER_LR < 2
+    end = descent.gradient_descent(batch, w_0, 20_000)[:, -1]
+    assert float(descent.support_gradient(batch, end).norm(dim=1).max()) < 1e-3
+
+
+def test_the_late_arm_is_asked_for_the_answer_once(monkeypatch):
+    """Its loss must not depend on what the model answers after earlier iterates."""
+    batch, w_0 = drawn()
+    model = descent.Writer(0)
+    real = model.forward
+
+    def tampered(given, iterates, kinds=descent.KINDS):
+        written, logits = real(given, iterates, kinds)
+        return written, torch.cat([torch.cat([logits[:, :-1, :1], 3 * logits[:, :-1, 1:]], 2), logits[:, -1:]], 1)
+
+    def loss(arm):
+        with torch.no_grad():
+            return float(descent._loss(model, arm, batch, w_0))
+
+    before = {arm: loss(arm) for arm in ("writer", "late")}
+    monkeypatch.setattr(model, "forward", tampered)
+    assert loss("late") == pytest.approx(before["late"])
+    assert loss("writer") != pytest.approx(before["writer"])
+
+
 def test_bins_cover_the_line_and_the_readout_is_a_distribution():
     y = torch.tensor([-100.0, -6.0, -5.9, 0.0, 0.12, 0.13, 6.0, 100.0])
     assert descent.bin_of(y).tolist() == [0, 0, 0, 24, 24, 25, 48, 48]

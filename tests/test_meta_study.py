@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
@@ -85,14 +84,70 @@ def test_standing_still_has_distance_one_and_a_random_walk_no_cosine():
     assert abs(float(meta_study.step_cosines(batch, walk).mean())) < 0.05
 
 
-def test_a_foreign_path_differs_from_the_own_one(few):
+def test_foreign_and_straight_iterates_keep_the_start():
+    written = torch.arange(24.0).view(3, 4, 2) ** 2
+    foreign, straight = meta_study.foreign_iterates(written), meta_study.straight_iterates(written)
+    assert torch.equal(foreign[:, 0], written[:, 0])
+    assert torch.equal(foreign[1, 1:], written[0, 1:])
+    assert torch.equal(straight[:, 0], written[:, 0])
+    torch.testing.assert_close(straight[:, -1], written[:, -1])
+    torch.testing.assert_close(straight.diff(dim=1)[:, 0], straight.diff(dim=1)[:, 2])
+
+
+def test_the_implicit_values_of_a_foreign_path_are_those_of_its_iterates(few):
     writer = descent.Writer(0)
     batch, w_0 = descent.draw_tasks(6, torch.Generator().manual_seed(0), queries=2)
     written = descent.gradient_descent(batch, w_0, 3)
     values, means = meta_study.implicit_values(writer, batch, written, 0)
-    assert set(means) == {"readout", "answer", "foreign"}
-    assert len(means["readout"]["cosine"]) == 3
-    assert np.abs(values["G3.over_foreign"]).max() > 0
+    assert set(means) == {"readout", "answer", "foreign", "straight"}
+    for index in (0, 4):
+        own, foreign = (
+            meta_study.implicit_steps(writer, batch, iterates, index, "readout", 0).cosine.mean()
+            for iterates in (written, meta_study.foreign_iterates(written))
+        )
+        assert values["G3.cosine"][index] == pytest.approx(own, abs=1e-6)
+        assert values["G3.over_foreign"][index] == pytest.approx(own - foreign, abs=1e-6)
+
+
+def test_differences_are_the_rivals_minus_ours():
+    """Made-up losses of one seed and two tasks: every estimand's value and sign."""
+    five = {"maml": [0.1, 0.3], "joint": [1.1, 2.3], "fomaml": [0.2, 0.3], "reptile": [0.1, 0.5], "anil": [0.0, 0.3]}
+    rules = {"learned": [2.0, 3.0], "sgd": [4.0, 4.0], "adam": [3.0, 3.5], "foreign": [2.5, 3.0]}
+    record = {"at_five": five, "start": [3.1, 2.3], "at_ten": [0.05, 0.2], "one_shot": [2.1, 1.3], "blind": [2.5, 4.0]}
+    found = meta_study.sinusoid_values([record | {"optimisers": {"at_end": rules, "beyond": [2.5, 2.0]}}])
+    wanted = {
+        "M1.gain": [3.0, 2.0],
+        "M1.over_joint": [1.0, 2.0],
+        "M1.over_fomaml": [0.1, 0.0],
+        "M1.over_reptile": [0.0, 0.2],
+        "M1.over_anil": [-0.1, 0.0],
+        "M1.beyond": [0.05, 0.1],
+        "M1.shots": [2.0, 1.0],
+        "M2.over_sgd": [2.0, 1.0],
+        "M2.over_adam": [1.0, 0.5],
+        "M2.beyond": [-0.5, 1.0],
+        "M2.over_foreign": [0.5, 0.0],
+        "M2.over_blind": [0.5, 1.0],
+    }
+    assert set(found) == set(wanted)
+    for name, values in wanted.items():
+        assert found[name][0] == pytest.approx(values), name
+
+
+def test_rates_are_chosen_on_the_tasks_given():
+    start, tasks = meta_study.new_network(0), meta_study.unseen_sinusoids(30, 0).with_shots(10)
+    ends = {rate: float(meta_study.inner_curve(start, tasks, rate)[:, 5].mean()) for rate in meta_study.RATES_SWEPT}
+    assert meta_study.best_rate(start, tasks) == min(ends, key=ends.get)
+    curve = meta_study.inner_curve(start, tasks, meta_study.INNER_LR)
+    assert meta_study.harmed(start, tasks) == pytest.approx(float((curve[:, 5] > curve[:, 0]).float().mean()))
+
+
+def test_maml_on_mirrored_tasks_learns_a_start_near_zero():
+    batch, _ = descent.draw_tasks(50, torch.Generator().manual_seed(0), queries=4)
+    found = meta_study.maml_comparison(GradientDescent(), batch, 0, 200)
+    assert found["maml"] == pytest.approx(found["written"], rel=1e-4)  # the stand-in takes exact steps from the same start
+    assert max(found["start"]) < 0.3
+    assert found["maml"] == sorted(found["maml"], reverse=True)
 
 
 def test_a_study_goes_on_where_it_stopped(few, tmp_path, monkeypatch):

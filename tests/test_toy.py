@@ -143,12 +143,24 @@ def test_fewer_shots_are_the_first_ones_of_the_same_tasks():
             tasks.with_shots(shots)
 
 
+def test_foreign_support_and_selection():
+    tasks = toy.sinusoids(3, 4, draw())
+    foreign = tasks.foreign_support()
+    assert torch.equal(foreign.support_y[1], tasks.support_y[0])
+    assert torch.equal(foreign.query_y, tasks.query_y)
+    assert torch.equal(tasks.select(torch.tensor([2])).query_x[0], tasks.query_x[2])
+    with pytest.raises(ValueError, match="0 tasks"):
+        tasks.select(slice(0, 0))
+
+
 def test_an_overlap_of_support_and_query_must_be_asked_for():
     x = torch.arange(6.0).view(1, 6, 1)
     with pytest.raises(ValueError, match=r"share the points \[1, 2\].*allow_overlap=True"):
         toy.support_query_split(x, x, [0, 1, 2], [1, 2, 5])
     both = toy.support_query_split(x, x, [0, 1, 2], [1, 2, 5], allow_overlap=True)
     assert both.query_x.flatten().tolist() == [1, 2, 5]
+    with pytest.raises(ValueError, match=r"share the points \[3, 4\]"):
+        toy.support_query_split(x, x, torch.arange(5), torch.arange(3, 6))
     with pytest.raises(ValueError, match=r"point 6 does not exist: the tasks have points 0\.\.5"):
         toy.support_query_split(x, x, [0], [6])
 
@@ -163,6 +175,10 @@ def test_an_overlap_of_support_and_query_must_be_asked_for():
         (lambda: toy.linear_tasks(5, 3, draw(), condition=0.5), "condition=0.5 must be at least 1"),
         (lambda: TaskBatch(torch.zeros(2, 3), *[torch.zeros(2, 3, 1)] * 3), "are not \\(tasks, points, features\\)"),
         (lambda: TaskBatch(*[torch.zeros(2, 3, 1)] * 3, torch.zeros(2, 4, 1)), "do not fit"),
+        (
+            lambda: TaskBatch(*[torch.zeros(2, 3, 1)] * 3, torch.full((2, 3, 1), torch.nan)),
+            "query_y holds numbers that are not finite",
+        ),
     ],
 )
 def test_bad_task_batches_are_refused(make, message):

@@ -41,6 +41,7 @@ SHOTS = 8  # support points
 STEPS = 6  # iterates of a training trajectory
 INNER_LR = 0.5
 NOISE = 0.1  # standard deviation of a target's noise in training
+STABLE = 1.9  # gradient descent converges where inner_lr times the largest curvature is below 2
 READOUT_WIDTH = 0.5  # standard deviation of the predictive Gaussian around w·x
 BINS = torch.linspace(-6, 6, 49)  # centres of the answer's bins
 KINDS = ("readout", "answer")
@@ -192,13 +193,29 @@ def answer_nll(model: Writer, batch: TaskBatch, iterates: torch.Tensor) -> dict[
 
 # --- training --------------------------------------------------------------------------------------------------------
 
-ARMS = ("writer", "reciter", "direct")
+ARMS = ("writer", "reciter", "late", "direct")
 
 
 def draw_tasks(n: int, draw: torch.Generator, *, queries: int = 1, **shift: float) -> tuple[TaskBatch, torch.Tensor]:
-    """n tasks and random starts w_0 ~ N(0, I); shift: `noise`, `condition` of `toy.linear_tasks`, beyond training."""
-    batch = linear_tasks(n, SHOTS, draw, d=D, queries=queries, **{"noise": NOISE, **shift})
-    return batch, torch.randn(n, D, generator=draw)
+    """n tasks and random starts w_0 ~ N(0, I); shift: `noise`, `condition` of `toy.linear_tasks`, beyond training.
+
+    Tasks on which gradient descent itself would diverge (inner_lr times the largest eigenvalue of A not below STABLE) are
+    drawn anew: there is nothing to imitate on them.
+    """
+    kept: list[TaskBatch] = []
+    while (missing := n - sum(map(len, kept))) > 0:
+        batch = linear_tasks(missing, SHOTS, draw, d=D, queries=queries, **{"noise": NOISE, **shift})
+        stable = INNER_LR * largest_curvature(batch) < STABLE
+        if bool(stable.any()):
+            kept.append(batch.select(stable))
+    parts = ("support_x", "support_y", "query_x", "query_y")
+    whole = TaskBatch(*(torch.cat([getattr(batch, part) for batch in kept]) for part in parts))
+    return whole, torch.randn(n, D, generator=draw)
+
+
+def largest_curvature(batch: TaskBatch) -> torch.Tensor:
+    """Largest eigenvalue of A = 1/n sum_j x_j x_j^T, the Hessian of L, for each task: (B,)."""
+    return torch.linalg.eigvalsh(batch.support_x.mT @ batch.support_x / batch.support_x.shape[1])[:, -1]
 
 
 def train(
@@ -207,8 +224,9 @@ def train(
     """Train one arm on fresh tasks; returns the model and its losses (nats and squared units, summed as below).
 
     'writer': iterates from random starts, and both questions after each. 'reciter': the same, always from w_0 = 0, so that
-    an iterate can be recited from data and place without reading the one before. 'direct': the answer at once, no
-    trajectory, on twice as many tasks. Loss: 4 |w written - w|^2 + 0.3 (readout + answer cross-entropy), teacher-forced.
+    an iterate *may* be recited from data and place without reading the one before. 'late': as 'writer', but the answer is
+    asked after the last iterate only, as fine-tuning on trajectories does. 'direct': the answer at once, no trajectory, on
+    twice as many tasks. Loss: 4 |w written - w|^2 + 0.3 (readout + answer cross-entropy), teacher-forced.
     """
     if arm not in ARMS:
         raise ValueError(f"arm={arm!r} is unknown: train one of {', '.join(ARMS)}")
@@ -223,7 +241,7 @@ def train(
     losses = []
     for _ in tqdm(range(train_steps), desc=arm, unit="step", disable=not progress, leave=False):
         batch, w_0 = draw_tasks(batch_size * (2 if arm == "direct" else 1), draw)
-        loss = _loss(model, arm, batch, w_0 if arm == "writer" else torch.zeros_like(w_0))
+        loss = _loss(model, arm, batch, w_0 if arm in ("writer", "late") else torch.zeros_like(w_0))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -239,7 +257,8 @@ def _loss(model: Writer, arm: str, batch: TaskBatch, w_0: torch.Tensor) -> torch
     written, logits = model(batch, iterates, kinds)
     logits = logits.log_softmax(-1)
     wanted = bin_of(batch.query_y.mT).expand(logits.shape[0], logits.shape[1], -1)
-    answer = nn.functional.nll_loss(logits[:, :, -1].flatten(0, 2), wanted.flatten())
+    asked = slice(-1, None) if arm == "late" else slice(None)  # after which iterates the answer is asked
+    answer = nn.functional.nll_loss(logits[:, asked, -1].flatten(0, 2), wanted[:, asked].flatten())
     if arm == "direct":
         return answer
     target = readout_distribution(iterates @ batch.query_x.mT)

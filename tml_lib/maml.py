@@ -80,7 +80,8 @@ def meta_gradient_readable(
 
     Arguments, returns and errors as `meta_gradient`; Reptile, which has no query loss to differentiate, is a ValueError.
     """
-    _check(inner_lr, steps, method)
+    _check(theta, inner_lr, steps, method)
+    batch = all_points(batch) if method == "joint" else batch
     if method == "reptile":
         raise ValueError("method='reptile' has no meta-gradient to differentiate: use `meta_gradient`")
     theta = [part.detach().requires_grad_() for part in theta]
@@ -166,15 +167,18 @@ def meta_gradient(
     """Mean query loss after the inner loop, and the direction in which the outer loop descends, by the recursion above.
 
     method: 'maml' (second order), 'fomaml' (H v left out), 'anil' (only the last layer adapts), 'joint' (no inner loop:
-    training on all tasks at once), 'reptile' (theta - mean of theta_K; inner loop on support and query together). Its
-    loss is that of the query set before the loop took it in. Raises ValueError for a negative number of steps, an inner_lr
-    that is not finite and positive or an unknown method; FloatingPointError, naming inner_lr, where the loop diverges.
+    the mean loss of support and query points of all tasks), 'reptile' (theta - mean of theta_K; the inner loop takes in
+    support and query, so that its query loss is no held-out one). Raises ValueError for a negative number of steps, an
+    inner_lr that is not finite and positive, an unknown method or a network with several outputs; FloatingPointError, naming
+    inner_lr, where the loop diverges.
     """
-    _check(inner_lr, steps, method)
+    _check(theta, inner_lr, steps, method)
     steps = 0 if method == "joint" else steps
+    batch = all_points(batch) if method == "joint" else batch
     x, y = batch.support_x, batch.support_y
     if method == "reptile":
-        x, y = torch.cat([x, batch.query_x], 1), torch.cat([y, batch.query_y], 1)
+        both = all_points(batch)
+        x, y = both.query_x, both.query_y
     adapted, passed = per_task(theta, len(batch)), []
     frozen = len(theta) - 2 if method == "anil" else 0
     for _ in range(steps):
@@ -193,6 +197,12 @@ def meta_gradient(
     return loss, [part.mean(0) for part in v]
 
 
+def all_points(batch: TaskBatch) -> TaskBatch:
+    """The same tasks, with the support points among the query points as well."""
+    x, y = torch.cat([batch.support_x, batch.query_x], 1), torch.cat([batch.support_y, batch.query_y], 1)
+    return TaskBatch(batch.support_x, batch.support_y, x, y)
+
+
 def _minus(parts: Theta, moves: Theta, rate: float) -> Theta:
     return [torch.sub(part, move, alpha=rate) for part, move in zip(parts, moves, strict=True)]
 
@@ -201,9 +211,10 @@ def _minus(parts: Theta, moves: Theta, rate: float) -> Theta:
 def adapt(theta: Theta, batch: TaskBatch, *, inner_lr: float, steps: int, method: str = "maml") -> list[Theta]:
     """The inner loop on the support sets: networks after 0, 1, ..., `steps` steps, each with a leading task axis.
 
-    theta: one network for all tasks, or one per task. Diverging is allowed here: figures show it.
+    theta: one network for all tasks, or one per task. method: only 'anil' makes a difference. Diverging is allowed here:
+    figures show it.
     """
-    _check(inner_lr, steps, method)
+    _check(theta, inner_lr, steps, method)
     found = [theta if theta[0].dim() == 3 else per_task(theta, len(batch))]
     frozen = len(theta) - 2 if method == "anil" else 0
     for _ in range(steps):
@@ -217,10 +228,12 @@ def adaptation_curve(theta: Theta, batch: TaskBatch, *, inner_lr: float, steps: 
     """Query loss of every task after 0..steps inner steps, (B, steps + 1); infinite where the loop diverged."""
     found = adapt(theta, batch, inner_lr=inner_lr, steps=steps, method=method)
     losses = [((forward(parts, batch.query_x) - batch.query_y) ** 2).mean((1, 2)) for parts in found]
-    return torch.nan_to_num(torch.stack(losses, 1), nan=math.inf)
+    return torch.nan_to_num(torch.stack(losses, 1), nan=math.inf, posinf=math.inf)
 
 
-def _check(inner_lr: float, steps: int, method: str) -> None:
+def _check(theta: Theta, inner_lr: float, steps: int, method: str) -> None:
+    if theta[-1].shape[-1] != 1:
+        raise ValueError(f"the network has {theta[-1].shape[-1]} outputs, but targets have one: end its widths in 1")
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
     if steps < 0:
@@ -258,8 +271,8 @@ def meta_train(
     """
     if meta_steps < 1:
         raise ValueError(f"meta_steps={meta_steps} trains nothing: take at least 1")
-    _check(inner_lr, steps, method)
-    draw = torch.Generator().manual_seed(seed)
+    _check(theta, inner_lr, steps, method)
+    draw = torch.Generator().manual_seed(10**6 + seed)  # apart from the stream of a network with the same seed
     theta = [part.clone() for part in theta]
     optimiser = torch.optim.Adam(theta, lr=outer_lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, meta_steps)
@@ -268,7 +281,11 @@ def meta_train(
         loss, slopes = meta_gradient(theta, sample(draw), inner_lr=inner_lr, steps=steps, method=method)
         for part, slope in zip(theta, slopes, strict=True):
             part.grad = slope
-        torch.nn.utils.clip_grad_norm_(theta, 1.0)
+        length = torch.nn.utils.clip_grad_norm_(theta, 1.0)
+        if not math.isfinite(float(length)):
+            raise FloatingPointError(
+                f"the meta-gradient's length is {float(length)} with inner_lr={inner_lr}: take a smaller one"
+            )
         optimiser.step()
         rate.step()
         losses.append(float(loss))

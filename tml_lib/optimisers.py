@@ -112,7 +112,7 @@ def train_optimiser(
     """
     if meta_steps < 1 or steps < 1:
         raise ValueError(f"meta_steps={meta_steps}, steps={steps}: both must be at least 1, or nothing is trained")
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(10**6 + seed)
     rule = LearnedOptimiser(seed)
     optimiser = torch.optim.Adam(rule.parameters(), lr=outer_lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, meta_steps)

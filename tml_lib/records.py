@@ -63,6 +63,9 @@ class TaskBatch:
             raise ValueError("0 query points leave the outer loop without a loss: give at least 1")
         if shapes[1] != (tasks, shots, 1) or shapes[3] != (tasks, queries, 1) or width != query_width:
             raise ValueError(f"shapes {shapes} do not fit: targets have one feature, support and query inputs the same number")
+        for name in ("support_x", "support_y", "query_x", "query_y"):
+            if not bool(getattr(self, name).isfinite().all()):
+                raise ValueError(f"{name} holds numbers that are not finite: every loss would be NaN; look at how it was made")
 
     def __len__(self) -> int:
         return len(self.support_x)
@@ -72,6 +75,14 @@ class TaskBatch:
         if not 1 <= shots <= self.support_x.shape[1]:
             raise ValueError(f"shots={shots} must lie in 1..{self.support_x.shape[1]}, the support points of these tasks")
         return TaskBatch(self.support_x[:, :shots], self.support_y[:, :shots], self.query_x, self.query_y)
+
+    def select(self, tasks: torch.Tensor | slice) -> TaskBatch:
+        """Some of the tasks: indices, a mask or a slice."""
+        return TaskBatch(self.support_x[tasks], self.support_y[tasks], self.query_x[tasks], self.query_y[tasks])
+
+    def foreign_support(self) -> TaskBatch:
+        """Every task with the support set of the one before it: a control that must not help."""
+        return TaskBatch(self.support_x.roll(1, 0), self.support_y.roll(1, 0), self.query_x, self.query_y)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> TaskBatch:
         """The same tasks in another precision or on another device."""

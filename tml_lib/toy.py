@@ -198,6 +198,7 @@ def support_query_split(
     A query point that the inner loop has seen measures memory, not adaptation: ValueError names the shared points unless
     `allow_overlap`, and indices outside 0..n-1.
     """
+    support, query = [int(i) for i in support], [int(i) for i in query]
     shared = sorted(set(support) & set(query))
     if shared and not allow_overlap:
         raise ValueError(
@@ -206,7 +207,6 @@ def support_query_split(
         )
     if outside := [i for i in [*support, *query] if not 0 <= i < x.shape[1]]:
         raise ValueError(f"point {outside[0]} does not exist: the tasks have points 0..{x.shape[1] - 1}")
-    support, query = torch.as_tensor(list(support), dtype=torch.long), torch.as_tensor(list(query), dtype=torch.long)
     return TaskBatch(x[:, support], y[:, support], x[:, query], y[:, query])
 
 
