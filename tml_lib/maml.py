@@ -267,7 +267,8 @@ def meta_train(
 ) -> tuple[Theta, list[float]]:
     """Train an initialisation by Adam on fresh task batches; returns it and the query loss at every meta-step.
 
-    sample: generator -> TaskBatch, as `lambda g: toy.sinusoids(25, 10, g)`. Errors as `meta_gradient`.
+    sample: generator -> TaskBatch, as `lambda g: toy.sinusoids(25, 10, g)`. outer_lr: 0.016 suits small tasks; on sinusoids
+    some seeds diverge with it, and `meta_study` takes half. Errors as `meta_gradient`.
     """
     if meta_steps < 1:
         raise ValueError(f"meta_steps={meta_steps} trains nothing: take at least 1")
