@@ -9,8 +9,8 @@ import tml_lib
 
 LAYERS = {
     0: {"records", "runtime", "stats"},
-    1: {"tasks", "toy", "models", "answers", "blocks", "one_layer"},
-    2: {"maml", "optimisers", "descent", "probe", "implicit", "paths", "landscape", "rollouts"},
+    1: {"tasks", "toy", "models", "answers", "programs", "blocks", "one_layer"},
+    2: {"maml", "optimisers", "descent", "probe", "implicit", "paths", "landscape", "rollouts", "tiny"},
     3: {
         "outer",
         "ledger",
@@ -19,6 +19,8 @@ LAYERS = {
         "studies",
         "update_study",
         "meta_study",
+        "outer_study",
+        "checkpoints",
         "notebooks",
         "bench",
         "report",
