@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tml_lib import runtime
 from tml_lib.records import Interval
-from tml_lib.stats import bootstrap_interval, clustered_interval
+from tml_lib.stats import bootstrap_interval, clustered_interval, nested_interval
 
 SCHEMA = 1
 INTERVAL_SEED = 20250526  # the bootstrap's own seed: the day of the paper
@@ -83,7 +83,7 @@ def write_evidence(
     """Write `<study>.<scale>.json`. values: test ('C1.trend') -> seeds -> questions, NaN where the test does not apply.
 
     entries: the tml_lib functions that made the values. extra: anything that figures need (curves, say); 'templates', a label
-    per question, makes intervals resample whole templates.
+    per question, makes intervals resample whole templates; 'nested' makes them resample seeds and questions within seeds.
     Raises ValueError where a test has no rule.
     """
     record = {
@@ -175,6 +175,8 @@ def _rows_of(record: dict, path: Path) -> list[Row]:
         if len(kept) == 1 and labels is not None and len(set(labels)) >= 2 and len(units) >= 2:
             numbers = [math.nan if x is None else x for x in seeds[0]]
             interval = clustered_interval(numbers, labels, seed=INTERVAL_SEED)
+        elif record.get("nested") and len(kept) >= 2 and questions:
+            interval = nested_interval(kept, seed=INTERVAL_SEED)
         elif len(units) >= 2:
             interval = bootstrap_interval(units, seed=INTERVAL_SEED)
         else:

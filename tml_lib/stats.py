@@ -89,6 +89,28 @@ def bootstrap_interval(values, *, seed: int, level: float = 0.95, n_resamples: i
     return Interval(estimate, float(result.low), float(result.high), len(values), level)
 
 
+def nested_interval(groups, *, seed: int, level: float = 0.95, n_resamples: int = 4000) -> Interval:
+    """Percentile interval of a mean over groups of values: groups are resampled, and the values within each (two levels).
+
+    groups: a sequence of (n_g,) arrays, one per seed, NaN dropped. The estimate is the mean of the groups' means. Raises
+    ValueError below two groups, or for an empty one.
+    """
+    groups = [np.asarray(group, dtype=float) for group in groups]
+    groups = [group[~np.isnan(group)] for group in groups]
+    if len(groups) < 2 or min(map(len, groups)) < 1:
+        sizes = [len(group) for group in groups]
+        raise ValueError(f"a nested interval needs at least 2 groups with values, got sizes {sizes}: run more seeds")
+    draw = np.random.default_rng(seed)
+    means = np.empty((len(groups), n_resamples, len(groups)))  # of every group, resampled anew for each place it may take
+    for k, group in enumerate(groups):
+        values, counts = np.unique(group, return_counts=True)
+        means[k] = draw.multinomial(len(group), counts / len(group), size=means.shape[1:]) @ values / len(group)
+    chosen = draw.integers(len(groups), size=means.shape[1:])
+    resampled = np.take_along_axis(means, chosen[None], 0)[0].mean(1)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(np.mean([group.mean() for group in groups])), float(low), float(high), len(groups), level)
+
+
 def paired_difference(first, second, *, seed: int, level: float = 0.95) -> Interval:
     """Interval of mean(first - second), paired by position; pairs with a NaN on either side are dropped."""
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
