@@ -8,7 +8,7 @@ TORCH_PIN := $(shell grep '^torch==' constraints.txt)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab bench
+.PHONY: help setup run test lab bench checkpoints
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -46,3 +46,6 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 
 bench: $(STAMP)  ## speed of probe, parameter path and meta-gradients against the usual ways (ARGS="path", ...)
 	$(BIN)/python -m tml_lib bench $(ARGS)
+
+checkpoints: $(STAMP)  ## maintainers: train the shipped tiny models anew, about half an hour (ARGS="tiny-long", ...)
+	$(BIN)/python -m tml_lib checkpoints $(ARGS)

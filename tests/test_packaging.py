@@ -62,7 +62,15 @@ def test_ci_calls_the_readmes_test_command():
 
 def test_make_help_lists_every_target():
     out = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert {line.split()[0] for line in out.splitlines()} == {"help", "setup", "run", "test", "lab", "bench"}
+    assert {line.split()[0] for line in out.splitlines()} == {
+        "help",
+        "setup",
+        "run",
+        "test",
+        "lab",
+        "bench",
+        "checkpoints",
+    }
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -168,23 +168,23 @@ def test_long_trajectories_reflect_at_the_stated_rate():
     assert waits / steps == pytest.approx(programs.REFLECTION_RATE, abs=0.02)
 
 
-def test_short_trajectories_name_every_operation_once_in_a_valid_order(sets):
+def test_short_trajectories_take_every_statement_once_in_a_valid_order(sets):
     for seed, question in enumerate(sets["harder"]):
         program = programs.parse(question.text)
         words = programs.trajectory(program, "short", random.Random(seed)).text.split()
         values, seen = program.values(), {letter for letter, _ in program.inputs}
-        assert len(words) == 2 * len(program.statements)
-        for operation, result in zip(words[::2], words[1::2], strict=True):
+        assert len(words) == 3 * len(program.statements)
+        for name, operation, result in zip(words[::3], words[1::3], words[2::3], strict=True):
             assert operation[0] in seen
-            assert result == f"{result[0]}={values[result[0]]}"
-            seen.add(result[0])
+            assert result == f"{name[0]}={values[name[0]]}"
+            seen.add(name[0])
 
 
 def test_a_summary_states_everything_but_the_answer(sets):
     for seed, question in enumerate(sets["held_out"]):
         program = programs.parse(question.text)
         text = programs.trajectory(program, "summarised", random.Random(seed)).text
-        stated = {word[0] for word in text.split() if word[1] == "="}
+        stated = {word[0] for word in text.split() if word[1] == "=" and len(word) == 3}
         assert stated == {s.name for s in program.statements} - set(program.asked)
         assert not set(question.answer.split()) & set(text.split())
 
@@ -256,3 +256,47 @@ def test_grading_is_exact_and_takes_the_last_box():
     assert programs.graded("\\boxed{a=3 b=2} \\boxed{a=1 b=2}", "a=1 b=2")
     for text in ("a=1 b=2", "\\boxed{b=2 a=1}", "\\boxed{a=1}", "\\boxed{a=1 b=2 c=3}", "\\boxed{a=1 b=2} \\boxed{}", ""):
         assert not programs.graded(text, "a=1 b=2")
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+TWO_STEPS = "a=1\nb:= a+2\nc:= b*2\n?c"
+END = " \n\n**Final Answer**\n\\boxed{ c=6 }"
+
+
+@pytest.mark.parametrize(
+    ("written", "kind"),
+    [
+        ("b:= a+2 a=1 b=3 . c:= b*2 b=3 c=6 .", "none"),
+        ("b:= a+2 a=1 b=5 Wait b=3 . c:= b*2 b=3 c=6 .", "none"),
+        ("c:= b*2 b=? Alternatively b:= a+2 a=1 b=3 . c:= b*2 b=3 c=6 .", "none"),
+        ("b:= a+2 b=3 c:= b*2 c=6", "none"),
+        ("b:= a+2 a=1 b=5 . c:= b*2 b=5 c=3 .", "value"),
+        ("b:= a+3 a=1 b=3 .", "recital"),
+        ("d:= a+2 a=1", "recital"),
+        ("b:= a+2 a=2 b=4 .", "operand"),
+        ("c:= b*2 b=3 c=6 .", "too early"),
+        ("c:= b*2 c=6", "too early"),
+        ("b:= a+2 a=? Alternatively", "too early"),
+        ("b:= a+2 a=1 b=3 .", "incomplete"),
+        ("", "incomplete"),
+        ("a=1 b=3", "garbled"),
+        ("b:= a+2 a=1 f=3 .", "garbled"),
+    ],
+)
+def test_the_first_fault_of_a_trajectory_is_found(written, kind):
+    assert programs.fault(programs.parse(TWO_STEPS), written + END) == kind
+
+
+def test_an_answer_that_was_not_computed_is_a_fault_of_its_own():
+    written = "b:= a+2 a=1 b=3 . c:= b*2 b=3 c=6 ."
+    for end in (END.replace("c=6", "c=5"), END.partition("\\boxed")[0], ""):
+        assert programs.fault(programs.parse(TWO_STEPS), written + end) == "answer"
+
+
+@pytest.mark.parametrize("style", ["plain", "short", "self_correcting", "exploring", "long", "wrong"])
+def test_faults_are_found_in_wrong_trajectories_and_in_no_others(sets, style):
+    for seed, question in enumerate(sets["held_out"]):
+        written = programs.trajectory(programs.parse(question.text), style, random.Random(seed))
+        end = f" \\boxed{{ {written.answer} }}"
+        assert programs.fault(programs.parse(question.text), written.text + end) == ("value" if style == "wrong" else "none")

@@ -119,7 +119,7 @@ def test_base_rows_never_chain_two_statements():
         answer = [words[k] for k in ids[-4:-2]]
         assert " ".join(answer) == program.answer()
         learnt = [words[k] for k in ids[start:]]
-        styles |= {"none" if learnt[0] == ANSWER_TEMPLATE else "long" if ":=" in learnt[0] else "short"}
+        styles |= {"none" if learnt[0] == ANSWER_TEMPLATE else "long" if "." in learnt else "short"}
         styles |= {"other surface"} if program.other_surface else set()
         styles |= set(learnt) & {"Wait", "Alternatively"} | {s.operator for s in program.statements}
     assert styles == {"none", "long", "short", "other surface", "Wait", "Alternatively", "+", "-", "*", "/"}

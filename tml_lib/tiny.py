@@ -121,11 +121,11 @@ def row(text: str, trajectory: Iterable[str], answer: str) -> Row:
 
 
 def base_rows(seed: int, steps: int, batch: int = 64) -> Callable[[int], list[Row]]:
-    """Step -> its batch of one-step questions: few statements first, then up to 8; few short trajectories in the first half."""
+    """Step -> its batch of one-step questions: few statements first, then up to 8; few short trajectories at first."""
 
     def rows(step: int) -> list[Row]:
         rng = random.Random(f"base/{seed}/{step}")
-        chains, short = 4 if step < 0.1 * steps else 8, 0.1 if step < 0.5 * steps else 0.425
+        chains, short = 4 if step < 0.1 * steps else 8, 0.1 if step < 0.4 * steps else 0.425
         return [base_row(rng, chains, short) for _ in range(batch)]
 
     return rows

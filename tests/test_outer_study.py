@@ -1,0 +1,227 @@
+"""The studies of C4a, C7 and C9: arms that differ in one thing, metrics known by hand, complete rules, evidence."""
+
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from tml_lib import ledger, models, outer_study, programs, tiny
+from tml_lib.answers import ANSWER_TEMPLATE
+from tml_lib.models import LanguageModel
+
+WORDS = list(tiny.VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return LanguageModel(tiny.new_model(0), tiny.tokenizer(), "random")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Fewer samples and smaller batches: the studies' structure, not their figures."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(outer_study, "BATCH", 4)
+    patch.setattr(outer_study, "MOST_TOKENS", 12)
+    patch.setattr(outer_study, "SIZES", (1, 8, 32))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def sft_records(base, small):
+    return [outer_study.sft_record(base, seed, steps=2, questions=3) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def support_records(base, small):
+    return [outer_study.support_record(base, seed, steps=2, count=4, questions=3) for seed in (0, 1)]
+
+
+def question_of(row):
+    ids, start = row
+    return " ".join(WORDS[k] for k in ids[1 : start - 2])
+
+
+def trajectory_of(row):
+    ids, start = row
+    words = [WORDS[k] for k in ids[start:]]
+    return words[: words.index(ANSWER_TEMPLATE)]
+
+
+# --- arms ------------------------------------------------------------------------------------------------------------
+
+
+def test_arms_see_the_same_questions_at_the_same_step_and_differ_in_style_alone():
+    batches = {style: outer_study.arm_rows(3, style)(7) for style in ("long", "short", None)}
+    asked = {style: [question_of(row) for row in rows] for style, rows in batches.items()}
+    assert asked["long"] == asked["short"] == asked[None]
+    assert len(set(asked["long"])) == outer_study.BATCH
+    assert not any(trajectory_of(row) for row in batches[None])
+    assert sum(len(trajectory_of(row)) for row in batches["long"]) > 1.5 * sum(len(trajectory_of(r)) for r in batches["short"])
+
+
+def test_trained_questions_are_never_held_out_and_of_every_difficulty():
+    texts = [question_of(row) for step in range(5) for row in outer_study.arm_rows(0, "short")(step)]
+    found = [programs.parse(text) for text in texts]
+    assert not any(programs.is_held_out(program) for program in found)
+    assert {len(program.statements) for program in found} == {2, 4, 6}
+    assert {s.operator for program in found for s in program.statements} == {"+", "*"}
+    assert texts != [question_of(row) for step in range(5) for row in outer_study.arm_rows(1, "short")(step)]
+
+
+@pytest.mark.parametrize("size", [1, 4, 32])
+def test_support_arms_visit_every_question_equally_often_with_that_many_trajectories(size, monkeypatch):
+    monkeypatch.setattr(outer_study, "BATCH", 16)
+    monkeypatch.setattr(tiny, "sft_row", lambda program, words, rng: (program.text, " ".join(words)))
+    count, visits = 8, 64
+    rows = outer_study.support_rows(0, size, count)
+    seen = Counter(row for step in range(count * visits // 16) for row in rows(step))
+    assert set(seen.values()) == {visits // size}
+    assert len(seen) == count * size
+    assert set(Counter(text for text, _ in seen).values()) == {size}
+
+
+def test_support_arms_see_the_same_questions_at_the_same_step():
+    few, many = (outer_study.support_rows(5, size, 40)(3) for size in (1, 32))
+    assert [question_of(row) for row in few] == [question_of(row) for row in many]
+
+
+def test_tuning_trains_a_copy(base):
+    before = base.model.lm_head.weight.clone()
+    lm, losses = outer_study.tuned(base, tiny.base_rows(0, 3, batch=4), 3)
+    assert len(losses) == 3
+    assert torch.equal(base.model.lm_head.weight, before)
+    assert not torch.equal(lm.model.lm_head.weight, before)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_of_made_up_counts():
+    arm = {"greedy": {"right": [1, 0, 1]}, "sampled": {"0.6": [16, 0, 8], "1.0": [1, 0, 16]}}
+    assert outer_study.metric(arm, "greedy").tolist() == [1, 0, 1]
+    assert outer_study.metric(arm, "pass@1.0") == pytest.approx([0.5, 0, 1])  # one of 16 is among 8 drawn half of the time
+    assert outer_study.metric(arm, "mgpass@1.0") == pytest.approx([0, 0, 1])
+    assert outer_study.metric(arm, "mgpass@0.6")[0] == 1
+    with pytest.raises(KeyError):
+        outer_study.metric(arm, "median@0.6")
+
+
+def test_rows_of_long_cost_more_tokens_than_short_and_none():
+    found = [outer_study.mean_tokens(style) for style in ("long", "short", None)]
+    assert found[0] > found[1] > found[2] > 10
+
+
+def test_a_scripted_model_is_graded_and_no_thinking_begins_with_the_template(base, monkeypatch):
+    asked = programs.questions(3, 1, "held_out")
+
+    def scripted(lm, prompts, seeds, **settings):
+        assert all(prompt.endswith(ANSWER_TEMPLATE) for prompt in prompts)
+        answers = [asked[0].answer, "a=0 b=0", asked[2].answer]
+        return [tuple(lm.tokenizer(f"{answer} }}", add_special_tokens=False)["input_ids"]) for answer in answers]
+
+    monkeypatch.setattr(outer_study.rollouts, "continuations", scripted)
+    found = outer_study.greedy(base, asked, begin=ANSWER_TEMPLATE)
+    assert found == {"right": [1, 0, 1], "tokens": 3.0}
+
+
+# --- records, rules, evidence ----------------------------------------------------------------------------------------
+
+
+def test_a_seed_gives_the_same_record_again(base, small, sft_records):
+    again = outer_study.sft_record(base, 1, steps=2, questions=3)
+    assert json.dumps(again) == json.dumps(sft_records[1]) != json.dumps(sft_records[0])
+
+
+def test_the_token_matched_arms_take_more_steps(sft_records):
+    arms, lengths = sft_records[0]["arms"], sft_records[0]["row_tokens"]
+    assert arms["short_tokens"]["steps"] == round(2 * lengths["long"] / lengths["short"]) > arms["short"]["steps"]
+    assert arms["none_tokens"]["steps"] > arms["short_tokens"]["steps"]
+
+
+@pytest.mark.parametrize(("study", "claims"), [("sft", ("C4a", "C9")), ("support", ("C7",))])
+def test_every_rule_has_values_and_every_value_a_rule(study, claims, request, small):
+    records = request.getfixturevalue(f"{study}_records")
+    estimands = {"sft": outer_study.sft_estimands, "support": outer_study.support_estimands}[study]
+    values = outer_study.study_values(records, estimands)
+    assert set(values) == {f"{c}.{t['name']}" for c in claims for t in ledger.claims()[c]["tests"]}
+    for name, seeds in values.items():
+        assert [len(seed) for seed in seeds] == [3, 3], name
+
+
+def made_up(arm_right, split_right):
+    """A record in which each arm and each model has a share of right answers of its own."""
+    draw = random.Random(0)
+
+    def arm(share):
+        counts = [16 if draw.random() < share else 0 for _ in range(200)]
+        return {"greedy": {"right": [c // 16 for c in counts]}, "sampled": {"0.6": counts, "1.0": counts}}
+
+    return {
+        "arms": {name: arm(share) for name, share in arm_right.items()},
+        "splits": {
+            s: {name: arm(share)["greedy"] for name, share in split_right.items()} for s in programs.SPLITS if s != "train"
+        },
+    }
+
+
+def test_estimands_have_the_sign_that_their_rule_says():
+    shares = {"base": 0.0, "none": 0.1, "none_tokens": 0.2, "short": 0.4, "short_tokens": 0.6, "long": 0.9}
+    found = outer_study.sft_estimands(made_up(shares, {"base": 0.0, "short": 0.3, "long": 0.8, "no_thinking": 0.1}))
+    means = {name: float(values.mean()) for name, values in found.items()}
+    wanted = {
+        "C4a.steps_greedy": 0.5,
+        "C4a.tokens_mgpass": 0.3,
+        "C4a.over_none_steps": 0.8,
+        "C4a.short_over_none_tokens": 0.4,
+        "C9.harder": 0.8,
+        "C9.short_other_surface": 0.3,
+        "C9.thinking_other_operations": 0.7,
+    }
+    for name, value in wanted.items():
+        assert means[name] == pytest.approx(value, abs=0.12), name
+
+
+def test_evidence_is_written_and_read_and_small_samples_decide_nothing(sft_records, support_records, tmp_path):
+    outer_study.write_sft_evidence(tmp_path, sft_records, command="x", seconds=1.0)
+    outer_study.write_support_evidence(tmp_path, support_records, command="x", seconds=1.0)
+    table = ledger.rows([tmp_path])
+    assert {row.claim for row in table} == {"C4a", "C7", "C9"}
+    assert {row.verdict for row in table} == {"too few"}
+    assert {row.n_seeds for row in table} == {2}
+
+
+def test_an_interrupted_study_goes_on(base, small, sft_records, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *args, **kwargs: base)
+    monkeypatch.setattr(outer_study, "checkpoint_digest", lambda: "x")
+    done = []
+
+    def one(lm, seed, **settings):
+        if len(done) == 1 and seed == 1:
+            done.append("interrupted")
+            raise KeyboardInterrupt
+        done.append(seed)
+        return {"seed": seed}
+
+    monkeypatch.setattr(outer_study, "sft_record", one)
+    with pytest.raises(KeyboardInterrupt):
+        outer_study.sft_study([0, 1], tmp_path, steps=2, questions=3)
+    records, _ = outer_study.sft_study([0, 1], tmp_path, steps=2, questions=3)
+    assert records == [{"seed": 0}, {"seed": 1}]
+    assert done == [0, "interrupted", 1]
+
+
+def test_values_of_nested_evidence_resample_questions_too():
+    """With equal seed means the plain interval would have no width; the nested one knows that questions vary."""
+    rng = np.random.default_rng(0)
+    groups = [rng.permutation([0.0] * 50 + [1.0] * 50) for _ in range(5)]
+    from tml_lib.stats import bootstrap_interval, nested_interval
+
+    flat = bootstrap_interval([g.mean() for g in groups], seed=0)
+    nested = nested_interval(groups, seed=0)
+    assert flat.low == flat.high
+    assert nested.high - nested.low == pytest.approx(2 * 1.96 * 0.5 / 500**0.5, rel=0.15)

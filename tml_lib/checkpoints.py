@@ -1,0 +1,88 @@
+"""The checkpoints that the kit ships, how they are made, and the manifest that says so.
+
+`tiny-base` is trained from nothing on one-step questions; `tiny-long` and `tiny-short` are it after supervised fine-tuning on
+long or short trajectories, the arms of seed 0 in the study of C4a. One thread each, so that a machine of the same kind
+makes the same bits again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from tml_lib import models, outer_study, runtime, tiny
+from tml_lib.models import LanguageModel
+
+BASE_SEED, BASE_STEPS, BASE_LR = 0, 3000, 3e-3
+FIRST = 10  # steps whose losses are recorded one by one
+COMMAND = "make checkpoints"
+
+
+def manifest_file() -> Path:
+    return models.shipped_folder("tiny-base").parent / "manifest.json"
+
+
+def manifest() -> dict:
+    """What each shipped checkpoint was made by: seed, steps, first losses, versions, source hash, sha256 of the weights."""
+    return json.loads(manifest_file().read_text(encoding="utf8"))
+
+
+def train(name: str, *, steps: int | None = None, progress: bool = False) -> tuple[LanguageModel, list[float]]:
+    """The first `steps` steps (all of them by default) of a shipped checkpoint's training, and their losses.
+
+    tiny-short and tiny-long start from the shipped tiny-base. ValueError for an unknown name.
+    """
+    models.shipped_folder(name)
+    if name == "tiny-base":
+        model = tiny.new_model(BASE_SEED)
+        rows = tiny.base_rows(BASE_SEED, BASE_STEPS)
+        losses = tiny.train(model, rows, steps=BASE_STEPS, stop=steps, peak_lr=BASE_LR, progress=progress)
+        return LanguageModel(model, tiny.tokenizer(), name), losses
+    rows = outer_study.arm_rows(BASE_SEED, name.removeprefix("tiny-"))
+    return outer_study.tuned(models.load("tiny", device="cpu"), rows, outer_study.SFT_STEPS, stop=steps, progress=progress)
+
+
+def make(name: str, *, progress: bool = False) -> dict:
+    """Train a checkpoint to its end, put it in its place and its entry into the manifest; returns the entry."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    try:
+        lm, losses = train(name, progress=progress)
+    finally:
+        torch.set_num_threads(threads)
+    folder = models.shipped_folder(name)
+    folder.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        lm.model.save_pretrained(temporary)
+        lm.tokenizer.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(shutil.copytree(temporary, f"{temporary}.whole"), folder)
+    entry = {
+        "command": COMMAND,
+        "seed": BASE_SEED,
+        "parameters": lm.parameters,
+        "steps": len(losses),
+        "first_losses": losses[:FIRST],
+        "loss_by_20_steps": outer_study.thinned(losses),
+        "seconds": round(time.perf_counter() - began, 1),
+        "versions": {key: value for key, value in runtime.versions().items() if key in ("python", "torch", "transformers")},
+        "source_hash": runtime.source_hash(("checkpoints.train",)),
+        "sha256": digest(name),
+    }
+    held = manifest() if manifest_file().is_file() else {}
+    ordered = {key: (held | {name: entry})[key] for key in models.SHIPPED if key in held or key == name}
+    runtime.write_text(manifest_file(), json.dumps(ordered, indent=1) + "\n")
+    return entry
+
+
+def digest(name: str) -> str:
+    """sha256 of a shipped checkpoint's weights."""
+    return hashlib.sha256((models.shipped_folder(name) / "model.safetensors").read_bytes()).hexdigest()

@@ -1,0 +1,175 @@
+"""The outer loop with trl and peft: min over theta of the loss after the trajectory (RaML Eq. 8, Table 1).
+
+`sft` maximises the likelihood of trajectory and answer given the question. Deviations from the paper: batch 64 and rates
+around 1e-3 instead of 256 and 1e-5, for models a ten-thousandth of the size; a constant rate that falls to zero over the
+last 30 % of the steps; the rows come in the order given, so that arms of a comparison see the same questions at the same
+step. trl's checkpoints hold the optimiser's state in torch's own format, which is read back without running any code in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from tml_lib import tiny
+from tml_lib.models import LanguageModel
+from tml_lib.runtime import write_text
+from tml_lib.tiny import Row
+
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+_RUN = "run.json"  # what an output folder was made for
+
+
+@dataclass(frozen=True, eq=False)
+class OuterRun:
+    """What an outer loop leaves behind."""
+
+    lm: LanguageModel  # the trained model; with LoRA its adapter is merged into the weights
+    log: list[dict]  # trl's log history: step, loss (nats per learnt token), mean_token_accuracy, learning_rate, ...
+    seconds: float  # wall time of this call
+    trained: int  # parameters that were trained
+    folder: Path  # weights or adapter, and checkpoints
+
+
+def sft(
+    lm: LanguageModel,
+    rows: Sequence[Row],
+    folder: Path,
+    *,
+    steps: int,
+    batch: int = 64,
+    peak_lr: float = 1e-3,
+    lora_rank: int = 0,
+    save_every: int = 0,
+    log_every: int = 10,
+    seed: int = 0,
+    on_log: Callable[[list[dict]], None] | None = None,
+) -> OuterRun:
+    """Fine-tune on rows, step k on rows k*batch..(k+1)*batch, with all weights (lora_rank=0) or a LoRA adapter.
+
+    rows: steps * batch of (token ids, index of the first learnt token). Trains a copy: lm stays as it is. folder: receives
+    the result and, every `save_every` steps, a checkpoint; the same call with the same folder goes on from the newest whole
+    one and ends in the same bits. on_log: called with the log history whenever it grows.
+    Raises ValueError where rows are too few or longer than the context, where the folder belongs to another run, and where
+    the loss is not finite.
+    """
+    if steps < 1 or len(rows) != steps * batch:
+        raise ValueError(f"{len(rows)} rows for {steps} steps of {batch}: give steps * batch of them, and at least 1 step")
+    longest, context = max(len(ids) for ids, _ in rows), lm.model.config.max_position_embeddings
+    if longest > context:
+        raise ValueError(
+            f"a row of {longest} tokens is longer than the context of {context}: cut or leave out long trajectories"
+        )
+    folder, began = Path(folder), time.perf_counter()
+    _claim(folder, lm, {"steps": steps, "batch": batch, "peak_lr": peak_lr, "lora_rank": lora_rank, "seed": seed}, rows)
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        learning_rate=peak_lr,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": int(tiny.DECAY * steps)},
+        warmup_steps=min(tiny.WARMUP, steps // 10),
+        adam_beta1=tiny.BETAS[0],
+        adam_beta2=tiny.BETAS[1],
+        weight_decay=0.0,
+        train_sampling_strategy="sequential",
+        max_length=None,
+        activation_checkpointing=False,
+        bf16=lm.model.dtype == torch.bfloat16,
+        use_cpu=lm.device.type == "cpu",
+        save_strategy="steps" if save_every else "no",
+        save_steps=save_every or steps,
+        save_total_limit=2,
+        logging_steps=log_every,
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+    )
+    model = _copy(lm, lora_rank, seed)
+    data = Dataset.from_list([{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in rows])
+    trainer = SFTTrainer(
+        model=model, args=arguments, train_dataset=data, processing_class=lm.tokenizer, callbacks=[_Follow(on_log)]
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_newest_whole(folder))
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    return OuterRun(
+        _finished(trainer.model, lm, folder), trainer.state.log_history, time.perf_counter() - began, trained, folder
+    )
+
+
+def _copy(lm: LanguageModel, lora_rank: int, seed: int) -> torch.nn.Module:
+    """A copy of the model to train, with a LoRA adapter on every linear layer of its blocks where a rank is given."""
+    model = type(lm.model)(lm.model.config).to(lm.device, lm.model.dtype)
+    model.load_state_dict(lm.model.state_dict())
+    if not lora_rank:
+        return model
+    config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def _finished(model: torch.nn.Module, lm: LanguageModel, folder: Path) -> LanguageModel:
+    """Save weights or adapter; the model, its adapter merged."""
+    model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    return LanguageModel(model.eval(), lm.tokenizer, f"{lm.name}+sft")
+
+
+def fingerprint(model: torch.nn.Module) -> float:
+    """Sum of all weights' absolute values in float64: tells one checkpoint from another."""
+    return float(sum(p.detach().double().abs().sum() for p in model.parameters()))
+
+
+def _claim(folder: Path, lm: LanguageModel, settings: dict, rows: Sequence[Row]) -> None:
+    """Mark the folder as this run's, or raise ValueError where it is another's."""
+    total = sum(sum(ids) * (k + 1) for k, (ids, _) in enumerate(rows))
+    wanted = settings | {"model": fingerprint(lm.model), "vocabulary": len(lm.tokenizer), "rows": total}
+    marker = folder / _RUN
+    if marker.is_file():
+        held = json.loads(marker.read_text(encoding="utf8"))
+        if changed := [f"{key} was {held.get(key)}, is {wanted[key]}" for key in wanted if held.get(key) != wanted[key]]:
+            raise ValueError(f"folder {folder} holds another run ({'; '.join(changed)}): name another folder, or empty it")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"folder {folder} is not empty and holds no run of this kit: name another folder")
+    write_text(marker, json.dumps(wanted))
+
+
+def _newest_whole(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; those cut off by a kill are removed."""
+    whole = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:  # the trainer's state is the last file of a checkpoint
+            step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf8"))["global_step"]
+            whole.append((step, str(checkpoint)))
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(checkpoint)
+    return max(whole)[1] if whole else None
+
+
+class _Follow(TrainerCallback):
+    """Hand the log history on whenever it grows, and stop at a loss that is not finite."""
+
+    def __init__(self, show: Callable[[list[dict]], None] | None):
+        self.show = show
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and not math.isfinite(logs.get("loss", 0.0)):
+            raise ValueError(f"the loss is {logs['loss']} at step {state.global_step}: lower peak_lr={args.learning_rate}")
+        if self.show is not None:
+            self.show(state.log_history)
