@@ -81,3 +81,17 @@ def test_maml_rows_are_ratios_and_a_training_run(monkeypatch):
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LookupError, match="pip install higher"):
         bench.maml_rows()
+
+
+def test_sampling_rates_are_tokens_by_seconds(monkeypatch, lm):
+    monkeypatch.setattr(bench.models, "load", lambda *_, **__: lm)
+    monkeypatch.setattr(
+        bench.rollouts, "continuations", lambda lm, prompts, seeds, **_: [(1, 2, 3), None] * (len(prompts) // 2)
+    )
+    monkeypatch.setattr(bench.rollouts, "sample", lambda lm, prompts, **_: ["a=1 b=2"])
+    monkeypatch.setattr(bench, "_time", lambda call: (call(), 2.0)[1])
+    said = []
+    ratio, rate = bench.rollouts_rows(rounds=1, say=said.append)
+    assert rate["value"] == 128 * 3 / 2
+    assert ratio["value"] == 128 * 3 / (16 * 2)
+    assert said == ["rollouts, round 1/1: 12.0 times generate row by row"]

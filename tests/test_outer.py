@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tml_lib import models, outer, programs, tiny
+from tml_lib.answers import ANSWER_TEMPLATE, chat_prompt
 from tml_lib.models import LanguageModel
 
 STEPS, BATCH = 12, 8
@@ -83,6 +84,21 @@ def test_the_log_history_is_handed_on_while_it_grows(start, rows, tmp_path):
     run = fit(start, rows, tmp_path / "run", on_log=lambda log: seen.append(len(log)))
     assert seen[:3] == [1, 2, 3]
     assert {"loss", "mean_token_accuracy", "learning_rate"} <= set(run.log[0])
+
+
+def test_gold_questions_become_rows_of_any_tokenizer(tiny_lm, questions, tmp_path):
+    rows = outer.question_rows(tiny_lm, questions[:4])
+    for question, (ids, start) in zip(questions, rows, strict=False):
+        text = tiny_lm.tokenizer.decode(ids[start:])
+        assert text == f"{question.trajectories[0].text}{ANSWER_TEMPLATE}{question.answer}}}{tiny_lm.tokenizer.eos_token}"
+        assert tiny_lm.tokenizer.decode(ids[:start]) == chat_prompt(tiny_lm.tokenizer, question.text)
+    run = outer.sft(tiny_lm, rows, tmp_path / "run", steps=2, batch=2, lora_rank=2, log_every=1)
+    assert len(losses(run)) == 2
+    assert programs.questions(1)[0].trajectories  # the tiny task's questions carry gold trajectories too
+    own = LanguageModel(tiny.new_model(0), tiny.tokenizer(), "own")
+    (made,) = outer.question_rows(own, programs.questions(1))
+    question = programs.questions(1)[0]
+    assert made == tiny.row(question.text, question.trajectories[0].text.split(), question.answer)
 
 
 # --- resume ----------------------------------------------------------------------------------------------------------

@@ -231,3 +231,38 @@ def test_clusters_of_one_give_the_plain_bootstrap_and_drop_nan():
 def test_unusable_clusters_are_refused(clusters, message):
     with pytest.raises(ValueError, match=message):
         stats.clustered_interval([1.0, 2.0, 3.0], clusters, seed=0)
+
+
+# --- nested intervals ------------------------------------------------------------------------------------------------
+
+
+def test_a_nested_interval_has_the_width_of_both_levels():
+    rng = np.random.default_rng(0)
+    groups = [rng.normal(centre, 6.0, 40) for centre in (-2.0, -1.0, 0.0, 1.0, 2.0)]
+    found = stats.nested_interval(groups, seed=1)
+    means = np.array([group.mean() for group in groups])
+    spread = np.sqrt(means.var() / 5 + np.mean([group.var() / 40 for group in groups]) / 5)
+    assert found.estimate == pytest.approx(means.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.08)
+    assert found.n == 5
+
+
+def test_a_nested_interval_covers_about_as_often_as_it_says():
+    """Ten groups of shares whose true mean is 0.6, 120 times; 87 % is what 95 % intervals may look like by bad luck."""
+    rng, covered = np.random.default_rng(3), 0
+    for repetition in range(120):
+        centres = np.clip(rng.normal(0.6, 0.05, 10), 0, 1)
+        groups = [(rng.random(60) < centre).astype(float) for centre in centres]
+        found = stats.nested_interval(groups, seed=repetition, n_resamples=400)
+        covered += found.low <= 0.6 <= found.high
+    assert covered / 120 > 0.87
+
+
+def test_nested_groups_drop_nan_and_must_be_two_and_filled():
+    groups = [[1.0, np.nan, 3.0], [2.0, 2.0]]
+    assert stats.nested_interval(groups, seed=0).estimate == 2.0
+    assert stats.nested_interval(groups, seed=0) == stats.nested_interval(groups, seed=0)
+    with pytest.raises(ValueError, match=r"at least 2 groups with values, got sizes \[2\]"):
+        stats.nested_interval(groups[:1], seed=0)
+    with pytest.raises(ValueError, match=r"sizes \[2, 0\]"):
+        stats.nested_interval([[1.0, 2.0], [np.nan]], seed=0)

@@ -7,14 +7,16 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import torch
 
-from tml_lib import maml, models, tasks, toy
+from tml_lib import maml, models, programs, rollouts, tasks, toy
 from tml_lib.answers import ANSWER_TEMPLATE, chat_prompt, encode
 from tml_lib.implicit import update_from_ids
 from tml_lib.paths import path_from_ids
@@ -23,6 +25,7 @@ from tml_lib.probe import naive_nll, prefix_nll
 LENGTHS = {128: 10, 512: 22, 1024: 40}  # trajectory tokens -> bar: how many times faster than the naive loop
 TINY_BAR, MEMORY_BAR = 22, 200  # the tiny model's bar at 512 tokens; MiB above the model at 1024
 MAML_BARS = {1: (12, 25), 5: (8, 18)}  # inner steps -> how many times faster than higher: readable path, fast path
+ROLLOUTS_BAR, SFT_BAR = 3, 2
 MAML_TRAINING = 3000  # meta-steps of a full training run
 PATH_LENGTH, PATH_BAR = 64, 10  # trajectory tokens of the parameter path; how many times faster than update by update
 
@@ -138,6 +141,69 @@ def maml_rows(*, rounds: int = 5, say: Callable[[str], None] = print) -> list[di
         ("maml: query loss after 5 inner steps", curve[-1:], "squared error", ""),
     ]
     return [*rows, *_rows(figures, setting)]
+
+
+def rollouts_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
+    """Batched continuations against transformers' `generate` row by row, the tiny reasoner, one thread; tokens a second."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        lm = models.load("tiny", model="tiny-long", device="cpu")
+        prompts = [chat_prompt(lm.tokenizer, q.text) for q in programs.questions(64, 0, "held_out")]
+        ratios, rates = [], []
+        for turn in range(rounds):
+            written: dict[str, int] = {}
+
+            def batched(turn=turn, written=written):
+                found = rollouts.continuations(lm, prompts * 4, range(1000 * turn, 1000 * turn + 256), temperature=0.6)
+                written["batched"] = sum(len(ids) for ids in found if ids is not None)
+
+            def one_by_one(turn=turn, written=written):
+                found = [rollouts.sample(lm, [p], seed=turn, temperature=0.6, max_new_tokens=128) for p in prompts[:16]]
+                written["one_by_one"] = sum(len(text.split()) for (text,) in found if text is not None)
+
+            rate = {way.__name__: (_time(way), written[way.__name__]) for way in (one_by_one, batched)}
+            speed = {name: tokens / seconds for name, (seconds, tokens) in rate.items()}
+            ratios.append(speed["batched"] / speed["one_by_one"])
+            rates.append(speed["batched"])
+            say(f"rollouts, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times generate row by row")
+    finally:
+        torch.set_num_threads(threads)
+    setting = "tiny-long, T = 0.6, up to 128 tokens, 256 rows against 16 one by one, one thread, float32"
+    return _rows(
+        [
+            ("rollouts: tokens a second against generate row by row", ratios, "×", f"≥ {ROLLOUTS_BAR}"),
+            ("rollouts: tokens a second", rates, "1/s", ""),
+        ],
+        setting,
+    )
+
+
+def sft_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
+    """trl's trainer against the plain loop on the same rows: wall time of 20 steps of 64 rows, one thread."""
+    from tml_lib import outer, outer_study
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        lm, ratios, rates = models.load("tiny", device="cpu"), [], []
+        stream = outer_study.arm_rows(0, "long")
+        batches = [stream(step) for step in range(20)]
+        rows = [row for batch in batches for row in batch]
+        for turn in range(rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                by_trl = _time(lambda folder=folder: outer.sft(lm, rows, Path(folder) / "run", steps=20))
+            plain = _time(lambda: outer_study.tuned(lm, batches.__getitem__, 20))
+            ratios.append(by_trl / plain)
+            rates.append(plain / 20)
+            say(f"sft, round {turn + 1}/{rounds}: trl takes {ratios[-1]:.2f} times the plain loop")
+    finally:
+        torch.set_num_threads(threads)
+    setting = "tiny-base, 20 steps of 64 long rows, set-up included, one thread, float32"
+    return _rows(
+        [("sft: time of trl's trainer by the plain loop's", ratios, "×", f"≤ {SFT_BAR}"), ("sft: plain step", rates, "s", "")],
+        setting,
+    )
 
 
 def _mean_time(way: Callable, repeats: int, theta: maml.Theta, batch, steps: int) -> float:
@@ -280,7 +346,7 @@ def _memory_at(length: int) -> float:
     return _peak_above(lambda: prefix_nll(lm.model, prompt, trajectory, [suffix], range(length + 1)))
 
 
-BENCHMARKS = {"probe": probe_rows, "path": path_rows, "maml": maml_rows}
+BENCHMARKS = {"probe": probe_rows, "path": path_rows, "maml": maml_rows, "rollouts": rollouts_rows, "sft": sft_rows}
 
 
 if __name__ == "__main__":

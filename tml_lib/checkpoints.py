@@ -61,8 +61,9 @@ def make(name: str, *, progress: bool = False) -> dict:
     folder = models.shipped_folder(name)
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        lm.model.save_pretrained(temporary)
-        lm.tokenizer.save_pretrained(temporary)
+        with models.quiet():
+            lm.model.save_pretrained(temporary)
+            lm.tokenizer.save_pretrained(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(shutil.copytree(temporary, f"{temporary}.whole"), folder)
     entry = {

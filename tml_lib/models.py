@@ -137,7 +137,7 @@ def embedded_folder() -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Read a GGUF file, dequantise it to float32 and save it as a plain safetensors folder with its tokenizer."""
-    with _quiet():
+    with quiet():
         quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         config = quantised.config
@@ -159,7 +159,7 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device, name: s
 
 def _load(source: str, dtype: torch.dtype, device: torch.device, name: str, *, local_only: bool) -> LanguageModel:
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(source, local_files_only=local_only)
             _check_causal(config, source)
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -223,7 +223,7 @@ def _check_causal(config, source: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
     """Silence the loading bars and reports of transformers: what matters is raised as an error."""
     logger = logging.getLogger("transformers")
     level = logger.level

@@ -23,8 +23,11 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from tml_lib import tiny
-from tml_lib.models import LanguageModel
+from tml_lib.answers import chat_prompt, encode
+from tml_lib.models import LanguageModel, quiet
+from tml_lib.records import Question
 from tml_lib.runtime import write_text
+from tml_lib.tasks import gold
 from tml_lib.tiny import Row
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -93,6 +96,7 @@ def sft(
         save_steps=save_every or steps,
         save_total_limit=2,
         logging_steps=log_every,
+        logging_nan_inf_filter=False,  # a loss that is not finite must be seen
         report_to="none",
         disable_tqdm=True,
         seed=seed,
@@ -110,6 +114,22 @@ def sft(
     )
 
 
+def question_rows(lm: LanguageModel, questions: Sequence[Question]) -> list[Row]:
+    """Each question with its gold trajectory and its answer in the kit's template, as rows for `sft`; any tokenizer.
+
+    The answer ends with '}' and the model's end token. Raises ValueError where a seam between the parts is no token boundary,
+    LookupError for a question without a gold trajectory.
+    """
+    closing = lm.tokenizer("}", add_special_tokens=False)["input_ids"] + [lm.tokenizer.eos_token_id]
+    rows = []
+    for question in questions:
+        prompt = chat_prompt(lm.tokenizer, question.text)
+        encoded = encode(lm.tokenizer, prompt, gold(question).text, [question.answer])
+        learnt = [*encoded.trajectory, *encoded.suffixes[0].ids, *closing]
+        rows.append(([*encoded.prompt, *learnt], len(encoded.prompt)))
+    return rows
+
+
 def _copy(lm: LanguageModel, lora_rank: int, seed: int) -> torch.nn.Module:
     """A copy of the model to train, with a LoRA adapter on every linear layer of its blocks where a rank is given."""
     model = type(lm.model)(lm.model.config).to(lm.device, lm.model.dtype)
@@ -124,8 +144,9 @@ def _copy(lm: LanguageModel, lora_rank: int, seed: int) -> torch.nn.Module:
 
 def _finished(model: torch.nn.Module, lm: LanguageModel, folder: Path) -> LanguageModel:
     """Save weights or adapter; the model, its adapter merged."""
-    model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     return LanguageModel(model.eval(), lm.tokenizer, f"{lm.name}+sft")
