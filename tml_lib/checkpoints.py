@@ -1,8 +1,8 @@
 """The checkpoints that the kit ships, how they are made, and the manifest that says so.
 
 `tiny-base` is trained from nothing on one-step questions; `tiny-long` and `tiny-short` are it after supervised fine-tuning on
-long or short trajectories, the arms of seed 0 in the study of C4a. One thread each, so that a machine of the same kind
-makes the same bits again.
+long or short trajectories, as in the study of C4a but for longer and on other questions. One thread each, so that a machine
+of the same kind makes the same bits again.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tml_lib import models, outer_study, runtime, tiny
 from tml_lib.models import LanguageModel
 
 BASE_SEED, BASE_STEPS, BASE_LR = 0, 3000, 3e-3
+SFT_SEED, SFT_STEPS = 100, 2000  # the study's seeds are 0, 1, ...
 FIRST = 10  # steps whose losses are recorded one by one
 COMMAND = "make checkpoints"
 
@@ -45,8 +47,8 @@ def train(name: str, *, steps: int | None = None, progress: bool = False) -> tup
         rows = tiny.base_rows(BASE_SEED, BASE_STEPS)
         losses = tiny.train(model, rows, steps=BASE_STEPS, stop=steps, peak_lr=BASE_LR, progress=progress)
         return LanguageModel(model, tiny.tokenizer(), name), losses
-    rows = outer_study.arm_rows(BASE_SEED, name.removeprefix("tiny-"))
-    return outer_study.tuned(models.load("tiny", device="cpu"), rows, outer_study.SFT_STEPS, stop=steps, progress=progress)
+    rows = outer_study.arm_rows(SFT_SEED, name.removeprefix("tiny-"))
+    return outer_study.tuned(models.load("tiny", device="cpu"), rows, SFT_STEPS, stop=steps, progress=progress)
 
 
 def make(name: str, *, progress: bool = False) -> dict:
@@ -68,11 +70,11 @@ def make(name: str, *, progress: bool = False) -> dict:
         os.replace(shutil.copytree(temporary, f"{temporary}.whole"), folder)
     entry = {
         "command": COMMAND,
-        "seed": BASE_SEED,
+        "seed": BASE_SEED if name == "tiny-base" else SFT_SEED,
         "parameters": lm.parameters,
         "steps": len(losses),
         "first_losses": losses[:FIRST],
-        "loss_by_20_steps": outer_study.thinned(losses),
+        "loss_by_100_steps": [round(float(np.mean(losses[k : k + 100])), 3) for k in range(0, len(losses), 100)],
         "seconds": round(time.perf_counter() - began, 1),
         "versions": {key: value for key, value in runtime.versions().items() if key in ("python", "torch", "transformers")},
         "source_hash": runtime.source_hash(("checkpoints.train",)),

@@ -150,7 +150,7 @@ def _checkpoints(options) -> int:
     for name in options.name or models.SHIPPED:
         entry = checkpoints.make(name, progress=True)
         print(
-            f"{name}: {entry['steps']} steps in {entry['seconds']:.0f} s, loss {entry['loss_by_20_steps'][-1]:.3f}", flush=True
+            f"{name}: {entry['steps']} steps in {entry['seconds']:.0f} s, loss {entry['loss_by_100_steps'][-1]:.3f}", flush=True
         )
     return 0
 
