@@ -22,7 +22,7 @@ from tml_lib import models, outer_study, runtime, tiny
 from tml_lib.models import LanguageModel
 
 BASE_SEED, BASE_STEPS, BASE_LR = 0, 3000, 3e-3
-SFT_SEED, SFT_STEPS = 100, 2000  # the study's seeds are 0, 1, ...
+SFT_SEED, SFT_STEPS = 100, 1500  # the study's seeds are 0, 1, ...
 FIRST = 10  # steps whose losses are recorded one by one
 COMMAND = "make checkpoints"
 
