@@ -141,3 +141,13 @@ def test_the_search_for_unsafe_names_finds_them(code, found):
 )
 def test_imports_are_found_wherever_they_stand(code, found):
     assert siblings(ast.parse(code)) == found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_constants_are_assigned_one_by_one(trees, name):
+    """`runtime.source_hash` follows a constant by its own assignment: one of a tuple would be left out of evidence's hash."""
+    if name == "bench":  # makes no evidence
+        return
+    for node in trees[name].body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        assert not [t for t in targets if isinstance(t, ast.Tuple)], f"{name}:{node.lineno}: one assignment per line"

@@ -21,8 +21,11 @@ import torch
 from tml_lib import models, outer_study, runtime, tiny
 from tml_lib.models import LanguageModel
 
-BASE_SEED, BASE_STEPS, BASE_LR = 0, 3000, 3e-3
-SFT_SEED, SFT_STEPS = 100, 1500  # the study's seeds are 0, 1, ...
+BASE_SEED = 0
+BASE_STEPS = 3000
+BASE_LR = 3e-3
+SFT_SEED = 100  # the study's seeds are 0, 1, ...
+SFT_STEPS = 1500
 FIRST = 10  # steps whose losses are recorded one by one
 COMMAND = "make checkpoints"
 
@@ -53,6 +56,7 @@ def train(name: str, *, steps: int | None = None, progress: bool = False) -> tup
 
 def make(name: str, *, progress: bool = False) -> dict:
     """Train a checkpoint to its end, put it in its place and its entry into the manifest; returns the entry."""
+    source = runtime.source_hash(("checkpoints.train",))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -77,7 +81,7 @@ def make(name: str, *, progress: bool = False) -> dict:
         "loss_by_100_steps": [round(float(np.mean(losses[k : k + 100])), 3) for k in range(0, len(losses), 100)],
         "seconds": round(time.perf_counter() - began, 1),
         "versions": {key: value for key, value in runtime.versions().items() if key in ("python", "torch", "transformers")},
-        "source_hash": runtime.source_hash(("checkpoints.train",)),
+        "source_hash": source,
         "sha256": digest(name),
     }
     held = manifest() if manifest_file().is_file() else {}

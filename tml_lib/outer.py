@@ -8,6 +8,7 @@ step. trl's checkpoints hold the optimiser's state in torch's own format, which 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -152,15 +153,18 @@ def _finished(model: torch.nn.Module, lm: LanguageModel, folder: Path) -> Langua
     return LanguageModel(model.eval(), lm.tokenizer, f"{lm.name}+sft")
 
 
-def fingerprint(model: torch.nn.Module) -> float:
-    """Sum of all weights' absolute values in float64: tells one checkpoint from another."""
-    return float(sum(p.detach().double().abs().sum() for p in model.parameters()))
+def fingerprint(model: torch.nn.Module) -> str:
+    """sha256 of all weights' bytes: tells one checkpoint from another."""
+    found = hashlib.sha256()
+    for part in model.parameters():
+        found.update(part.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _claim(folder: Path, lm: LanguageModel, settings: dict, rows: Sequence[Row]) -> None:
     """Mark the folder as this run's, or raise ValueError where it is another's."""
-    total = sum(sum(ids) * (k + 1) for k, (ids, _) in enumerate(rows))
-    wanted = settings | {"model": fingerprint(lm.model), "vocabulary": len(lm.tokenizer), "rows": total}
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    wanted = settings | {"model": fingerprint(lm.model), "vocabulary": len(lm.tokenizer), "rows": digest}
     marker = folder / _RUN
     if marker.is_file():
         held = json.loads(marker.read_text(encoding="utf8"))
@@ -190,7 +194,8 @@ class _Follow(TrainerCallback):
         self.show = show
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and not math.isfinite(logs.get("loss", 0.0)):
-            raise ValueError(f"the loss is {logs['loss']} at step {state.global_step}: lower peak_lr={args.learning_rate}")
+        loss = (logs or {}).get("loss", (logs or {}).get("train_loss", 0.0))
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss is {loss} at step {state.global_step}: lower peak_lr={args.learning_rate}")
         if self.show is not None:
             self.show(state.log_history)

@@ -27,16 +27,20 @@ BATCH = 64
 PEAK_LR = 1.5e-3
 SFT_STEPS = 600
 TEST_QUESTIONS = 500
-SAMPLES, K = 16, 8
+SAMPLES = 16
+K = 8
 TEMPERATURES = (0.6, 1.0)
 MOST_TOKENS = 128  # the longest gold trajectory of the harder split, reflections included, takes about 90
 
-ENTRIES = ("outer_study.sft_record",)
-SUPPORT_ENTRIES = ("outer_study.support_record",)
+ENTRIES = ("outer_study.sft_record", "outer_study.sft_estimands")
+SUPPORT_ENTRIES = ("outer_study.support_record", "outer_study.support_estimands")
 
 
-def arm_rows(seed: int, style: str | None) -> Callable[[int], list[Row]]:
-    """Step -> its batch: questions of 1..STEPS statements a chain, the same for every style; None leaves trajectories out."""
+def arm_rows(seed: int, style: str | None, *, whole: bool = False) -> Callable[[int], list[Row]]:
+    """Step -> its batch: questions of 1..STEPS statements a chain, the same for every style; None leaves trajectories out.
+
+    whole: no trajectory is cut short or left out (see `tiny.sft_row`).
+    """
 
     def rows(step: int) -> list[Row]:
         return [one(random.Random(f"sft/{seed}/{step}/{k}")) for k in range(BATCH)]
@@ -44,7 +48,7 @@ def arm_rows(seed: int, style: str | None) -> Callable[[int], list[Row]]:
     def one(rng: random.Random) -> Row:
         program = programs.split_program(rng, "train", rng.randint(1, programs.STEPS))
         words = programs.trajectory(program, style, rng).text.split() if style else []
-        return tiny.sft_row(program, words, rng)
+        return tiny.row(program.text, words, program.answer()) if whole else tiny.sft_row(program, words, rng)
 
     return rows
 
@@ -69,10 +73,10 @@ def tuned(
 
 
 def greedy(lm: LanguageModel, questions: list[Question], begin: str = "") -> dict:
-    """Greedy answers: right or not per question, and the mean number of tokens written."""
+    """Greedy answers: right or not per question, mean number of tokens of those that ended, share that did."""
     settings = {"temperature": 0, "max_new_tokens": MOST_TOKENS, "batch_size": 512}
-    right, tokens = rollouts.right_counts(lm, questions, programs.graded, samples=1, seed=0, begin=begin, **settings)
-    return {"right": right, "tokens": round(tokens, 2)}
+    right, tokens, ended = rollouts.right_counts(lm, questions, programs.graded, samples=1, seed=0, begin=begin, **settings)
+    return {"right": right, "tokens": round(tokens, 2), "ended": round(ended, 4)}
 
 
 def sampled(lm: LanguageModel, questions: list[Question], seed: int) -> dict[str, list[int]]:
@@ -99,29 +103,39 @@ def metric(arm: dict, name: str) -> np.ndarray:
 # --- C4a and C9 ------------------------------------------------------------------------------------------------------
 
 
-def sft_record(base: LanguageModel, seed: int, *, steps: int, questions: int) -> dict:
-    """One seed: SFT on long, short and no trajectories, at equal steps and (`_tokens`) with as many tokens as long.
+ARMS = {  # name: (style, equal to long in, whole rows only)
+    "long": ("long", "steps", False),
+    "short": ("short", "steps", False),
+    "none": (None, "steps", False),
+    "short_tokens": ("short", "tokens", False),
+    "none_tokens": (None, "tokens", False),
+    "plain": ("plain", "steps", False),
+    "long_whole": ("long", "steps", True),
+}
+SAMPLED = ("long", "short", "none", "short_tokens", "none_tokens")
+ACROSS = ("long", "short", "none", "long_whole")  # arms that answer every split
 
-    'arms': per arm the measurements on held-out questions and the loss of every 20th step; 'splits': greedy answers of the
-    base, short, long and, without thinking, long, on each split.
+
+def sft_record(base: LanguageModel, seed: int, *, steps: int, questions: int) -> dict:
+    """One seed: SFT on long, plain, short and no trajectories, at equal steps or with as many tokens of whole rows as long.
+
+    'arms': per arm the measurements on held-out questions and the loss by 20 steps; 'splits': greedy answers of the
+    base, some arms and, without thinking, long, on each split.
     """
     sets = {split: programs.questions(questions, seed, split) for split in programs.SPLITS if split != "train"}
     lengths = {style: mean_tokens(style) for style in ("long", "short", None)}
     arms: dict[str, dict] = {"base": measured(base, sets["held_out"], seed)}
     splits: dict[str, dict] = {split: {"base": greedy(base, sets[split])} for split in sets}
-    for name, style, equal in (
-        ("long", "long", "steps"),
-        ("short", "short", "steps"),
-        ("none", None, "steps"),
-        ("short_tokens", "short", "tokens"),
-        ("none_tokens", None, "tokens"),
-    ):
+    for name, (style, equal, whole) in ARMS.items():
         taken = steps if equal == "steps" else round(steps * lengths["long"] / lengths[style])
-        lm, losses = tuned(base, arm_rows(seed, style), taken)
-        arms[name] = measured(lm, sets["held_out"], seed) | {"steps": taken, "loss": thinned(losses)}
-        if name in ("long", "short"):
+        lm, losses = tuned(base, arm_rows(seed, style, whole=whole), taken)
+        answered = {split: greedy(lm, sets[split]) for split in (sets if name in ACROSS else ("held_out",))}
+        arms[name] = {"greedy": answered["held_out"], "steps": taken, "loss": thinned(losses)}
+        if name in SAMPLED:
+            arms[name]["sampled"] = sampled(lm, sets["held_out"], seed)
+        if name in ACROSS:
             for split in sets:
-                splits[split][name] = greedy(lm, sets[split])
+                splits[split][name] = answered[split]
         if name == "long":
             for split in sets:
                 splits[split]["no_thinking"] = greedy(lm, sets[split], begin=ANSWER_TEMPLATE)
@@ -150,6 +164,7 @@ def support_rows(seed: int, size: int, count: int) -> Callable[[int], list[Row]]
     for k in range(count):
         program = programs.split_program(rng := random.Random(f"support/{seed}/{k}"), "train", rng.randint(1, programs.STEPS))
         found = programs.trajectories(program, max(SIZES), "long", seed)
+        random.Random(f"support/{seed}/pool/{k}").shuffle(found)  # drawn likeliest first: every size gets the same style
         made.append((program, [t.text.split() for t in found[:size]]))
 
     def rows(step: int) -> list[Row]:
@@ -197,11 +212,16 @@ def sft_estimands(record: dict) -> dict[str, np.ndarray]:
         none = metric(arms[f"none{tail}"], "greedy")
         found[f"C4a.over_none_{equal}"] = metric(arms["long"], "greedy") - none
         found[f"C4a.short_over_none_{equal}"] = metric(arms[f"short{tail}"], "greedy") - none
+    plain = metric(arms["plain"], "greedy")
+    found["C4a.plain_over_short"] = plain - metric(arms["short"], "greedy")
+    found["C4a.over_plain"] = metric(arms["long"], "greedy") - plain
     for split, by_model in record["splits"].items():
         right = {name: np.array(by_model[name]["right"], dtype=float) for name in by_model}
         found[f"C9.{split}"] = right["long"] - right["base"]
         found[f"C9.short_{split}"] = right["short"] - right["base"]
         found[f"C9.thinking_{split}"] = right["long"] - right["no_thinking"]
+        found[f"C9.none_{split}"] = right["none"] - right["base"]
+        found[f"C9.whole_{split}"] = right["long_whole"] - right["base"]
     return found
 
 
@@ -226,6 +246,7 @@ def sft_study(
 ) -> tuple[list[dict], float]:
     """One `sft_record` per seed and the seconds spent; a checkpoint in the folder keeps each finished seed."""
     key = {"study": "sft", "seeds": list(seeds), "steps": steps, "questions": questions, "base": checkpoint_digest()}
+    key |= {"source": runtime.source_hash(ENTRIES)}
     base = models.load("tiny", device="cpu")
     one = functools.partial(sft_record, base, steps=steps, questions=questions)
     return runtime.resumable(list(seeds), one, key, folder, progress)
@@ -243,6 +264,7 @@ def support_study(
     """One `support_record` per seed and the seconds spent; a checkpoint in the folder keeps each finished seed."""
     given = {"steps": steps, "count": count, "questions": questions}
     key = {"study": "support", "seeds": list(seeds), "base": checkpoint_digest()} | given
+    key |= {"source": runtime.source_hash(SUPPORT_ENTRIES)}
     one = functools.partial(support_record, models.load("tiny", device="cpu"), **given)
     return runtime.resumable(list(seeds), one, key, folder, progress)
 

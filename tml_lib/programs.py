@@ -31,7 +31,8 @@ STEPS = 3  # statements of a chain at the default difficulty
 CHAINS = 2
 LETTERS = "abcdefghijklmnop"
 LITERALS = range(2, MODULUS)
-TRAINED, OTHER = "+*", "-/"  # operators of the trained questions, and those that only the base's one-step questions show
+TRAINED = "+*"  # operators of the trained questions
+OTHER = "-/"  # operators that only the base's one-step questions show
 STYLES = ("plain", "short", "self_correcting", "exploring", "long", "summarised", "wrong")
 REFLECTION_RATE = 0.15  # of each reflection at each step of a long trajectory
 

@@ -186,8 +186,8 @@ def right_counts(
     seed: int,
     begin: str = "",
     **settings,
-) -> tuple[list[int], float]:
-    """How many of a question's samples are right, (Q,), and the mean number of tokens written, unended ones left out.
+) -> tuple[list[int], float, float]:
+    """How many of a question's samples are right, (Q,); mean number of tokens of the samples that ended; share that did.
 
     graded: (text, answer) -> right or not. begin: words put into the model's mouth; the answer template makes it answer at
     once ('no-thinking'). settings: passed to `continuations`; with temperature=0 one sample says all.
@@ -201,4 +201,5 @@ def right_counts(
         for k, (ids, text) in enumerate(zip(written, texts, strict=True))
     ]
     lengths = [len(ids) for ids in written if ids is not None]
-    return np.reshape(right, (-1, samples)).sum(1).tolist(), float(np.mean(lengths)) if lengths else float("nan")
+    tokens = float(np.mean(lengths)) if lengths else float("nan")
+    return np.reshape(right, (-1, samples)).sum(1).tolist(), tokens, len(lengths) / len(written)

@@ -183,7 +183,12 @@ def resumable(items: list, one: Callable[[object], dict], key: dict, folder: Pat
     checkpoint = Path(folder) / f"{key['study']}-{name}.checkpoint"
     held = {"seconds": 0.0, "records": []}
     if checkpoint.is_file():
-        held = json.loads(checkpoint.read_text(encoding="utf8"))
+        try:
+            held = json.loads(checkpoint.read_text(encoding="utf8"))
+        except ValueError as error:
+            raise ValueError(
+                f"checkpoint {checkpoint} is damaged ({error}): delete it, and its records are made again"
+            ) from error
     for item in items[len(held["records"]) :]:
         began = time.perf_counter()
         held["records"].append(json.loads(json.dumps(one(item))))

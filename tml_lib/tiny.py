@@ -31,7 +31,9 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-WIDTH, LAYERS, HEADS = 64, 3, 4
+WIDTH = 64
+LAYERS = 3
+HEADS = 4
 
 Row = tuple[list[int], int]  # token ids, and the index of the first one that is learnt
 
@@ -177,7 +179,9 @@ def collate(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
 
 # --- training --------------------------------------------------------------------------------------------------------
 
-WARMUP, DECAY, BETAS = 50, 0.3, (0.9, 0.98)  # steps; share of all steps at the end; AdamW's
+WARMUP = 50  # steps
+DECAY = 0.3  # share of all steps, at their end
+BETAS = (0.9, 0.98)  # of AdamW
 
 
 def schedule(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
