@@ -1,7 +1,6 @@
 """The studies of C4a, C7 and C9: arms that differ in one thing, metrics known by hand, complete rules, evidence."""
 
 import json
-import random
 from collections import Counter
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from tml_lib import ledger, models, outer_study, programs, tiny
 from tml_lib.answers import ANSWER_TEMPLATE
 from tml_lib.models import LanguageModel
+from tml_lib.stats import bootstrap_interval, mg_pass_at_k, nested_interval
 
 WORDS = list(tiny.VOCABULARY)
 
@@ -126,7 +126,7 @@ def test_a_scripted_model_is_graded_and_no_thinking_begins_with_the_template(bas
 
     monkeypatch.setattr(outer_study.rollouts, "continuations", scripted)
     found = outer_study.greedy(base, asked, begin=ANSWER_TEMPLATE)
-    assert found == {"right": [1, 0, 1], "tokens": 3.0}
+    assert found == {"right": [1, 0, 1], "tokens": 3.0, "ended": 1.0}
 
 
 # --- records, rules, evidence ----------------------------------------------------------------------------------------
@@ -153,37 +153,90 @@ def test_every_rule_has_values_and_every_value_a_rule(study, claims, request, sm
         assert [len(seed) for seed in seeds] == [3, 3], name
 
 
-def made_up(arm_right, split_right):
-    """A record in which each arm and each model has a share of right answers of its own."""
-    draw = random.Random(0)
-
-    def arm(share):
-        counts = [16 if draw.random() < share else 0 for _ in range(200)]
-        return {"greedy": {"right": [c // 16 for c in counts]}, "sampled": {"0.6": counts, "1.0": counts}}
-
-    return {
-        "arms": {name: arm(share) for name, share in arm_right.items()},
-        "splits": {
-            s: {name: arm(share)["greedy"] for name, share in split_right.items()} for s in programs.SPLITS if s != "train"
-        },
-    }
+def arm(greedy, cool, hot):
+    """An arm of one question: right or not, and right ones among 16 samples at T = 0.6 and at T = 1."""
+    return {"greedy": {"right": [greedy]}, "sampled": {"0.6": [cool], "1.0": [hot]}}
 
 
-def test_estimands_have_the_sign_that_their_rule_says():
-    shares = {"base": 0.0, "none": 0.1, "none_tokens": 0.2, "short": 0.4, "short_tokens": 0.6, "long": 0.9}
-    found = outer_study.sft_estimands(made_up(shares, {"base": 0.0, "short": 0.3, "long": 0.8, "no_thinking": 0.1}))
-    means = {name: float(values.mean()) for name, values in found.items()}
+PASS = {0: 0.0, 1: 0.5, 2: 23 / 30, 4: 1 - 495 / 12870, 12: 1.0, 16: 1.0}  # 1 - C(16 - c, 8) / C(16, 8)
+
+
+def test_estimands_of_c4a_and_c9_by_hand():
+    arms = {name: arm(0, 0, 0) for name in ("base", "none", "none_tokens", "plain", "long_whole")}
+    arms |= {"long": arm(1, 16, 2), "short": arm(0, 4, 1), "short_tokens": arm(1, 12, 0)}
+    models_of = ("base", "short", "long", "none", "no_thinking", "long_whole")
+    splits = {split: {name: {"right": [0]} for name in models_of} for split in programs.SPLITS if split != "train"}
+    splits["harder"]["long"]["right"] = splits["other_surface"]["short"]["right"] = [1]
+    splits["other_operations"]["base"]["right"] = splits["held_out"]["long_whole"]["right"] = [1]
+    splits["held_out"]["none"]["right"] = [1]
+    found = {name: float(values[0]) for name, values in outer_study.sft_estimands({"arms": arms, "splits": splits}).items()}
     wanted = {
-        "C4a.steps_greedy": 0.5,
-        "C4a.tokens_mgpass": 0.3,
-        "C4a.over_none_steps": 0.8,
-        "C4a.short_over_none_tokens": 0.4,
-        "C9.harder": 0.8,
-        "C9.short_other_surface": 0.3,
-        "C9.thinking_other_operations": 0.7,
+        "C4a.steps_greedy": 1.0,
+        "C4a.tokens_greedy": 0.0,
+        "C4a.steps_pass": PASS[2] - PASS[1],
+        "C4a.tokens_pass": PASS[2],
+        "C4a.steps_pass_cool": 1.0 - PASS[4],
+        "C4a.steps_mgpass_cool": 1.0,  # four right ones of sixteen are never more than half of eight drawn
+        "C4a.tokens_mgpass_cool": 1.0 - mg_pass_at_k(16, 12, 8),
+        "C4a.steps_mgpass": 0.0,
+        "C4a.over_none_steps": 1.0,
+        "C4a.over_none_tokens": 1.0,
+        "C4a.short_over_none_steps": 0.0,
+        "C4a.short_over_none_tokens": 1.0,
+        "C4a.plain_over_short": 0.0,
+        "C4a.over_plain": 1.0,
+        "C9.harder": 1.0,
+        "C9.thinking_harder": 1.0,
+        "C9.short_other_surface": 1.0,
+        "C9.other_operations": -1.0,
+        "C9.none_held_out": 1.0,
+        "C9.whole_held_out": 1.0,
+        "C9.held_out": 0.0,
     }
     for name, value in wanted.items():
-        assert means[name] == pytest.approx(value, abs=0.12), name
+        assert found[name] == pytest.approx(value), name
+    assert 0 < mg_pass_at_k(16, 12, 8) < 1
+
+
+def test_estimands_of_c7_by_hand():
+    sizes = {"1": arm(0, 2, 1), "8": arm(1, 12, 2), "32": arm(1, 16, 4)}
+    found = {name: float(values[0]) for name, values in outer_study.support_estimands({"sizes": sizes}).items()}
+    assert found["C7.greedy"] == 1
+    assert found["C7.greedy_late"] == 0
+    assert found["C7.pass"] == pytest.approx(PASS[4] - PASS[1])
+    assert found["C7.pass_late"] == pytest.approx(PASS[4] - PASS[2])
+    assert found["C7.pass_cool"] == pytest.approx(1 - PASS[2])
+    assert found["C7.mgpass_cool"] == pytest.approx(1)
+    assert found["C7.mgpass"] == 0
+
+
+def test_samples_are_drawn_at_their_temperature_and_with_their_number(base, monkeypatch):
+    calls = []
+
+    def spy(lm, questions, graded, **settings):
+        calls.append((settings["temperature"], settings["samples"], settings["seed"]))
+        return [7] * len(questions), 1.0, 1.0
+
+    monkeypatch.setattr(outer_study.rollouts, "right_counts", spy)
+    assert outer_study.sampled(base, programs.questions(2), 5) == {"0.6": [7, 7], "1.0": [7, 7]}
+    assert calls == [(0.6, 16, 5), (1.0, 16, 5)]
+
+
+def test_pools_of_trajectories_are_shuffled_so_that_every_size_has_the_same_style(monkeypatch):
+    monkeypatch.setattr(outer_study, "BATCH", 60)
+    monkeypatch.setattr(tiny, "sft_row", lambda program, words, rng: (program.text, words))
+    waits = {}
+    for size in (1, 32):
+        rows = outer_study.support_rows(0, size, 60)
+        found = [words for step in range(32) for _, words in rows(step)]
+        waits[size] = sum(words.count("Wait") for words in found) / sum(words.count(".") for words in found)
+    assert waits[1] == pytest.approx(waits[32], abs=0.06)
+
+
+def test_whole_rows_are_neither_cut_nor_without_a_trajectory():
+    rows = outer_study.arm_rows(1, "long", whole=True)(0)
+    assert all(trajectory_of(row)[-1] == "." for row in rows)
+    assert [question_of(row) for row in rows] == [question_of(row) for row in outer_study.arm_rows(1, "long")(0)]
 
 
 def test_evidence_is_written_and_read_and_small_samples_decide_nothing(sft_records, support_records, tmp_path):
@@ -219,8 +272,6 @@ def test_values_of_nested_evidence_resample_questions_too():
     """With equal seed means the plain interval would have no width; the nested one knows that questions vary."""
     rng = np.random.default_rng(0)
     groups = [rng.permutation([0.0] * 50 + [1.0] * 50) for _ in range(5)]
-    from tml_lib.stats import bootstrap_interval, nested_interval
-
     flat = bootstrap_interval([g.mean() for g in groups], seed=0)
     nested = nested_interval(groups, seed=0)
     assert flat.low == flat.high

@@ -217,7 +217,8 @@ def test_right_answers_are_counted_per_question(words_lm, monkeypatch):
         judge["begin"] = text.startswith("begin")
         return len(text.removeprefix("begin").split()) == 5
 
-    counts, tokens = rollouts.right_counts(words_lm, questions, graded, samples=4, seed=1, begin="begin")
+    counts, tokens, ended = rollouts.right_counts(words_lm, questions, graded, samples=4, seed=1, begin="begin")
     assert counts == [1, 4, 1]
+    assert ended == 9 / 12
     assert judge["begin"]
     assert tokens == pytest.approx((1 * 5 + 3 * 1 + 4 * 5 + 1 * 5) / 9)
