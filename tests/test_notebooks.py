@@ -211,6 +211,15 @@ def test_a_parameter_goes_to_the_notebooks_that_declare_it(tiny_books):
         notebooks.check_given(tiny_books, {"wait": "false"})
 
 
+def test_a_preset_of_other_questions_is_refused_by_notebook():
+    books = [book for book in notebooks.discover() if book.preset]
+    assert {book.name[:2] for book in books} >= {"01", "05"}
+    assert all(book.presets == ["small", "gpu"] for book in books)
+    with pytest.raises(ValueError, match=r"notebook 0\d_\w+ does not ask the questions of preset 'tiny': give it small or gpu"):
+        notebooks.check_given(books, {"preset": "tiny"})
+    assert notebooks.discover()[2].presets == []
+
+
 def test_storing_outputs_drops_progress_and_run_metadata(tiny_books, tmp_path):
     tiny_book(notebooks.folder(), "00_quick", "import sys; print('kept'); print('bar', file=sys.stderr)")
     (book, *_) = notebooks.discover()

@@ -26,10 +26,17 @@ class Notebook:
     path: Path
     title: str
     parameters: dict[str, str]
+    preset: str = ""  # the committed default, where it has such a parameter
 
     @property
     def name(self) -> str:
         return self.path.stem
+
+    @property
+    def presets(self) -> list[str]:
+        """Presets that it runs on: those whose questions are its default preset's; none where it takes no preset."""
+        known = models.PRESETS
+        return [name for name in known if self.preset and known[name].task == known[self.preset].task]
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,9 @@ def _describe(path: Path) -> Notebook:
     first = next(cell.source for cell in book.cells if cell.cell_type == "markdown")
     title = first.lstrip().splitlines()[0].lstrip("# ")
     cells = [cell.source for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
-    return Notebook(path, title, runtime.declared_parameters(cells[0]) if cells else {})
+    default = re.search(r'^preset: str = "(\w+)"', cells[0], re.MULTILINE) if cells else None
+    declared = runtime.declared_parameters(cells[0]) if cells else {}
+    return Notebook(path, title, declared, default[1] if default else "")
 
 
 def select(wanted: list[str]) -> list[Notebook]:
@@ -86,7 +95,11 @@ def check_given(books: list[Notebook], given: dict[str, object]) -> dict[str, di
         for name in given.keys() & book.parameters.keys():
             runtime.check_value(name, given[name], book.parameters[name])
     if "preset" in given:
-        models.preset(given["preset"])
+        wanted = models.preset(given["preset"]).name
+        for book in books:
+            if book.preset and wanted not in book.presets:
+                known = " or ".join(book.presets)
+                raise ValueError(f"notebook {book.name} does not ask the questions of preset {wanted!r}: give it {known}")
     return {book.name: {k: v for k, v in given.items() if k in book.parameters} for book in books}
 
 

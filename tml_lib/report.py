@@ -93,7 +93,8 @@ def needs(name: str) -> str:
     if "any" in costs:
         parts = [f"{_cost(costs['any'])}, no pretrained model"]
     else:
-        parts = [f"`{p}` {_cost(costs[p])}" if p in costs else f"`{p}` not measured yet" for p in models.PRESETS]
+        (book,) = [book for book in notebooks.discover() if book.name == name]
+        parts = [f"`{p}` {_cost(costs[p])}" if p in costs else f"`{p}` not measured yet" for p in book.presets]
     return f"**Measured time and peak memory:** {'; '.join(parts)} (on {held['machine'] or 'no machine yet'}). {links(name)}"
 
 
@@ -107,7 +108,8 @@ def map_table() -> str:
     lines = [f"| notebook | {' | '.join(f'preset `{p}`' for p in models.PRESETS)} |", "|---" * (1 + len(models.PRESETS)) + "|"]
     for book in notebooks.discover():
         costs = [held.get(book.name, {}).get("any" if "preset" not in book.parameters else p) for p in models.PRESETS]
-        cells = " | ".join(_cost(c) if c else "not measured yet" for c in costs)
+        gaps = ["not measured yet" if not book.preset or p in book.presets else "–" for p in models.PRESETS]
+        cells = " | ".join(_cost(c) if c else gap for c, gap in zip(costs, gaps, strict=True))
         lines.append(f"| [{book.name}]({book.name}.ipynb): {book.title} | {cells} |")
     return "\n".join(lines)
 
