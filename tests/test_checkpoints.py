@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from tml_lib import checkpoints, models, outer_study, programs, runtime, tiny
+from tml_lib import checkpoints, models, outer, outer_study, programs, runtime, tiny
 from tml_lib.answers import ANSWER_TEMPLATE
 
 NAMES = models.SHIPPED
@@ -14,13 +15,13 @@ NAMES = models.SHIPPED
 
 @pytest.fixture(scope="module")
 def lms():
-    return {name: models.load("tiny", model=name, device="cpu") for name in NAMES}
+    return {name: models.load("tiny", model=models.shipped(name), device="cpu") for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_manifest_describes_the_files(name, lms):
     entry = checkpoints.manifest()[name]
-    folder = models.shipped_folder(name)
+    folder = Path(models.shipped(name))
     assert entry["sha256"] == checkpoints.digest(name)
     assert entry["parameters"] == lms[name].parameters < 5e6
     assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
@@ -31,7 +32,7 @@ def test_the_manifest_describes_the_files(name, lms):
 def test_the_manifest_names_the_code_that_is_here(name):
     entry = checkpoints.manifest()[name]
     hint = f"{name} was made by other code: run `make checkpoints`, or take the code back"
-    assert entry["source_hash"] == runtime.source_hash(("checkpoints.train",)), hint
+    assert entry["source_hash"] == runtime.source_hash(checkpoints.ENTRIES), hint
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,7 +65,7 @@ def test_an_unknown_checkpoint_is_refused_with_the_known_ones():
 
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     folder = tmp_path / "tiny"
-    shutil.copytree(models.shipped_folder("tiny-base"), folder)
+    shutil.copytree(models.shipped("tiny-base"), folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match=f"model '{folder}' cannot be loaded"):
@@ -73,16 +74,17 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
 
 def test_a_checkpoint_of_another_tokenizer_is_refused(tmp_path):
     folder = tmp_path / "tiny"
-    shutil.copytree(models.shipped_folder("tiny-base"), folder)
+    shutil.copytree(models.shipped("tiny-base"), folder)
     held = json.loads((folder / "tokenizer.json").read_text())
     held["model"]["vocab"]["new"] = len(held["model"]["vocab"])
     (folder / "tokenizer.json").write_text(json.dumps(held))
-    with pytest.raises(ValueError, match="tokenizer has 508 words and its model 507"):
-        models.load("tiny", model=str(folder), device="cpu")
+    lm = models.load("tiny", model=str(folder), device="cpu")
+    with pytest.raises(ValueError, match="'tiny' has 508 words and its model 507"):
+        outer.sft(lm, tiny.base_rows(0, 1, batch=2)(0), tmp_path / "run", steps=1, batch=2)
 
 
 def test_making_a_checkpoint_replaces_it_whole_and_writes_the_manifest(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "shipped_folder", lambda name: tmp_path / "weights" / name)
+    monkeypatch.setattr(models, "shipped", lambda name: str(tmp_path / "weights" / name))
     monkeypatch.setattr(checkpoints, "BASE_STEPS", 3)
     threads = torch.get_num_threads()
     (tmp_path / "weights" / "tiny-base").mkdir(parents=True)

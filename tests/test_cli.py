@@ -20,7 +20,7 @@ def test_check_json_is_only_json_with_versions_and_needs(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["torch"]
     assert found["embedded_model"] == "installed"
-    assert set(found["presets"]) == {"small", "gpu"}
+    assert set(found["presets"]) == {"small", "gpu", "tiny"}
     assert found["cores"] >= 1
 
 

@@ -148,7 +148,7 @@ def rollouts_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> lis
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        lm = models.load("tiny", model="tiny-long", device="cpu")
+        lm = models.load("tiny", model=models.shipped("tiny-long"), device="cpu")
         prompts = [chat_prompt(lm.tokenizer, q.text) for q in programs.questions(64, 0, "held_out")]
         ratios, rates = [], []
         for turn in range(rounds):

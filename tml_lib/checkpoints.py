@@ -28,10 +28,11 @@ SFT_SEED = 100  # the study's seeds are 0, 1, ...
 SFT_STEPS = 1500
 FIRST = 10  # steps whose losses are recorded one by one
 COMMAND = "make checkpoints"
+ENTRIES = ("tiny.new_model", "tiny.base_rows", "tiny.train", "outer_study.arm_rows", "outer_study.tuned")
 
 
 def manifest_file() -> Path:
-    return models.shipped_folder("tiny-base").parent / "manifest.json"
+    return Path(models.shipped("tiny-base")).parent / "manifest.json"
 
 
 def manifest() -> dict:
@@ -44,7 +45,7 @@ def train(name: str, *, steps: int | None = None, progress: bool = False) -> tup
 
     tiny-short and tiny-long start from the shipped tiny-base. ValueError for an unknown name.
     """
-    models.shipped_folder(name)
+    models.shipped(name)
     if name == "tiny-base":
         model = tiny.new_model(BASE_SEED)
         rows = tiny.base_rows(BASE_SEED, BASE_STEPS)
@@ -56,7 +57,7 @@ def train(name: str, *, steps: int | None = None, progress: bool = False) -> tup
 
 def make(name: str, *, progress: bool = False) -> dict:
     """Train a checkpoint to its end, put it in its place and its entry into the manifest; returns the entry."""
-    source = runtime.source_hash(("checkpoints.train",))
+    source = runtime.source_hash(ENTRIES)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -64,7 +65,7 @@ def make(name: str, *, progress: bool = False) -> dict:
         lm, losses = train(name, progress=progress)
     finally:
         torch.set_num_threads(threads)
-    folder = models.shipped_folder(name)
+    folder = Path(models.shipped(name))
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         with models.quiet():
@@ -92,4 +93,4 @@ def make(name: str, *, progress: bool = False) -> dict:
 
 def digest(name: str) -> str:
     """sha256 of a shipped checkpoint's weights."""
-    return hashlib.sha256((models.shipped_folder(name) / "model.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256((Path(models.shipped(name)) / "model.safetensors").read_bytes()).hexdigest()

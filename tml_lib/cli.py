@@ -102,7 +102,8 @@ def _list(options) -> int:
         names = ", ".join(f"{name}: {kind}" for name, kind in book.parameters.items())
         print(f"{book.name}: {book.title}\n    {names}")
     for preset in models.PRESETS.values():
-        print(f"preset {preset.name}: {preset.model} on {preset.task}; {preset.needs}")
+        model = Path(preset.model).name if preset.name == "tiny" else preset.model
+        print(f"preset {preset.name}: {model} on {preset.task}; {preset.needs}")
     return 0
 
 
@@ -146,7 +147,7 @@ def _checkpoints(options) -> int:
     from tml_lib import checkpoints
 
     for name in options.name:
-        models.shipped_folder(name)
+        models.shipped(name)
     for name in options.name or models.SHIPPED:
         entry = checkpoints.make(name, progress=True)
         print(

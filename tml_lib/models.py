@@ -35,7 +35,7 @@ class Preset:
     """A scale at which the notebooks run: model, question set and what they need."""
 
     name: str
-    model: str  # one of SHIPPED, 'embedded', or a hub name
+    model: str  # 'embedded', a folder or a hub name
     dtype: str
     task: str
     disk_gb: float  # weights on disk
@@ -43,13 +43,24 @@ class Preset:
     needs: str
 
 
-SHIPPED = ("tiny-base", "tiny-short", "tiny-long")  # the kit's own, made by `python -m tml_lib checkpoints`
-
 PRESETS = {
-    "tiny": Preset("tiny", "tiny-base", "float32", "programs", 0.01, 0.5, "1 CPU core; no network"),
     "small": Preset("small", "embedded", "float32", "gsm_symbolic", 0.6, 1.9, "2 CPU cores; no network"),
     "gpu": Preset("gpu", "Qwen/Qwen2.5-0.5B-Instruct", "bfloat16", "gsm_symbolic", 1.0, 3.0, "a GPU; the hub, once"),
 }
+
+
+SHIPPED = ("tiny-base", "tiny-short", "tiny-long")  # the kit's own checkpoints, made by `python -m tml_lib checkpoints`
+
+
+def shipped(name: str) -> str:
+    """Folder of a checkpoint of the kit, to be given to `load` as its model; ValueError names the known ones."""
+    if name not in SHIPPED:
+        raise ValueError(f"{name!r} is no checkpoint of the kit: choose one of {', '.join(SHIPPED)}")
+    return str(Path(__file__).parent / "weights" / name)
+
+
+# added by name: the hash of stored evidence covers the presets above, and this one changes none of them
+PRESETS["tiny"] = Preset("tiny", shipped("tiny-base"), "float32", "programs", 0.01, 0.5, "1 CPU core; no network")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +89,7 @@ def preset(name: str) -> Preset:
 
 
 def load(preset_name: str = "small", *, model: str = "", device: str | None = None, dtype: str | None = None) -> LanguageModel:
-    """Load a preset's model, or another one (`model`: a shipped one, a folder or a hub name) at that preset's settings.
+    """Load a preset's model, or another one (`model`: a folder or a hub name) at that preset's settings.
 
     device: a torch device name, by default cuda where there is one. dtype: a torch dtype name, by default the preset's.
     Raises ValueError or FileNotFoundError naming the model, what is wrong with it and what to do.
@@ -93,18 +104,9 @@ def load(preset_name: str = "small", *, model: str = "", device: str | None = No
         stored = torch.float32 if torch_dtype == torch.float64 else torch_dtype
         lm = _load_folder(embedded_folder(), stored, target, "SmolLM2-135M-Instruct")
         return lm if stored == torch_dtype else _widen(lm, embedded_folder())
-    if name in SHIPPED:
-        return _load_folder(shipped_folder(name), torch_dtype, target, name)
     if Path(name).is_dir() or name.startswith((".", "/", "~")):
         return _load_folder(Path(name).expanduser(), torch_dtype, target, Path(name).name)
     return _load(name, torch_dtype, target, name, local_only=False)
-
-
-def shipped_folder(name: str) -> Path:
-    """Where a checkpoint of the kit lies in the package; ValueError names the known ones."""
-    if name not in SHIPPED:
-        raise ValueError(f"{name!r} is no checkpoint of the kit: choose one of {', '.join(SHIPPED)}")
-    return Path(__file__).parent / "weights" / name
 
 
 def embedded_gguf() -> Path | None:
@@ -137,7 +139,7 @@ def embedded_folder() -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Read a GGUF file, dequantise it to float32 and save it as a plain safetensors folder with its tokenizer."""
-    with quiet():
+    with _quiet():
         quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         config = quantised.config
@@ -159,7 +161,7 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device, name: s
 
 def _load(source: str, dtype: torch.dtype, device: torch.device, name: str, *, local_only: bool) -> LanguageModel:
     try:
-        with quiet():
+        with _quiet():
             config = AutoConfig.from_pretrained(source, local_files_only=local_only)
             _check_causal(config, source)
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -175,12 +177,6 @@ def _load(source: str, dtype: torch.dtype, device: torch.device, name: str, *, l
         raise ValueError(
             f"model {source!r} lacks {len(info['missing_keys'])} weights (first: {sorted(info['missing_keys'])[0]}), which "
             "would be left random: copy or save the folder again"
-        )
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise ValueError(
-            f"model {source!r}: its tokenizer has {len(tokenizer)} words and its model {rows}, so they do not belong together; "
-            "copy or save the folder again"
         )
     if dtype == torch.float64:
         widen_norms(model)
@@ -223,7 +219,7 @@ def _check_causal(config, source: str) -> None:
 
 
 @contextlib.contextmanager
-def quiet():
+def _quiet():
     """Silence the loading bars and reports of transformers: what matters is raised as an error."""
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -234,6 +230,19 @@ def quiet():
     finally:
         logger.setLevel(level)
         transformers.utils.logging.enable_progress_bar()
+
+
+quiet = _quiet
+
+
+def check_tokenizer(lm: LanguageModel) -> None:
+    """Raise ValueError where the tokenizer knows more words than the model has embeddings: they do not belong together."""
+    rows = lm.model.get_input_embeddings().num_embeddings
+    if len(lm.tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer of {lm.name!r} has {len(lm.tokenizer)} words and its model {rows}, so they do not belong together; "
+            "copy or save the folder again"
+        )
 
 
 def random_model(model_type: str = "llama", *, seed: int = 0, **overrides) -> torch.nn.Module:

@@ -25,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 
 from tml_lib import tiny
 from tml_lib.answers import chat_prompt, encode
-from tml_lib.models import LanguageModel, quiet
+from tml_lib.models import LanguageModel, check_tokenizer, quiet
 from tml_lib.records import Question
 from tml_lib.runtime import write_text
 from tml_lib.tasks import gold
@@ -65,9 +65,10 @@ def sft(
     rows: steps * batch of (token ids, index of the first learnt token). Trains a copy: lm stays as it is. folder: receives
     the result and, every `save_every` steps, a checkpoint; the same call with the same folder goes on from the newest whole
     one and ends in the same bits. on_log: called with the log history whenever it grows.
-    Raises ValueError where rows are too few or longer than the context, where the folder belongs to another run, and where
-    the loss is not finite.
+    Raises ValueError where rows are too few or longer than the context, where the folder belongs to another run or the
+    tokenizer to another model, and where the loss is not finite.
     """
+    check_tokenizer(lm)
     if steps < 1 or len(rows) != steps * batch:
         raise ValueError(f"{len(rows)} rows for {steps} steps of {batch}: give steps * batch of them, and at least 1 step")
     longest, context = max(len(ids) for ids, _ in rows), lm.model.config.max_position_embeddings

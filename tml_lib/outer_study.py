@@ -271,7 +271,7 @@ def support_study(
 
 def checkpoint_digest() -> str:
     """sha256 of the base that all arms start from."""
-    return hashlib.sha256((models.shipped_folder("tiny-base") / "model.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256((Path(models.shipped("tiny-base")) / "model.safetensors").read_bytes()).hexdigest()
 
 
 def write_sft_evidence(folder: Path, records: list[dict], *, command: str, seconds: float) -> Path:
