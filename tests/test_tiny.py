@@ -98,7 +98,7 @@ def test_words_that_share_a_letter_begin_alike_and_others_do_not():
         return float(torch.cosine_similarity(vector[a], vector[b], 0))
 
     assert cosine("a=3", "a=4") > 0.4
-    assert cosine("a:=", "a?" if "a?" in vector else "?a") > 0.2
+    assert cosine("a:=", "?a") > 0.2
     assert abs(cosine("a:=", "?b")) < 0.4
     assert cosine("a*4", "a+4") > 0.4
 

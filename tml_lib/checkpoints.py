@@ -7,7 +7,6 @@ of the same kind makes the same bits again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -83,14 +82,9 @@ def make(name: str, *, progress: bool = False) -> dict:
         "seconds": round(time.perf_counter() - began, 1),
         "versions": {key: value for key, value in runtime.versions().items() if key in ("python", "torch", "transformers")},
         "source_hash": source,
-        "sha256": digest(name),
+        "sha256": outer_study.checkpoint_digest(name),
     }
     held = manifest() if manifest_file().is_file() else {}
     ordered = {key: (held | {name: entry})[key] for key in models.SHIPPED if key in held or key == name}
     runtime.write_text(manifest_file(), json.dumps(ordered, indent=1) + "\n")
     return entry
-
-
-def digest(name: str) -> str:
-    """sha256 of a shipped checkpoint's weights."""
-    return hashlib.sha256((Path(models.shipped(name)) / "model.safetensors").read_bytes()).hexdigest()

@@ -269,9 +269,9 @@ def support_study(
     return runtime.resumable(list(seeds), one, key, folder, progress)
 
 
-def checkpoint_digest() -> str:
-    """sha256 of the base that all arms start from."""
-    return hashlib.sha256((Path(models.shipped("tiny-base")) / "model.safetensors").read_bytes()).hexdigest()
+def checkpoint_digest(name: str = "tiny-base") -> str:
+    """sha256 of a shipped checkpoint's weights, by default of the base that all arms start from."""
+    return hashlib.sha256((Path(models.shipped(name)) / "model.safetensors").read_bytes()).hexdigest()
 
 
 def write_sft_evidence(folder: Path, records: list[dict], *, command: str, seconds: float) -> Path:
