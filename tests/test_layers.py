@@ -20,6 +20,7 @@ LAYERS = {
         "update_study",
         "meta_study",
         "outer_study",
+        "lora_study",
         "outer_exercises",
         "checkpoints",
         "notebooks",

@@ -116,17 +116,17 @@ def sft(
     )
 
 
-def question_rows(lm: LanguageModel, questions: Sequence[Question]) -> list[Row]:
+def question_rows(lm: LanguageModel, questions: Sequence[Question], *, trajectories: bool = True) -> list[Row]:
     """Each question with its gold trajectory and its answer in the kit's template, as rows for `sft`; any tokenizer.
 
-    The answer ends with '}' and the model's end token. Raises ValueError where a seam between the parts is no token boundary,
+    trajectories: without them a row holds the question and its answer. The answer ends with '}' and the model's end token. Raises ValueError where a seam between the parts is no token boundary,
     LookupError for a question without a gold trajectory.
     """
     closing = lm.tokenizer("}", add_special_tokens=False)["input_ids"] + [lm.tokenizer.eos_token_id]
     rows = []
     for question in questions:
         prompt = chat_prompt(lm.tokenizer, question.text)
-        encoded = encode(lm.tokenizer, prompt, gold(question).text, [question.answer])
+        encoded = encode(lm.tokenizer, prompt, gold(question).text if trajectories else "", [question.answer])
         learnt = [*encoded.trajectory, *encoded.suffixes[0].ids, *closing]
         rows.append(([*encoded.prompt, *learnt], len(encoded.prompt)))
     return rows

@@ -1,0 +1,75 @@
+"""The LoRA study of a pretrained model: its questions, its arms, its values; a tiny random model stands in."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tml_lib import answers, ledger, lora_study
+
+
+def test_no_held_out_question_was_trained_on_and_half_are_of_trained_templates():
+    trained = lora_study.training_questions(lora_study.STEPS * lora_study.BATCH, 0)
+    held_out = lora_study.held_out_questions(200, 0)
+    assert not {q.text for q in trained} & {q.text for q in held_out}
+    assert sum(map(lora_study.is_trained, held_out)) == 100
+    assert {q.template for q in held_out if lora_study.is_trained(q)} <= {q.template for q in trained}
+    assert not {q.template for q in held_out if not lora_study.is_trained(q)} & {q.template for q in trained}
+
+
+def test_the_arms_train_on_the_same_questions_and_differ_in_their_trajectories(tiny_lm):
+    questions = lora_study.training_questions(16, 0)
+    gold, direct = (lora_study.arm_rows(tiny_lm, arm, 16, 0) for arm in ("gold", "answers"))
+    for k, question in enumerate(questions):
+        learnt = [tiny_lm.tokenizer.decode(ids[start:]) for ids, start in (gold[k], direct[k])]
+        assert gold[k][0][: gold[k][1]] == direct[k][0][: direct[k][1]]
+        assert learnt[1].startswith(f"{answers.ANSWER_TEMPLATE}{question.answer}}}")
+        left_out = k % lora_study.DIRECT == lora_study.DIRECT - 1
+        assert (learnt[0] == learnt[1]) == left_out
+        assert left_out or learnt[0].startswith(question.trajectories[0].text)
+
+
+def test_an_arm_that_is_not_trained_is_refused(tiny_lm):
+    with pytest.raises(ValueError, match="'base' is not trained: choose 'answers' or 'gold'"):
+        lora_study.arm_rows(tiny_lm, "base", 8, 0)
+
+
+def test_values_compare_the_arms_question_by_question():
+    questions = lora_study.held_out_questions(4, 0)
+
+    def arm(name, greedy, sampled, nll):
+        return {"arm": name, "greedy": {"right": greedy}, "sampled": {"right": sampled}, "nll": nll, "log": []}
+
+    records = [
+        arm("base", [0, 0, 1, 0], [0, 0, 8, 0], [[3.0, 2.0]] * 4),
+        arm("answers", [0, 1, 0, 0], [0, 1, 0, 0], [[1.0, 0.9]] * 4),
+        arm("gold", [1, 1, 1, 0], [8, 1, 1, 0], [[2.0, 0.5]] * 4),
+    ]
+    found = lora_study.estimands(records, questions)
+    assert found["C4s.greedy"].tolist() == [1, 1, 0, 0]
+    assert found["C4s.pass"].tolist() == [1, 1, 0, 0]  # with as many samples as k, one right sample is enough
+    assert found["C4s.greedy_over_answers"].tolist() == [1, 0, 1, 0]
+    assert found["C4s.answers"].tolist() == [0, 1, -1, 0]
+    assert np.array_equal(found["C4s.seen"], [1, 1, np.nan, np.nan], equal_nan=True)
+    assert np.array_equal(found["C4s.unseen"], [np.nan, np.nan, 0, 0], equal_nan=True)
+    assert found["C4s.after"] == pytest.approx([1.5] * 4)
+    assert found["C4s.after_over_answers"] == pytest.approx([0.4] * 4)
+    assert found["C4s.descent"] == pytest.approx([0.5] * 4)
+
+
+def test_the_whole_study_runs_and_goes_on_where_it_stopped(tiny_lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(lora_study, "MOST_TOKENS", 4)
+    monkeypatch.setattr(lora_study, "SAMPLES", 8)
+    given = {"steps": 2, "questions": 4, "seed": 0}
+    records, seconds = lora_study.study(tiny_lm, tmp_path, **given)
+    assert [record["arm"] for record in records] == list(lora_study.ARMS)
+    assert [len(record["log"]) for record in records] == [0, 2, 2]
+    assert all(np.isfinite(record["nll"]).all() for record in records)
+    assert records[0]["nll"] != records[2]["nll"], "training changed nothing"
+    monkeypatch.setattr(lora_study, "measured", None)  # nothing is left to make
+    assert lora_study.study(tiny_lm, tmp_path, **given)[0] == records
+    path = lora_study.write_evidence(tmp_path, tiny_lm, "small", records, seed=0, command="a test", seconds=seconds)
+    assert json.loads(path.read_text())["settings"]["steps"] == 2
+    rows = ledger.rows([tmp_path])
+    assert {row.claim for row in rows} == {"C4s"}
+    assert {row.verdict for row in rows} == {"too few"}
