@@ -119,8 +119,9 @@ def sft(
 def question_rows(lm: LanguageModel, questions: Sequence[Question], *, trajectories: bool = True) -> list[Row]:
     """Each question with its gold trajectory and its answer in the kit's template, as rows for `sft`; any tokenizer.
 
-    trajectories: without them a row holds the question and its answer. The answer ends with '}' and the model's end token. Raises ValueError where a seam between the parts is no token boundary,
-    LookupError for a question without a gold trajectory.
+    trajectories: without them a row holds the question and its answer. The answer ends with '}' and the model's end token.
+    Raises ValueError where a seam between the parts is no token boundary, LookupError for a question without a gold
+    trajectory.
     """
     closing = lm.tokenizer("}", add_special_tokens=False)["input_ids"] + [lm.tokenizer.eos_token_id]
     rows = []
