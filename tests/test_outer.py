@@ -60,6 +60,7 @@ def test_the_result_is_saved_and_loads_as_any_model(start, rows, tmp_path):
 
 
 def test_lora_trains_few_parameters_and_its_merged_model_is_base_plus_adapter(start, rows, tmp_path):
+    before = {name: tensor.clone() for name, tensor in start.model.state_dict().items()}
     run = fit(start, rows, tmp_path / "run", lora_rank=2, peak_lr=1e-2)
     assert 0 < run.trained < start.parameters / 10
     assert losses(run)[-1] < losses(run)[0]
@@ -70,6 +71,20 @@ def test_lora_trains_few_parameters_and_its_merged_model_is_base_plus_adapter(st
     merged = run.lm.model.state_dict()
     assert torch.allclose(merged[f"{name}.weight"], wanted, atol=1e-6)
     assert torch.equal(merged["lm_head.weight"], start.model.state_dict()["lm_head.weight"])
+    assert all(torch.equal(before[name], tensor) for name, tensor in start.model.state_dict().items())
+    assert all(p.requires_grad for p in start.model.parameters())
+    again = outer.adapted(start, tmp_path / "run").model.state_dict()
+    assert all(torch.equal(merged[name], tensor) for name, tensor in again.items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in start.model.state_dict().items())
+
+
+def test_an_adapter_of_another_model_or_none_is_refused(start, rows, tmp_path):
+    fit(start, rows, tmp_path / "run", lora_rank=2)
+    with pytest.raises(ValueError, match="trained on another model than other"):
+        outer.adapted(LanguageModel(tiny.new_model(1), tiny.tokenizer(), "other"), tmp_path / "run")
+    fit(start, rows, tmp_path / "full")
+    with pytest.raises(FileNotFoundError, match="no adapter of this kit"):
+        outer.adapted(start, tmp_path / "full")
 
 
 def test_a_bfloat16_model_stays_one_and_learns_about_as_much(start, rows, tmp_path):

@@ -8,6 +8,7 @@ step. trl's checkpoints hold the optimiser's state in torch's own format, which 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -39,7 +40,7 @@ _RUN = "run.json"  # what an output folder was made for
 class OuterRun:
     """What an outer loop leaves behind."""
 
-    lm: LanguageModel  # the trained model; with LoRA its adapter is merged into the weights
+    lm: LanguageModel  # the trained model; with LoRA its adapter is merged, and all else is the memory of the model before
     log: list[dict]  # trl's log history: step, loss (nats per learnt token), mean_token_accuracy, learning_rate, ...
     seconds: float  # wall time of this call
     trained: int  # parameters that were trained
@@ -134,15 +135,20 @@ def question_rows(lm: LanguageModel, questions: Sequence[Question], *, trajector
 
 
 def _copy(lm: LanguageModel, lora_rank: int, seed: int) -> torch.nn.Module:
-    """A copy of the model to train, with a LoRA adapter on every linear layer of its blocks where a rank is given."""
-    model = type(lm.model)(lm.model.config).to(lm.device, lm.model.dtype)
-    model.load_state_dict(lm.model.state_dict())
+    """A copy of the model to train; with a rank a LoRA adapter on every linear layer of blocks whose weights stay lm's own."""
     if not lora_rank:
+        model = type(lm.model)(lm.model.config).to(lm.device, lm.model.dtype)
+        model.load_state_dict(lm.model.state_dict())
         return model
     config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        return get_peft_model(_sharing(lm.model), config)
+
+
+def _sharing(model: torch.nn.Module) -> torch.nn.Module:
+    """A second module with the same weights in the same memory, frozen."""
+    return copy.deepcopy(model, {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()})
 
 
 def _finished(model: torch.nn.Module, lm: LanguageModel, folder: Path) -> LanguageModel:
@@ -150,9 +156,27 @@ def _finished(model: torch.nn.Module, lm: LanguageModel, folder: Path) -> Langua
     with quiet():
         model.save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
+    return _merged(model, lm)
+
+
+def _merged(model: torch.nn.Module, lm: LanguageModel) -> LanguageModel:
     if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
+        model = model.merge_and_unload(safe_merge=True)  # sums in new memory: the weights below the adapter are lm's own
     return LanguageModel(model.eval(), lm.tokenizer, f"{lm.name}+sft")
+
+
+def adapted(lm: LanguageModel, folder: Path) -> LanguageModel:
+    """The model with the adapter that `sft` left in a folder, merged; what the adapter does not change stays lm's memory.
+
+    Raises FileNotFoundError where the folder holds no adapter, ValueError where it was trained on another model.
+    """
+    folder = Path(folder)
+    if not (folder / "adapter_model.safetensors").is_file() or not (folder / _RUN).is_file():
+        raise FileNotFoundError(f"folder {folder} holds no adapter of this kit: make one with outer.sft and a lora_rank")
+    if json.loads((folder / _RUN).read_text(encoding="utf8"))["model"] != fingerprint(lm.model):
+        raise ValueError(f"the adapter in {folder} was trained on another model than {lm.name}: load the one it belongs to")
+    with quiet():
+        return _merged(PeftModel.from_pretrained(_sharing(lm.model), folder), lm)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
