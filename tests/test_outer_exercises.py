@@ -33,7 +33,21 @@ def nested(groups, rng, *, seeds=True, questions=True):
     return np.mean([rng.choice(groups[k], len(groups[k])).mean() if questions else groups[k].mean() for k in chosen])
 
 
+def size(shapes, rank):
+    return rank * sum(map(sum, shapes))
+
+
+def merged(w, a, b, alpha):
+    return w + alpha / len(a) * b @ a
+
+
 CASES = [
+    (outer_exercises.check_adapter_size, size, lambda shapes, rank: sum(o * i for o, i in shapes), "stay frozen"),
+    (outer_exercises.check_adapter_size, size, lambda shapes, rank: rank * sum(o for o, _ in shapes), "B alone"),
+    (outer_exercises.check_adapter_size, size, lambda shapes, rank: 7, "write down the shapes"),
+    (outer_exercises.check_merged, merged, lambda w, a, b, alpha: w + b @ a, "left out the scale"),
+    (outer_exercises.check_merged, merged, lambda w, a, b, alpha: w + alpha * b @ a, "alpha / rank, not alpha"),
+    (outer_exercises.check_merged, merged, lambda w, a, b, alpha: a, "which product"),
     (outer_exercises.check_orders, lambda n: math.comb(2 * n, n), lambda n: 4**n, "exactly n times"),
     (outer_exercises.check_orders, lambda n: math.comb(2 * n, n), lambda n: math.factorial(2 * n), "backwards"),
     (outer_exercises.check_orders, lambda n: math.comb(2 * n, n), lambda n: 7, "list them"),
