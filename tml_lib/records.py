@@ -133,6 +133,15 @@ class ProbeCurve:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Landscape:
+    """L̂ over a grid of a plane in parameter space (RaML §4.1, Algorithm 4)."""
+
+    first: np.ndarray  # (n,) coordinates along the first direction
+    second: np.ndarray  # (m,) coordinates along the second direction
+    nll: np.ndarray  # (n, m, questions) float64: mean over the answer's own tokens, nats per token
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its interval and the number of independent units (questions or seeds) behind it."""
