@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tml_lib import models, outer, programs, tiny
-from tml_lib.answers import ANSWER_TEMPLATE, chat_prompt
+from tml_lib.answers import ANSWER_TEMPLATE, chat_prompt, encode
 from tml_lib.models import LanguageModel
 
 STEPS, BATCH = 12, 8
@@ -215,3 +216,40 @@ def test_the_programs_of_a_run_are_readable_from_its_rows(rows):
     words = list(tiny.VOCABULARY)
     ids, start = rows[0]
     assert programs.parse(" ".join(words[k] for k in ids[1 : start - 2])).answer() in " ".join(words[k] for k in ids)
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_the_answers_gradient_is_its_finite_difference_with_and_without_the_trajectory(through):
+    """Held fixed, the trajectory's keys and values stay those of the first weights; the question's follow the moved ones."""
+    lm = LanguageModel(tiny.new_model(3).double(), tiny.tokenizer(), "start")
+    question = programs.questions(1)[0]
+    text = programs.trajectory(programs.parse(question.text), "plain", random.Random(0)).text
+    encoded = encode(lm.tokenizer, prompt := chat_prompt(lm.tokenizer, question.text), text, [question.answer])
+    suffix, start = encoded.suffixes[0], len(encoded.prompt)
+    before, ids = torch.tensor([[*encoded.prompt, *encoded.trajectory]]), torch.tensor([suffix.ids])
+
+    def read(model):
+        return model(input_ids=before, use_cache=True).past_key_values
+
+    @torch.no_grad()
+    def loss(model, fixed):
+        cache = read(model)
+        for layer, other in zip(cache.layers, fixed.layers, strict=True):
+            if not through:
+                layer.keys = torch.cat([layer.keys[:, :, :start], other.keys[:, :, start:]], 2)
+                layer.values = torch.cat([layer.values[:, :, :start], other.values[:, :, start:]], 2)
+        logits = model(input_ids=ids, past_key_values=cache).logits[0, suffix.start - 1 : -1]
+        return float(torch.nn.functional.cross_entropy(logits, ids[0, suffix.start :]))
+
+    found = outer.answer_gradient(lm, prompt, text, question.answer, through=through)
+    fixed, weights = read(lm.model), [p for block in lm.model.model.layers for p in block.parameters()]
+    direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = []
+    for step in (1e-6, -1e-6):
+        moved = tiny.new_model(3).double()
+        parts = torch.split(direction, [p.numel() for p in weights])
+        with torch.no_grad():
+            for p, part in zip((p for block in moved.model.layers for p in block.parameters()), parts, strict=True):
+                p.add_(step * part.view(p.shape))
+        values.append(loss(moved, fixed))
+    assert float(found @ direction) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)

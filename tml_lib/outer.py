@@ -26,6 +26,7 @@ from trl import SFTConfig, SFTTrainer
 
 from tml_lib import tiny
 from tml_lib.answers import chat_prompt, encode
+from tml_lib.blocks import find_blocks
 from tml_lib.models import LanguageModel, check_tokenizer, quiet
 from tml_lib.records import Question
 from tml_lib.runtime import write_text
@@ -115,6 +116,29 @@ def sft(
     return OuterRun(
         _finished(trainer.model, lm, folder), trainer.state.log_history, time.perf_counter() - began, trained, folder
     )
+
+
+def answer_gradient(lm: LanguageModel, prompt: str, trajectory: str, answer: str, *, through: bool = True) -> torch.Tensor:
+    """The gradient of the answer's loss after a trajectory (RaML Eq. 8) over the weights of the model's blocks, flat.
+
+    through=False holds the trajectory's keys and values fixed, as first-order MAML holds its inner steps: what is left flows
+    through the question's and the answer's own positions. The difference is what flows through the trajectory.
+    """
+    encoded = encode(lm.tokenizer, prompt, trajectory, [answer])
+    suffix, start = encoded.suffixes[0], len(encoded.prompt)
+    weights = [p for block in find_blocks(lm.model)[0] for p in block.parameters()]
+    before = torch.tensor([[*encoded.prompt, *encoded.trajectory]], device=lm.device)
+    ids = torch.tensor([suffix.ids], device=lm.device)
+    with torch.enable_grad():
+        cache = lm.model(input_ids=before, use_cache=True).past_key_values
+        for layer in () if through else cache.layers:
+            for name in ("keys", "values"):
+                held = getattr(layer, name)
+                setattr(layer, name, torch.cat([held[:, :, :start], held[:, :, start:].detach()], 2))
+        logits = lm.model(input_ids=ids, past_key_values=cache).logits[0, suffix.start - 1 : -1]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        loss = torch.nn.functional.cross_entropy(logits, ids[0, suffix.start :])
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
 
 
 def question_rows(lm: LanguageModel, questions: Sequence[Question], *, trajectories: bool = True) -> list[Row]:

@@ -311,10 +311,9 @@ def shares(ax: Axes, rows: dict[str, dict[str, Interval]], *, ylabel: str, chanc
     names = list(dict.fromkeys(name for group in rows.values() for name in group))
     palette = dict(zip(names, cycle(list(COLOURS.values())), strict=False))
     for k, name in enumerate(names):
-        offset = (k - (len(names) - 1) / 2) * 0.8 / len(names)
         for x, group in enumerate(rows.values()):
             if name in group:
-                found, place = group[name], x + offset
+                found, place = group[name], x + (list(group).index(name) - (len(group) - 1) / 2) * 0.8 / len(names)
                 ax.plot([place, place], [found.low, found.high], color=palette[name], lw=2)
                 label = name if x == next(i for i, g in enumerate(rows.values()) if name in g) else None
                 ax.plot(place, found.estimate, "os^Dvp"[k % 6], color=palette[name], ms=6, label=label)
