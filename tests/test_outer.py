@@ -245,11 +245,14 @@ def test_the_answers_gradient_is_its_finite_difference_with_and_without_the_traj
     fixed, weights = read(lm.model), [p for block in lm.model.model.layers for p in block.parameters()]
     direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     values = []
-    for step in (1e-6, -1e-6):
+    for step in (1e-5, -1e-5):
         moved = tiny.new_model(3).double()
         parts = torch.split(direction, [p.numel() for p in weights])
         with torch.no_grad():
             for p, part in zip((p for block in moved.model.layers for p in block.parameters()), parts, strict=True):
                 p.add_(step * part.view(p.shape))
         values.append(loss(moved, fixed))
-    assert float(found @ direction) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
+    slope = (values[0] - values[1]) / 2e-5
+    assert float(found @ direction) == pytest.approx(slope, rel=2e-3)  # norms and softmax are float32 inside
+    other = outer.answer_gradient(lm, prompt, text, question.answer, through=not through)
+    assert float(other @ direction) != pytest.approx(slope, rel=5e-3)
