@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tml_lib import answers, ledger, lora_study, notebooks, probe, tasks
+from tml_lib import answers, ledger, lora_study
 
 
 def test_no_held_out_question_was_trained_on_and_half_are_of_trained_templates():
@@ -27,21 +27,6 @@ def test_the_arms_train_on_the_same_questions_and_differ_in_their_trajectories(t
         left_out = k % lora_study.DIRECT == lora_study.DIRECT - 1
         assert (learnt[0] == learnt[1]) == left_out
         assert left_out or learnt[0].startswith(question.trajectories[0].text)
-
-
-def test_the_stored_adapter_is_the_one_that_the_stored_evidence_measured(lm, tiny_lm):
-    stored = ledger.read_evidence(notebooks.stored_evidence() / "lora.small.json")
-    records = {record["arm"]: record for record in stored["records"]}
-    tuned = lora_study.stored_model(lm, tiny_lm)
-    asked = lora_study.held_out_questions(200, stored["settings"]["seed"])
-    for k in (0, 199):
-        text = tasks.gold(asked[k]).text
-        for name, model in (("base", lm), ("gold", tuned)):
-            curve = probe.probe(
-                model, answers.chat_prompt(lm.tokenizer, asked[k].text), text, asked[k].answer, stride=len(text)
-            )
-            assert [curve.at(0), curve.at(curve.stated_at)] == pytest.approx(records[name]["nll"][k], abs=1e-3)
-    assert lora_study.stored_model(tiny_lm, lm) is lm, "the adapter fits one model only"
 
 
 def test_an_arm_that_is_not_trained_is_refused(tiny_lm):

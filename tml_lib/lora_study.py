@@ -32,7 +32,6 @@ SAMPLES = 8
 K = 8
 TEMPERATURE = 0.6
 MOST_TOKENS = 160  # nine in ten gold trajectories, answer included, are shorter
-STORED = Path(__file__).parent / "weights" / "smollm2-gold"  # the adapter of the arm 'gold', as the stored evidence made it
 ENTRIES = ("lora_study.arm_record", "lora_study.estimands")
 
 
@@ -112,14 +111,6 @@ def study(
     key = {"study": "lora", "model": outer.fingerprint(lm.model), "arms": list(arms), "source": runtime.source_hash(ENTRIES)}
     one = functools.partial(arm_record, lm, Path(folder), progress=progress, **given)
     return runtime.resumable(list(arms), one, key | given, folder, progress)
-
-
-def stored_model(lm: LanguageModel, otherwise: LanguageModel) -> LanguageModel:
-    """The model with the stored adapter of the arm 'gold', where that was trained on it; the other one where not."""
-    try:
-        return outer.adapted(lm, STORED)
-    except ValueError:
-        return otherwise
 
 
 def estimands(records: Sequence[dict], questions: Sequence[Question]) -> dict[str, np.ndarray]:
