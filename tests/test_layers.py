@@ -20,6 +20,8 @@ LAYERS = {
         "update_study",
         "meta_study",
         "outer_study",
+        "probe_study",
+        "path_study",
         "lora_study",
         "outer_exercises",
         "checkpoints",

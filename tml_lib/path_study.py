@@ -1,0 +1,97 @@
+"""The path study of the tiny reasoner: does a trajectory's own parameter path descend on its own landscape? (C12)
+
+For each question the exact path θ'_0, …, θ'_|t| of `paths` is projected on the plane of its largest spread (`landscape`), and
+the loss of the answer without the trajectory is read off that plane at the projected points: the picture that the paper could
+not draw. The same is done for the control trajectories, each in its own plane. Reasoners, questions and trajectories are those
+of `probe_study`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tml_lib import probe_study, programs
+from tml_lib.answers import chat_prompt
+from tml_lib.landscape import path_losses, path_plane
+from tml_lib.models import LanguageModel
+from tml_lib.paths import parameter_path
+from tml_lib.records import Question
+from tml_lib.stats import trend
+
+KINDS = ("gold", "corrupted", "foreign", "shuffled")
+QUESTIONS = 200
+ENTRIES = ("path_study.path_record",)
+
+
+def path_values(lm: LanguageModel, question: Question, words: dict[str, list[str]], end: int) -> tuple[dict, dict]:
+    """The values of C12 for one question, and by kind its losses: 'true' L̂ along the path and 'plane', at its projection.
+
+    end: words of gold before the first of the answer's. NaN where a path has no exact updates or spans no plane.
+    """
+    prompt, losses, explained = chat_prompt(lm.tokenizer, question.text), {}, {}
+    for kind, own in words.items():
+        path = parameter_path(lm, prompt, " ".join(own), question.answer)
+        try:
+            plane = path_plane(path)
+        except ValueError:  # rows that are not independent, or points on a line: nothing to draw for this question
+            continue
+        losses[kind] = {"true": path.answer_nll, "plane": path_losses(lm.model, path, plane, plane.points)}
+        explained[kind] = float(plane.explained.sum())
+    tau = {kind: trend(found["plane"]) for kind, found in losses.items()} | {
+        kind: math.nan for kind in KINDS if kind not in losses
+    }
+    gold = losses.get("gold")
+    values = {
+        "C12.descends": tau["gold"],
+        "C12.descends_unstated": trend(gold["plane"][: end + 1]) if gold else math.nan,
+        "C12.over_foreign": tau["gold"] - tau["foreign"],
+        "C12.over_shuffled": tau["gold"] - tau["shuffled"],
+        "C12.wrong": tau["corrupted"],
+        "C12.explained": explained.get("gold", math.nan),
+        "C12.gap": float(np.abs(gold["plane"] - gold["true"]).mean()) if gold else math.nan,
+        "C12.fall": gold["plane"][0] - gold["plane"][-1] if gold else math.nan,
+    }
+    return {name: float(number) for name, number in values.items()}, losses
+
+
+def path_record(seed: int, folder: Path, *, questions: int, steps: int = probe_study.STEPS, progress: bool = False) -> dict:
+    """One seed: 'values', test -> one number per question; 'curves', kind -> mean loss after each word, 'true' and 'plane'."""
+    lm = probe_study.reasoner(seed, folder, steps=steps, progress=progress)
+    asked, rows, curves = programs.questions(questions, seed, "held_out"), [], {}
+    for k, question in enumerate(asked):
+        found = probe_study.conditions(question, asked[(k + 1) % len(asked)], random.Random(f"conditions/{seed}/{k}"))
+        end = probe_study.stated(found["gold"], question.answer)
+        values, losses = path_values(lm, question, {kind: found[kind] for kind in KINDS}, end)
+        rows.append(values)
+        for kind, pair in losses.items():
+            curves.setdefault(kind, []).append([pair["true"], pair["plane"]])
+    means = {kind: np.mean(table, 0).round(4).tolist() for kind, table in curves.items()}
+    return {
+        "values": {name: [row[name] for row in rows] for name in rows[0]},
+        "curves": {kind: {"true": true, "plane": plane} for kind, (true, plane) in means.items()},
+        "drawn": {kind: len(table) for kind, table in curves.items()},
+    }
+
+
+def study(
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    questions: int = QUESTIONS,
+    steps: int = probe_study.STEPS,
+    progress: bool = False,
+) -> tuple[list[dict], float]:
+    """One `path_record` per seed and the seconds spent; the folder keeps finished seeds and trained reasoners."""
+    given = {"questions": questions, "steps": steps}
+    return probe_study.by_seed("paths", path_record, ENTRIES, seeds, folder, progress, **given)
+
+
+def write_evidence(folder: Path, records: list[dict], *, command: str, seconds: float) -> Path:
+    """Write paths.tiny.json: values of C12, and the mean losses along the paths."""
+    given = {"command": command, "seconds": seconds}
+    return probe_study.write_evidence(folder, records, study="paths", entries=ENTRIES, **given)
