@@ -33,6 +33,7 @@ K = 8
 TEMPERATURE = 0.6
 MOST_TOKENS = 160  # nine in ten gold trajectories, answer included, are shorter
 ENTRIES = ("lora_study.arm_record", "lora_study.estimands")
+STORED = Path(__file__).parent / "weights" / "smollm2-gold"  # the adapter of the arm 'gold' in the stored evidence
 
 
 def is_trained(question: Question) -> bool:
@@ -134,6 +135,11 @@ def estimands(records: Sequence[dict], questions: Sequence[Question]) -> dict[st
         "C4s.after_over_answers": after[1] - after[2],
         "C4s.descent": (at_once[2] - after[2]) - (at_once[0] - after[0]),
     }
+
+
+def adapter_folder(lm: LanguageModel, otherwise: Path) -> Path:
+    """Where the adapter of the stored evidence lies, if it was trained on this very model; else the other folder."""
+    return STORED if outer.belongs(lm, STORED) else otherwise
 
 
 def write_evidence(

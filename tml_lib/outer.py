@@ -194,13 +194,18 @@ def adapted(lm: LanguageModel, folder: Path) -> LanguageModel:
 
     Raises FileNotFoundError where the folder holds no adapter, ValueError where it was trained on another model.
     """
-    folder = Path(folder)
-    if not (folder / "adapter_model.safetensors").is_file() or not (folder / _RUN).is_file():
-        raise FileNotFoundError(f"folder {folder} holds no adapter of this kit: make one with outer.sft and a lora_rank")
-    if json.loads((folder / _RUN).read_text(encoding="utf8"))["model"] != fingerprint(lm.model):
+    if not belongs(lm, folder):
         raise ValueError(f"the adapter in {folder} was trained on another model than {lm.name}: load the one it belongs to")
     with quiet():
         return _merged(PeftModel.from_pretrained(_sharing(lm.model), folder), lm)
+
+
+def belongs(lm: LanguageModel, folder: Path) -> bool:
+    """Whether the adapter in a folder was trained on this very model; FileNotFoundError where the folder holds none."""
+    folder = Path(folder)
+    if not (folder / "adapter_model.safetensors").is_file() or not (folder / _RUN).is_file():
+        raise FileNotFoundError(f"folder {folder} holds no adapter of this kit: make one with outer.sft and a lora_rank")
+    return json.loads((folder / _RUN).read_text(encoding="utf8"))["model"] == fingerprint(lm.model)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
