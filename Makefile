@@ -44,7 +44,7 @@ test: $(STAMP)  ## everything that CI runs: ruff, unit tests, every notebook by 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-bench: $(STAMP)  ## speed of probe, path, meta-gradients, sampling and SFT against the usual ways (ARGS="path", ...)
+bench: $(STAMP)  ## speed of probe, path, meta-gradients, sampling, SFT and landscape against the usual ways (ARGS="path", ...)
 	$(BIN)/python -m tml_lib bench $(ARGS)
 
 checkpoints: $(STAMP)  ## maintainers: train the shipped tiny models anew, about half an hour (ARGS="tiny-long", ...)

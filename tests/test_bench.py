@@ -95,3 +95,19 @@ def test_sampling_rates_are_tokens_by_seconds(monkeypatch, lm):
     assert rate["value"] == 128 * 3 / 2
     assert ratio["value"] == 128 * 3 / (16 * 2)
     assert said == ["rollouts, round 1/1: 12.0 times generate row by row"]
+
+
+def test_the_landscape_is_compared_with_adding_in_place(monkeypatch, tiny_lm):
+    real, asked = bench.models.load, bench.tasks.gsm_symbolic(2, 0)
+    monkeypatch.setattr(bench.models, "load", lambda name, **given: tiny_lm if name == "small" else real(name, **given))
+    monkeypatch.setattr(bench.tasks, "gsm_symbolic", lambda n, seed: asked)
+    monkeypatch.setattr(bench.landscape, "axis", lambda points: np.array([-0.5, 0.0]))
+    before = [p.detach().clone() for p in tiny_lm.model.parameters()]
+    rows = bench.landscape_rows(rounds=1, say=lambda _: None)
+    assert [row["unit"] for row in rows] == ["×", "×", "%", "%", "%", "%"]
+    ours, theirs = rows[2::2], rows[3::2]
+    assert [row["value"] for row in ours] == [0, 0]
+    assert all(row["value"] > 0 for row in (*rows[:2], *theirs)), "adding and subtracting in place drifts"
+    for p, held in zip(tiny_lm.model.parameters(), before, strict=True):
+        assert (p - held).abs().max() < 1e-5
+        p.data.copy_(held)  # the model is shared

@@ -147,3 +147,19 @@ def test_a_path_without_a_plane_is_refused(path, tiny_lm, asked):
     still = paths.ParameterPath(**{**vars(path), "states": path.states[:1].repeat(len(path.positions), 1, 1)})
     with pytest.raises(ValueError, match="coincide"):
         landscape.path_plane(still)
+
+
+def test_a_curve_is_laid_on_a_landscape_by_matching_its_losses():
+    first, second = np.linspace(-1, 1, 5), np.linspace(-1, 1, 9)
+    bowl = landscape.Landscape(first, second, np.broadcast_to(second[None, :, None] ** 2 + 1, (5, 9, 1)))
+    points = landscape.contour_match(bowl, [2.0, 1.25, 1.0])
+    assert points[:, 0].tolist() == [-1, 0, 1]
+    assert np.abs(points[:, 1]).tolist() == [1, 0.5, 0]
+    assert landscape.contour_match(bowl, [9.0])[0, 1] in (-1, 1)
+
+
+def test_a_frame_holds_its_points_with_room_around():
+    first, second = landscape.frame(np.array([[0.0, 1.0], [2.0, 1.5]]), 5)
+    assert (first[0], first[-1]) == pytest.approx((-0.6, 2.6))
+    assert (second[0], second[-1]) == pytest.approx((0.4, 2.1))
+    assert len(first) == len(second) == 5

@@ -22,6 +22,8 @@ LAYERS = {
         "outer_study",
         "probe_study",
         "path_study",
+        "efficiency_study",
+        "probe_exercises",
         "lora_study",
         "outer_exercises",
         "checkpoints",

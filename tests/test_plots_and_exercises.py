@@ -8,7 +8,7 @@ import torch
 
 from tml_lib import exercises, plots
 from tml_lib.ledger import Row
-from tml_lib.records import Interval, ProbeCurve
+from tml_lib.records import Interval, Landscape, ProbeCurve
 
 matplotlib.use("Agg")
 
@@ -310,3 +310,14 @@ def test_seed_bands_show_means_over_seeds_and_tell_lines_apart():
     styles = {(line.get_color(), line.get_linestyle()) for line in ax.lines}
     assert len(styles) == 2
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a (2 seeds)", "b (1 seed)"]
+
+
+def test_a_surface_has_its_scale_and_a_path_its_ends():
+    found = Landscape(np.linspace(-1, 1, 3), np.linspace(-2, 2, 5), np.arange(15.0).reshape(3, 5, 1))
+    ax = plots.surface(plt.figure().add_subplot(), found, top=9)
+    assert "nats per token" in ax.figure.axes[1].get_ylabel()
+    assert ax.collections[0].levels[[0, -1]].tolist() == [0, 9]
+    points = np.array([[0.0, 0.0], [0.5, 1.0], [1.0, 2.0]])
+    plots.path_on(ax, points, stated_at=1)
+    starts = [line.get_xydata()[0].tolist() for line in ax.lines]
+    assert starts == [[0, 0], [0, 0], [0, 0], [0.5, 1], [1, 2]]

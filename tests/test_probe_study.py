@@ -125,6 +125,7 @@ def test_values_are_what_the_rules_say(asked, conditions, monkeypatch):
         "C1.copying": 4,
         "C1.area": 0.5,
         "C1.share_unstated": end / 30,
+        "C1.below_chance": math.log(7) - (3 - end * step),
         "C1.own_trend": -1,
         "C1.own_unstated": end * step,
         "C2.sampled_trend": 1,
@@ -260,3 +261,20 @@ def test_a_path_without_a_plane_is_left_out(reasoner, asked, conditions):
     assert "foreign" not in losses
     assert math.isnan(values["C12.over_foreign"])
     assert not math.isnan(values["C12.descends"])
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_material_is_a_presets_own_and_its_paths_descend_or_not(preset, reasoner, tiny_lm, monkeypatch):
+    stand_in = {"tiny": reasoner, "small": tiny_lm}[preset]
+    monkeypatch.setattr(path_study.models, "load", lambda name, model: stand_in)
+    lm, found = path_study.material(preset, "", 2, 0)
+    assert lm is stand_in
+    for question, texts in found:
+        lengths = [len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts.values()]
+        assert abs(lengths[0] - lengths[1]) <= 1
+        table = path_study.descents(lm, question, texts, stride=2)
+        for kind in texts:
+            assert -1 <= table[kind]["plane"] <= 1
+            assert 0 < table[kind]["explained"] <= 1
+    with pytest.raises(ValueError, match="n=0 questions have no path"):
+        path_study.material(preset, "", 0, 0)

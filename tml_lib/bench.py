@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 
-from tml_lib import maml, models, programs, rollouts, tasks, toy
+from tml_lib import landscape, maml, models, programs, rollouts, tasks, toy
 from tml_lib.answers import ANSWER_TEMPLATE, chat_prompt, encode
 from tml_lib.implicit import update_from_ids
 from tml_lib.paths import path_from_ids
@@ -26,6 +26,7 @@ LENGTHS = {128: 10, 512: 22, 1024: 40}  # trajectory tokens -> bar: how many tim
 TINY_BAR, MEMORY_BAR = 22, 200  # the tiny model's bar at 512 tokens; MiB above the model at 1024
 MAML_BARS = {1: (12, 25), 5: (8, 18)}  # inner steps -> how many times faster than higher: readable path, fast path
 ROLLOUTS_BAR, SFT_BAR = 3, 2
+LANDSCAPE_BARS = (1.6, 2.5)  # SmolLM2, tiny-long: how many times faster than in place, one question at a time
 MAML_TRAINING = 3000  # meta-steps of a full training run
 PATH_LENGTH, PATH_BAR = 64, 10  # trajectory tokens of the parameter path; how many times faster than update by update
 
@@ -206,6 +207,65 @@ def sft_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dic
     )
 
 
+def landscape_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
+    """The landscape against adding and subtracting in place, one question at a time; also what is left of the weights after it.
+
+    One thread; speed in float32, drift (share of weights that are not what they were) in float32 and bfloat16, tiny-long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rows, tiny = [], models.shipped("tiny-long")
+    try:
+        for name, lm, asked, bar in (
+            ("SmolLM2-135M", models.load("small", device="cpu"), tasks.gsm_symbolic(4, 0), LANDSCAPE_BARS[0]),
+            ("tiny-long", models.load("tiny", model=tiny, device="cpu"), programs.questions(16, 0), LANDSCAPE_BARS[1]),
+        ):
+            plane, grid, ratios = landscape.random_plane(lm.model, 0), landscape.axis(3), []
+            held = [p.detach().clone() for p in lm.model.parameters()]
+            for turn in range(rounds):
+                in_place = _time(lambda given=(lm, asked, plane, grid): _landscape_in_place(*given))
+                with torch.no_grad():
+                    for p, before in zip(lm.model.parameters(), held, strict=True):
+                        p.copy_(before)
+                ours = _time(lambda given=(lm, asked, plane, grid, grid): landscape.landscape(*given))
+                ratios.append(in_place / ours)
+                say(f"landscape, {name}, round {turn + 1}/{rounds}: {ratios[-1]:.2f} times in place, one question at a time")
+            setting = f"{name}, {len(asked)} questions, 3 × 3 points, filter normalisation, one thread, float32"
+            rows += _rows([(f"landscape: speed against in place, {name}", ratios, "×", f"≥ {bar}")], setting)
+    finally:
+        torch.set_num_threads(threads)
+    setting = "tiny-long, 4 questions, 3 × 3 points, filter normalisation"
+    for dtype in ("float32", "bfloat16"):
+        lm = models.load("tiny", model=tiny, device="cpu", dtype=dtype)
+        given = lm, programs.questions(4, 0), landscape.random_plane(lm.model, 0), landscape.axis(3)
+        for way, call, bar in (
+            ("ours", lambda given=given: landscape.landscape(*given, given[-1]), "0"),
+            ("in place", lambda given=given: _landscape_in_place(*given), ""),
+        ):
+            before = [p.detach().clone() for p in lm.model.parameters()]
+            call()
+            moved = sum(int((p != b).sum()) for p, b in zip(lm.model.parameters(), before, strict=True))
+            rows += _rows(
+                [(f"landscape: weights changed by it, {way}, {dtype}", [100 * moved / lm.parameters], "%", bar)], setting
+            )
+    return rows
+
+
+@torch.inference_mode()
+def _landscape_in_place(lm: models.LanguageModel, questions: list, plane: landscape.Plane, grid) -> None:
+    """As RaML's notebook goes about it: add the displacement to the weights, ask one question after another, subtract it."""
+    weights = {name: p for name, p in lm.model.named_parameters() if name in plane.first}
+    encoded = [encode(lm.tokenizer, chat_prompt(lm.tokenizer, q.text), "", [q.answer]) for q in questions]
+    for first in grid.tolist():
+        for second in grid.tolist():
+            for sign in (1, -1):
+                for name, p in weights.items():
+                    p.data.add_(sign * (first * plane.first[name] + second * plane.second[name]))
+                if sign == 1:
+                    for one in encoded:
+                        naive_nll(lm.model, one.prompt, (), one.suffixes[0], 0)
+
+
 def _mean_time(way: Callable, repeats: int, theta: maml.Theta, batch, steps: int) -> float:
     """Seconds of one meta-gradient, after a warm-up."""
     way(theta, batch, inner_lr=0.01, steps=steps)
@@ -346,7 +406,14 @@ def _memory_at(length: int) -> float:
     return _peak_above(lambda: prefix_nll(lm.model, prompt, trajectory, [suffix], range(length + 1)))
 
 
-BENCHMARKS = {"probe": probe_rows, "path": path_rows, "maml": maml_rows, "rollouts": rollouts_rows, "sft": sft_rows}
+BENCHMARKS = {
+    "probe": probe_rows,
+    "path": path_rows,
+    "maml": maml_rows,
+    "rollouts": rollouts_rows,
+    "sft": sft_rows,
+    "landscape": landscape_rows,
+}
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true")
     check.set_defaults(command=_check)
     bench = commands.add_parser("bench", help="benchmarks, as ratios in one interleaved run")
-    bench.add_argument("what", nargs="*", metavar="probe|path|maml|rollouts|sft", help="which benchmarks (default: all)")
+    bench.add_argument(
+        "what", nargs="*", metavar="probe|path|maml|rollouts|sft|landscape", help="which benchmarks (default: all)"
+    )
     bench.add_argument("--json", action="store_true")
     bench.add_argument("--rounds", type=int, default=3, help="turns of each comparison (default 3)")
     bench.add_argument("--record", action="store_true", help="maintainers: keep the figures in notebooks/measured.json")

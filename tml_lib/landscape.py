@@ -156,6 +156,25 @@ def _answer_nll(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> np.nd
     return ((losses * batch["scored"]).sum(1) / batch["scored"].sum(1)).double().cpu().numpy()
 
 
+def contour_match(found: Landscape, nll: Sequence[float]) -> np.ndarray:
+    """Where the paper's figure puts a curve of L̂ on a landscape: time along the first direction, and along the second the point
+    whose loss comes nearest. (n,) nats per token -> (n, 2).
+
+    No parameter of the trajectory's enters: any numbers within the landscape's range can be drawn like this.
+    """
+    where = np.linspace(found.first[0], found.first[-1], len(nll))
+    surface = found.nll.mean(-1)
+    columns = np.array([np.interp(where, found.first, surface[:, j]) for j in range(len(found.second))])  # (m, n)
+    return np.stack([where, found.second[np.abs(columns - np.asarray(nll)).argmin(0)]], 1)
+
+
+def frame(points: np.ndarray, count: int, *, margin: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of a grid that holds a path's points (n, 2), `count` along each direction, with a margin around them."""
+    low, high = points.min(0), points.max(0)
+    room = margin * (high - low).max()
+    return tuple(np.linspace(a - room, b + room, count) for a, b in zip(low, high, strict=True))
+
+
 # --- the path's own plane --------------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ class Notebook:
     title: str
     parameters: dict[str, str]
     preset: str = ""  # the committed default, where it has such a parameter
+    any_preset: bool = False  # whether it asks each preset's own questions
 
     @property
     def name(self) -> str:
@@ -34,9 +35,9 @@ class Notebook:
 
     @property
     def presets(self) -> list[str]:
-        """Presets that it runs on: those whose questions are its default preset's; none where it takes no preset."""
+        """Presets that it runs on: all that it has questions for, by default those of its own preset's; none without one."""
         known = models.PRESETS
-        return [name for name in known if self.preset and known[name].task == known[self.preset].task]
+        return [name for name in known if self.preset and (self.any_preset or known[name].task == known[self.preset].task)]
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def _describe(path: Path) -> Notebook:
     first = next(cell.source for cell in book.cells if cell.cell_type == "markdown")
     title = first.lstrip().splitlines()[0].lstrip("# ")
     cells = [cell.source for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
-    default = re.search(r'^preset: str = "(\w+)"', cells[0], re.MULTILINE) if cells else None
+    default = re.search(r'^preset: str = "(\w+)"  # (any preset)?', cells[0], re.MULTILINE) if cells else None
     declared = runtime.declared_parameters(cells[0]) if cells else {}
-    return Notebook(path, title, declared, default[1] if default else "")
+    return Notebook(path, title, declared, default[1] if default else "", bool(default and default[2]))
 
 
 def select(wanted: list[str]) -> list[Notebook]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib import probe_study, programs
+from tml_lib import models, probe_study, programs, studies, tasks
 from tml_lib.answers import chat_prompt
 from tml_lib.landscape import path_losses, path_plane
 from tml_lib.models import LanguageModel
@@ -26,6 +26,25 @@ from tml_lib.stats import trend
 KINDS = ("gold", "corrupted", "foreign", "shuffled")
 QUESTIONS = 200
 ENTRIES = ("path_study.path_record",)
+
+
+def material(preset: str, model: str, n: int, seed: int) -> tuple[LanguageModel, list[tuple[Question, dict[str, str]]]]:
+    """A preset's model and n questions, each with its gold trajectory and another question's, equally long, by kind.
+
+    `tiny` takes the shipped reasoner and programs, unless a model is named; the others gsm_symbolic, cut to gold's tokens.
+    Raises ValueError for n < 1.
+    """
+    if n < 1:
+        raise ValueError(f"n={n} questions have no path to draw: ask for at least 1")
+    if models.preset(preset).task == "programs":
+        asked = programs.questions(n + 1, seed, "held_out")
+        found = [probe_study.conditions(asked[k], asked[k + 1], random.Random(f"conditions/{seed}/{k}")) for k in range(n)]
+        texts = [{kind: " ".join(words[kind]) for kind in ("gold", "foreign")} for words in found]
+        return models.load(preset, model=model or models.shipped("tiny-long")), list(zip(asked[:n], texts, strict=True))
+    lm, asked = models.load(preset, model=model), studies.study_questions(n, seed)
+    others = tasks.gsm_symbolic(64, seed)
+    texts = [studies.build_conditions(lm, question, others, None, seed) for question in asked]
+    return lm, [(q, {kind: found[kind].text for kind in ("gold", "foreign")}) for q, found in zip(asked, texts, strict=True)]
 
 
 def path_values(lm: LanguageModel, question: Question, words: dict[str, list[str]], end: int) -> tuple[dict, dict]:
@@ -57,6 +76,26 @@ def path_values(lm: LanguageModel, question: Question, words: dict[str, list[str
         "C12.fall": gold["plane"][0] - gold["plane"][-1] if gold else math.nan,
     }
     return {name: float(number) for name, number in values.items()}, losses
+
+
+def descents(lm: LanguageModel, question: Question, texts: dict[str, str], stride: int = 1) -> dict[str, dict[str, float]]:
+    """By kind of trajectory: tau of the loss in the path's plane, the same before gold states the answer, tau of L̂ itself, and
+    the share of the variance in the plane. The updates leave the prompt's rows alone where such exist (T ≤ d_ff). A path that
+    spans no plane is left out."""
+    prompt, found = chat_prompt(lm.tokenizer, question.text), {}
+    places = [k for k in map(texts["gold"].find, question.answer.split()) if k >= 0]
+    share = min(places, default=len(texts["gold"])) / len(texts["gold"])
+    for kind, text in texts.items():
+        path = parameter_path(lm, prompt, text, question.answer, stride=stride)
+        try:
+            plane = path_plane(path, protect=path.exact(protect=True))
+        except ValueError:
+            continue
+        losses = path_losses(lm.model, path, plane, plane.points)
+        before = max(int(share * len(losses)), 1)
+        found[kind] = {"plane": trend(losses), "unstated": trend(losses[:before]), "true": trend(path.answer_nll)}
+        found[kind]["explained"] = float(plane.explained.sum())
+    return found
 
 
 def path_record(seed: int, folder: Path, *, questions: int, steps: int = probe_study.STEPS, progress: bool = False) -> dict:

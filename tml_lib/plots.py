@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from tml_lib.ledger import Row, claims
-from tml_lib.records import Interval, ProbeCurve
+from tml_lib.records import Interval, Landscape, ProbeCurve
 from tml_lib.stats import bootstrap_interval, on_grid, smooth
 
 COLOURS = {
@@ -323,4 +323,25 @@ def shares(ax: Axes, rows: dict[str, dict[str, Interval]], *, ylabel: str, chanc
     ax.set_xticks(range(len(rows)), list(rows), fontsize=8)
     ax.set(ylabel=ylabel, ylim=(-0.03, 1.03))
     ax.legend(fontsize=8, ncols=min(len(names), 4), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    return ax
+
+
+def surface(ax: Axes, found: Landscape, *, top: float | None = None, unit: str = "α") -> Axes:
+    """Mean L̂ over a landscape's questions as filled contours, with a scale; top: losses above it look alike."""
+    nll = found.nll.mean(-1).T  # contourf wants rows along the second coordinate
+    high = float(nll.max() if top is None else min(top, nll.max()))
+    levels = np.linspace(float(nll.min()), max(high, float(nll.min()) + 1e-6), 13)
+    shown = ax.contourf(found.first, found.second, nll, levels=levels, cmap="cividis", extend="max")
+    ax.figure.colorbar(shown, ax=ax, fraction=0.05, pad=0.02).set_label(NLL_LABEL, fontsize=8)
+    ax.set(xlabel=f"first direction, {unit}₁", ylabel=f"second direction, {unit}₂")
+    return ax
+
+
+def path_on(ax: Axes, points: np.ndarray, *, stated_at: int | None = None, kind: str = "gold") -> Axes:
+    """A path's points (n, 2) over a surface, from the circle to the star; a square where the answer is first stated."""
+    ax.plot(points[:, 0], points[:, 1], color="white", lw=2.6)
+    ax.plot(points[:, 0], points[:, 1], color=COLOURS[kind], lw=1.2, label=LABELS[kind])
+    marks = [("o", 0, "nothing read")] + ([("s", stated_at, "before the statement")] if stated_at is not None else [])
+    for mark, place, label in [*marks, ("*", len(points) - 1, "all read")]:
+        ax.plot(*points[place], mark, color="white", mec="black", ms=11 if mark == "*" else 7, label=label)
     return ax

@@ -26,6 +26,7 @@ from tml_lib.probe import probe
 from tml_lib.programs import Program
 from tml_lib.records import Question
 from tml_lib.stats import trend
+from tml_lib.tiny import Row
 
 STEPS = 1500  # of a seed's SFT
 QUESTIONS = 300
@@ -37,12 +38,19 @@ ENTRIES = ("probe_study.probe_record",)
 
 
 def reasoner(seed: int, folder: Path, *, steps: int = STEPS, progress: bool = False) -> LanguageModel:
-    """The reasoner of a seed: trained once, then kept in the folder under a name that says what made it."""
-    made_by = runtime.source_hash(("outer_study.arm_rows", "outer_study.tuned"))
-    place = Path(folder) / f"reasoner-{seed}-{steps}-{made_by}-{outer_study.checkpoint_digest()[:8]}"
+    """The reasoner of a seed, after SFT on long trajectories; trained once, then kept in the folder."""
+    made_by = ("outer_study.arm_rows", "outer_study.tuned")
+    return kept(f"reasoner-{seed}", folder, outer_study.arm_rows(seed, "long"), made_by, steps, progress)
+
+
+def kept(
+    name: str, folder: Path, rows: Callable[[int], list[Row]], made_by: Sequence[str], steps: int, progress: bool
+) -> LanguageModel:
+    """tiny-base after `steps` steps on the rows; the folder keeps it, under a name that says what made it."""
+    source = runtime.source_hash(made_by)
+    place = Path(folder) / f"{name}-{steps}-{source}-{outer_study.checkpoint_digest()[:8]}"
     if not place.is_dir():
-        base = models.load("tiny", device="cpu")
-        lm, _ = outer_study.tuned(base, outer_study.arm_rows(seed, "long"), steps, progress=progress)
+        lm, _ = outer_study.tuned(models.load("tiny", device="cpu"), rows, steps, progress=progress)
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=place.parent))
         with models.quiet():
@@ -181,6 +189,7 @@ def trajectory_values(
         "C1.copying": (gold[0] - gold[-1]) - (curves["copying"][0] - curves["copying"][-1]),
         "C1.area": float(np.mean(gold - gold[-1]) / (gold[0] - gold[-1])),
         "C1.share_unstated": unstated / (gold[0] - gold[-1]),
+        "C1.below_chance": math.log(programs.MODULUS) - gold[end],
         "C1.own_trend": tau.get("own_right", math.nan),
         "C1.own_trend_unstated": math.nan,
         "C1.own_unstated": math.nan,
@@ -302,7 +311,7 @@ def word_class(words: Sequence[str], k: int, answer: str) -> str:
         return "?"
     if word[1] != "=":
         return "operation"
-    if words[k - 1][1] in "+*-/":
+    if k and words[k - 1][1:2] in set("+*-/"):
         return "operand"
     if words[k + 1 : k + 2] == ["Wait"]:
         return "slip"

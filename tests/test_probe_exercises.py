@@ -1,0 +1,46 @@
+"""The probing notebooks' exercises: right solutions pass, known mistakes get their hint."""
+
+import numpy as np
+import pytest
+
+from tml_lib import probe_exercises as checks
+
+
+def scaled(direction, weight):
+    return direction * np.linalg.norm(weight, axis=1, keepdims=True) / np.linalg.norm(direction, axis=1, keepdims=True)
+
+
+def explained(points):
+    squared = np.linalg.svd(points - points.mean(0), compute_uv=False) ** 2
+    return squared[:2].sum() / squared.sum()
+
+
+CASES = [
+    (checks.check_filter_scaled, scaled, lambda d, w: d * np.linalg.norm(w) / np.linalg.norm(d), "one factor for the whole"),
+    (checks.check_filter_scaled, scaled, lambda d, w: scaled(d.T, w.T).T, "you scaled columns"),
+    (checks.check_filter_scaled, scaled, lambda d, w: d * np.linalg.norm(w, axis=1, keepdims=True), "own length too"),
+    (checks.check_filter_scaled, scaled, lambda d, w: d[0], "expected an array of shape"),
+    (checks.check_explained, explained, lambda p: explained(np.vstack([p, -p])), "centre the points"),
+    (checks.check_explained, explained, lambda p: np.nan, "singular values' squares"),
+    (
+        checks.check_relative_changes,
+        lambda n: abs(np.diff(n)) / n[:-1],
+        lambda n: abs(np.diff(n)) / n[1:],
+        "*before* the token",
+    ),
+    (checks.check_relative_changes, lambda n: abs(np.diff(n)) / n[:-1], lambda n: np.diff(n) / n[:-1], "without a sign"),
+    (checks.check_relative_changes, lambda n: abs(np.diff(n)) / n[:-1], lambda n: abs(np.diff(n)), "change itself"),
+    (checks.check_heavy_tail, lambda: [0.02, 0.02, 1e-4, 0.02, 0.02], lambda: [1, 1e-3, 1, 1, 1], "changes L̂ by"),
+    (checks.check_heavy_tail, lambda: [0.02, 0.02, 1e-4, 0.02, 0.02], lambda: [1.0] * 5, "mean relative change is 0"),
+    (checks.check_heavy_tail, lambda: [0.02, 0.02, 1e-4, 0.02, 0.02], lambda: [1e-4, 0.01] * 2 + [1e-4], "once is enough"),
+    (checks.check_heavy_tail, lambda: [0.02, 0.02, 1e-4, 0.02, 0.02], lambda: [1.0, -1.0], "five positive numbers"),
+]
+
+
+@pytest.mark.parametrize(("check", "right", "wrong", "hint"), CASES)
+def test_checkers_tell_right_from_wrong_and_say_why(check, right, wrong, hint, capsys):
+    assert check(None) is None
+    assert check(right) is True
+    capsys.readouterr()
+    assert check(wrong) is False
+    assert hint in capsys.readouterr().out
