@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tml_lib import answers, ledger, lora_study
+from tml_lib import answers, ledger, lora_study, notebooks, outer, probe
 
 
 def test_no_held_out_question_was_trained_on_and_half_are_of_trained_templates():
@@ -73,3 +73,19 @@ def test_the_whole_study_runs_and_goes_on_where_it_stopped(tiny_lm, tmp_path, mo
     rows = ledger.rows([tmp_path])
     assert {row.claim for row in rows} == {"C4s"}
     assert {row.verdict for row in rows} == {"too few"}
+
+
+def test_the_stored_adapter_is_the_one_of_the_stored_evidence(lm, tiny_lm, tmp_path):
+    evidence = ledger.read_evidence(notebooks.stored_evidence() / "lora.small.json")
+    assert lora_study.adapter_folder(lm, tmp_path) == lora_study.STORED
+    assert lora_study.adapter_folder(tiny_lm, tmp_path) == tmp_path
+    after = outer.adapted(lm, lora_study.STORED)
+    run = json.loads((lora_study.STORED / "run.json").read_text())
+    assert {key: run[key] for key in ("steps", "batch", "lora_rank", "seed")} == {
+        key: evidence["settings"][key] for key in ("steps", "batch", "lora_rank", "seed")
+    }
+    (gold,) = (record for record in evidence["records"] if record["arm"] == "gold")
+    (question,) = lora_study.held_out_questions(200, evidence["settings"]["seed"])[:1]
+    prompt = answers.chat_prompt(lm.tokenizer, question.text)
+    found = probe.probe(after, prompt, "", question.answer, positions=[0]).at(0)
+    assert found == pytest.approx(gold["nll"][0][0], abs=2e-3)

@@ -46,6 +46,7 @@ def test_executes_with_its_small_parameters(book, tmp_path):
 GPU_CASES = {
     "01": ("updates", {"n_questions": 1, "stride": 16}),
     "05": ("trajectories", {"n_questions": 1, "tries": 0, "stride": 16}),
+    "08": ("lora", {"live_steps": 1, "most_tokens": 4, "study_questions": 2, "study_steps": 1}),
 }
 
 
@@ -132,9 +133,19 @@ def test_generated_parts_are_current():
     assert not stale, f"run `python -m tml_lib report --write`: {stale}"
 
 
+def test_costs_are_kept_under_the_preset_that_was_run(monkeypatch):
+    kept = {}
+    monkeypatch.setattr(report, "measured", lambda: {"notebooks": {}})
+    monkeypatch.setattr(report, "record", lambda **parts: kept.update(parts["notebooks"]))
+    names = {book.name[:2]: book for book in BOOKS}
+    given = {"02": {}, "05": {}, "01": {"preset": "gpu"}}
+    report.record_notebooks([notebooks.Result(names[k].name, True, 1.0, 2.0, parameters) for k, parameters in given.items()])
+    assert {name[:2]: list(costs) for name, costs in kept.items()} == {"02": ["any"], "05": ["small"], "01": ["gpu"]}
+
+
 def test_stored_evidence_is_current_and_large_enough():
     table = ledger.rows([notebooks.stored_evidence()])
-    assert {(row.claim, row.scale) for row in table} >= {("C1", "small"), ("C2", "small"), ("C11", "small")}
+    assert {(row.claim, row.scale) for row in table} >= {("C1", "small"), ("C2", "small"), ("C4s", "small"), ("C11", "small")}
     assert {row.claim for row in table if row.scale == "tiny"} >= {"C11", "M1", "M2", "G1", "G2", "G3", "C4a", "C7", "C9"}
     for row in table:
         assert row.verdict not in ("stale", "too few"), f"{row.claim}.{row.test}: {row.verdict} ({row.evidence})"

@@ -321,3 +321,12 @@ def test_a_surface_has_its_scale_and_a_path_its_ends():
     plots.path_on(ax, points, stated_at=1)
     starts = [line.get_xydata()[0].tolist() for line in ax.lines]
     assert starts == [[0, 0], [0, 0], [0, 0], [0.5, 1], [1, 2]]
+
+
+def test_relative_changes_are_drawn_by_class_and_absent_classes_left_out():
+    rows = [["Wait", 2.0, 1.0], ["other", 1.0, 1.1], ["other", 0.01, 0.1]]
+    ax = plots.relative_changes(plt.figure().add_subplot(), rows, ("Wait", "Hmm"))
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["all other tokens (n = 2)", "Wait (n = 1)"]
+    np.testing.assert_allclose(ax.collections[1].get_offsets(), [[2.0, 0.5]])
+    np.testing.assert_allclose(ax.collections[0].get_offsets()[1], [0.01, 9.0])

@@ -278,3 +278,24 @@ def test_material_is_a_presets_own_and_its_paths_descend_or_not(preset, reasoner
             assert 0 < table[kind]["explained"] <= 1
     with pytest.raises(ValueError, match="n=0 questions have no path"):
         path_study.material(preset, "", 0, 0)
+
+
+def test_words_are_left_out_one_by_one_and_one_after_another(reasoner, asked):
+    words = tasks.gold(asked[0]).text.split()
+    alone = probe_study.left_out(reasoner, asked[0], words)
+    whole = probe_study.curve(reasoner, asked[0], words)[-1]
+    assert alone[7] == pytest.approx(probe_study.curve(reasoner, asked[0], words[:7] + words[8:])[-1] - whole)
+    order = [3, 0, 7]
+    nll = probe_study.thinned(reasoner, asked[0], words, order)
+    assert nll[:2] == pytest.approx([whole, whole + alone[3]], abs=1e-5)
+    assert len(nll) == 4
+
+
+def test_tokens_of_any_text_are_sorted_by_the_words_they_write(tiny_lm, questions):
+    text = " Wait, 12 pens. Hmm Wait"
+    rows = probe_study.text_rows(tiny_lm, questions[0], text, ("Wait", "Since"))
+    curve = probe(tiny_lm, chat_prompt(tiny_lm.tokenizer, questions[0].text), text, questions[0].answer)
+    assert [row[0] for row in rows].count("Wait") == 2
+    assert "Since" not in {row[0] for row in rows}
+    assert [row[1] for row in rows] == pytest.approx(curve.answer_nll[:-1].tolist())
+    assert [row[2] for row in rows] == pytest.approx(curve.answer_nll[1:].tolist())

@@ -64,8 +64,7 @@ def _run(options) -> int:
     began = time.perf_counter()
     books = notebooks.select(options.notebook)
     given = notebooks.check_given(books, {name: _value(text) for name, text in options.p})
-    preset = given[books[0].name].get("preset", "small")
-    if preset == "small":
+    if any(given[book.name].get("preset", book.preset) == "small" for book in books):
         models.embedded_folder()  # converted here once rather than by two notebooks at the same time
     out = notebooks.newest_run() if options.resume else notebooks.new_run()
     print(f"{len(books)} notebooks into {_short(out)}", file=sys.stderr)
@@ -76,7 +75,7 @@ def _run(options) -> int:
         for result in results:
             if result.ok:
                 notebooks.store(result, out)
-        report.record_notebooks([r for r in results if r.ok], preset)
+        report.record_notebooks([r for r in results if r.ok])
         if not options.notebook and not options.resume:
             report.record(commands={"run": round(seconds)})
     print(ledger.to_text(ledger.rows([out / "evidence", notebooks.stored_evidence()])))

@@ -23,7 +23,7 @@ from tml_lib.stats import pass_at_k
 from tml_lib.tiny import Row
 
 ARMS = ("base", "answers", "gold")
-STEPS = 50
+STEPS = 100
 BATCH = 8
 LORA_RANK = 4
 PEAK_LR = 1e-3

@@ -332,7 +332,7 @@ def surface(ax: Axes, found: Landscape, *, top: float | None = None, unit: str =
     high = float(nll.max() if top is None else min(top, nll.max()))
     levels = np.linspace(float(nll.min()), max(high, float(nll.min()) + 1e-6), 13)
     shown = ax.contourf(found.first, found.second, nll, levels=levels, cmap="cividis", extend="max")
-    ax.figure.colorbar(shown, ax=ax, fraction=0.05, pad=0.02).set_label(NLL_LABEL, fontsize=8)
+    ax.figure.colorbar(shown, ax=ax, fraction=0.05, pad=0.02, format="%.2g").set_label(NLL_LABEL, fontsize=8)
     ax.set(xlabel=f"first direction, {unit}₁", ylabel=f"second direction, {unit}₂")
     return ax
 
@@ -344,4 +344,24 @@ def path_on(ax: Axes, points: np.ndarray, *, stated_at: int | None = None, kind:
     marks = [("o", 0, "nothing read")] + ([("s", stated_at, "before the statement")] if stated_at is not None else [])
     for mark, place, label in [*marks, ("*", len(points) - 1, "all read")]:
         ax.plot(*points[place], mark, color="white", mec="black", ms=11 if mark == "*" else 7, label=label)
+    return ax
+
+
+def relative_changes(ax: Axes, rows: list[list], marks: tuple[str, ...]) -> Axes:
+    """|ΔL̂|/L̂ of every token against L̂ before it, both logarithmic; tokens of the classes in `marks` stand out.
+
+    rows: [class, L̂ before, L̂ after] per token, nats per token.
+    """
+    floor = 1e-5  # what is smaller is drawn here
+    groups = {"all other tokens": [row for row in rows if row[0] not in marks]}
+    groups |= {name: [row for row in rows if row[0] == name] for name in marks}
+    for (name, kept), colour in zip(groups.items(), cycle(["0.6", *list(COLOURS.values())[1:]]), strict=False):
+        if not kept:
+            continue
+        before, after = (np.maximum(np.array([row[k] for row in kept]), floor) for k in (1, 2))
+        change = np.maximum(np.abs(after - before) / before, floor)
+        size = 6 if colour == "0.6" else 26
+        ax.scatter(before, change, s=size, color=colour, label=f"{name} (n = {len(kept)})", lw=0, alpha=0.7)
+    ax.set(xscale="log", yscale="log", xlabel="L̂ before the token (nats per token)", ylabel="|ΔL̂| / L̂")
+    ax.legend(fontsize=8, loc="lower left")
     return ax

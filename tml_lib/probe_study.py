@@ -318,6 +318,26 @@ def word_class(words: Sequence[str], k: int, answer: str) -> str:
     return "answer" if word in answer.split() else "value"
 
 
+def left_out(lm: LanguageModel, question: Question, words: Sequence[str]) -> np.ndarray:
+    """Per word, L̂ after the trajectory without it minus L̂ after the whole, nats per token: (len(words),)."""
+    whole = curve(lm, question, words)[-1]
+    return np.array([curve(lm, question, [*words[:k], *words[k + 1 :]])[-1] - whole for k in range(len(words))])
+
+
+def thinned(lm: LanguageModel, question: Question, words: Sequence[str], order: Sequence[int]) -> np.ndarray:
+    """L̂ after the trajectory without the first k words of `order`, for k = 0..len(order): (len(order) + 1,)."""
+    gone = [set(order[:k]) for k in range(len(order) + 1)]
+    return np.array([curve(lm, question, [w for j, w in enumerate(words) if j not in left])[-1] for left in gone])
+
+
+def text_rows(lm: LanguageModel, question: Question, text: str, marks: Sequence[str]) -> list[list]:
+    """Rows of `token_values` for any model's trajectory: a token's class is the one of `marks` that it writes, or 'other'."""
+    found = probe(lm, chat_prompt(lm.tokenizer, question.text), text, question.answer)
+    names = [token.strip(" .,:;!\n") for token in found.tokens]
+    nll = found.answer_nll
+    return [[name if name in marks else "other", nll[k], nll[k + 1]] for k, name in enumerate(names)]
+
+
 # --- the study -------------------------------------------------------------------------------------------------------
 
 

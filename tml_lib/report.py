@@ -42,11 +42,11 @@ def record(**parts) -> None:
     runtime.write_text(notebooks.folder() / "measured.json", json.dumps(held, indent=1) + "\n")
 
 
-def record_notebooks(results: list[notebooks.Result], preset: str) -> None:
-    """Keep the notebooks' measured wall seconds and peak memory under a preset ('any' where a notebook takes none)."""
-    held, takes = measured()["notebooks"], {book.name: "preset" in book.parameters for book in notebooks.discover()}
+def record_notebooks(results: list[notebooks.Result]) -> None:
+    """Keep the notebooks' measured wall seconds and peak memory under their preset ('any' where a notebook takes none)."""
+    held, defaults = measured()["notebooks"], {book.name: book.preset for book in notebooks.discover()}
     for result in results:
-        key = preset if takes.get(result.name, True) else "any"
+        key = result.parameters.get("preset") or defaults.get(result.name) or "any"
         held.setdefault(result.name, {})[key] = {"seconds": result.seconds, "memory_mb": result.memory_mb}
     record(notebooks=held)
 
