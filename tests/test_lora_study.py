@@ -8,10 +8,13 @@ import pytest
 from tml_lib import answers, ledger, lora_study, notebooks, outer, probe
 
 
-def test_no_held_out_question_was_trained_on_and_half_are_of_trained_templates():
+def test_half_of_the_held_out_questions_are_of_trained_templates_and_almost_all_are_fresh():
     trained = lora_study.training_questions(lora_study.STEPS * lora_study.BATCH, 0)
     held_out = lora_study.held_out_questions(200, 0)
-    assert not {q.text for q in trained} & {q.text for q in held_out}
+    counted = lora_study.fresh(held_out, lora_study.STEPS, 0)
+    assert counted == [q.text not in {t.text for t in trained} for q in held_out]
+    assert 198 <= sum(counted) <= 200
+    assert not any(lora_study.fresh(trained, lora_study.STEPS, 0))
     assert sum(map(lora_study.is_trained, held_out)) == 100
     assert {q.template for q in held_out if lora_study.is_trained(q)} <= {q.template for q in trained}
     assert not {q.template for q in held_out if not lora_study.is_trained(q)} & {q.template for q in trained}
@@ -45,7 +48,7 @@ def test_values_compare_the_arms_question_by_question():
         arm("answers", [0, 1, 0, 0], [0, 1, 0, 0], [[1.0, 0.9]] * 4),
         arm("gold", [1, 1, 1, 0], [8, 1, 1, 0], [[2.0, 0.5]] * 4),
     ]
-    found = lora_study.estimands(records, questions)
+    found = lora_study.estimands(records, questions, [True] * 4)
     assert found["C4s.greedy"].tolist() == [1, 1, 0, 0]
     assert found["C4s.pass"].tolist() == [1, 1, 0, 0]  # with as many samples as k, one right sample is enough
     assert found["C4s.greedy_over_answers"].tolist() == [1, 0, 1, 0]
@@ -55,6 +58,9 @@ def test_values_compare_the_arms_question_by_question():
     assert found["C4s.after"] == pytest.approx([1.5] * 4)
     assert found["C4s.after_over_answers"] == pytest.approx([0.4] * 4)
     assert found["C4s.descent"] == pytest.approx([0.5] * 4)
+    counted = lora_study.estimands(records, questions, [True, False, True, True])
+    assert all(np.isnan(values[1]) for values in counted.values())
+    assert counted["C4s.greedy"][[0, 2, 3]].tolist() == [1, 0, 0]
 
 
 def test_the_whole_study_runs_and_goes_on_where_it_stopped(tiny_lm, tmp_path, monkeypatch):

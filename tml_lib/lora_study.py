@@ -2,7 +2,8 @@
 
 Three arms answer the same held-out questions: the model as it is, the model after as many steps on answers alone, and
 the model after steps on trajectories and answers. Half of the held-out questions come from templates that were trained on,
-with other numbers; half from templates that were not. Deviations from the paper: one small model, one seed, gold
+with other numbers; half from templates that were not. A template with few numbers may ask a trained question again: such a one
+is not counted. Deviations from the paper: one small model, one seed, gold
 solutions in place of a teacher's rollouts, a LoRA adapter in place of all weights.
 """
 
@@ -54,8 +55,14 @@ def training_questions(n: int, seed: int) -> list[Question]:
 
 
 def held_out_questions(n: int, seed: int) -> list[Question]:
-    """n questions that training never shows: half of trained templates with other numbers, half of other templates."""
+    """n questions of another seed: half of the templates that are trained, half of others. See `fresh`."""
     return _first(n - n // 2, seed + 1000, True) + _first(n // 2, seed + 1000, False)
+
+
+def fresh(questions: Sequence[Question], steps: int, seed: int) -> list[bool]:
+    """Whether each question is none of those that a training of that many steps shows."""
+    shown = {question.text for question in training_questions(steps * BATCH, seed)}
+    return [question.text not in shown for question in questions]
 
 
 def arm_rows(lm: LanguageModel, arm: str, count: int, seed: int) -> list[Row]:
@@ -114,8 +121,8 @@ def study(
     return runtime.resumable(list(arms), one, key | given, folder, progress)
 
 
-def estimands(records: Sequence[dict], questions: Sequence[Question]) -> dict[str, np.ndarray]:
-    """The values of every test of C4s, one number per question; NaN where a test does not ask it."""
+def estimands(records: Sequence[dict], questions: Sequence[Question], counted: Sequence[bool]) -> dict[str, np.ndarray]:
+    """The values of every test of C4s, one number per question; NaN where a test does not ask it or it is not counted."""
     arms = {record["arm"]: record for record in records}
     greedy = {arm: np.array(arms[arm]["greedy"]["right"], dtype=float) for arm in ARMS}
     table = np.array([pass_at_k(SAMPLES, right, K) for right in range(SAMPLES + 1)])
@@ -123,7 +130,7 @@ def estimands(records: Sequence[dict], questions: Sequence[Question]) -> dict[st
     at_once, after = (np.array([[pair[k] for pair in arms[arm]["nll"]] for arm in ARMS]) for k in (0, 1))
     seen = np.array([is_trained(question) for question in questions])
     gain = greedy["gold"] - greedy["base"]
-    return {
+    found = {
         "C4s.greedy": gain,
         "C4s.pass": passed["gold"] - passed["base"],
         "C4s.greedy_over_answers": greedy["gold"] - greedy["answers"],
@@ -135,6 +142,7 @@ def estimands(records: Sequence[dict], questions: Sequence[Question]) -> dict[st
         "C4s.after_over_answers": after[1] - after[2],
         "C4s.descent": (at_once[2] - after[2]) - (at_once[0] - after[0]),
     }
+    return {test: np.where(counted, values, np.nan) for test, values in found.items()}
 
 
 def adapter_folder(lm: LanguageModel, otherwise: Path) -> Path:
@@ -147,15 +155,17 @@ def write_evidence(
 ) -> Path:
     """Write lora.<scale>.json: values of C4s, and the records for figures."""
     questions = held_out_questions(len(records[0]["greedy"]["right"]), seed)
-    settings = {"model": lm.name, "steps": len(records[-1]["log"]), "batch": BATCH, "peak_lr": PEAK_LR, "seed": seed}
+    steps = len(records[-1]["log"])
+    counted = fresh(questions, steps, seed)
+    settings = {"model": lm.name, "steps": steps, "batch": BATCH, "peak_lr": PEAK_LR, "seed": seed}
     return ledger.write_evidence(
         folder,
         "lora",
         scale,
-        {test: [values.tolist()] for test, values in estimands(records, questions).items()},
+        {test: [values.tolist()] for test, values in estimands(records, questions, counted).items()},
         entries=ENTRIES,
         command=command,
         settings=settings | {"lora_rank": LORA_RANK, "temperature": TEMPERATURE, "most_tokens": MOST_TOKENS},
         wall_seconds=seconds,
-        extra={"records": records, "templates": [question.template for question in questions]},
+        extra={"records": records, "fresh": counted, "templates": [question.template for question in questions]},
     )
