@@ -141,6 +141,8 @@ def test_values_are_what_the_rules_say(asked, conditions, monkeypatch):
     free = end // 5 * 5
     assert values["C1.order"] == pytest.approx((1 + free * step) - (3 - free * step))
     assert set(curves) == set(found)
+    lucky = probe_study.trajectory_values(None, question, found | {"own_right": ["a=1", "."]}, random.Random(0))[0]
+    assert lucky["C1.own_unstated"] == -1, "a right answer that no word states: the whole trajectory is before it"
     without = {kind: words for kind, words in found.items() if not kind.startswith("own")}
     lacking = probe_study.trajectory_values(None, question, without, random.Random(0))[0]
     assert math.isnan(lacking["C1.own_trend"])

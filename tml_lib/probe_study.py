@@ -205,7 +205,8 @@ def trajectory_values(
         "C2.spoilt_word": of_spoilt[-1] - of_spoilt[error],
     }
     if "own_right" in found:
-        before = curves["own_right"][: stated(found["own_right"], question.answer) + 1]
+        first_stated = stated(found["own_right"], question.answer)  # None for a lucky guess
+        before = curves["own_right"][: len(found["own_right"]) + 1 if first_stated is None else first_stated + 1]
         values |= {"C1.own_trend_unstated": trend(before), "C1.own_unstated": before[0] - before[-1]}
     return {name: float(number) for name, number in values.items()}, curves
 
