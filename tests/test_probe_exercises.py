@@ -15,7 +15,22 @@ def explained(points):
     return squared[:2].sum() / squared.sum()
 
 
+def kept(full, short, at_once):
+    return (short - at_once) / (full - at_once)
+
+
+def needed(budget, wanted):
+    return next((words for words, share in sorted(budget.items()) if share >= wanted), None)
+
+
 CASES = [
+    (checks.check_kept_share, kept, lambda f, s, a: s / f, "without thinking as kept"),
+    (checks.check_kept_share, kept, lambda f, s, a: s - a, "divide by the gain of the whole"),
+    (checks.check_kept_share, kept, lambda f, s, a: 1 - kept(f, s, a), "that is lost"),
+    (checks.check_kept_share, kept, lambda f, s, a: 9, "gain of the short one"),
+    (checks.check_words_needed, needed, lambda b, w: next((k for k, v in b.items() if v > w), None), "exactly is enough"),
+    (checks.check_words_needed, needed, lambda b, w: max(b), "smallest number"),
+    (checks.check_words_needed, needed, lambda b, w: needed(b, min(w, 0.8)), "return None"),
     (checks.check_filter_scaled, scaled, lambda d, w: d * np.linalg.norm(w) / np.linalg.norm(d), "one factor for the whole"),
     (checks.check_filter_scaled, scaled, lambda d, w: scaled(d.T, w.T).T, "you scaled columns"),
     (checks.check_filter_scaled, scaled, lambda d, w: d * np.linalg.norm(w, axis=1, keepdims=True), "own length too"),

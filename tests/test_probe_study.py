@@ -268,7 +268,7 @@ def test_a_path_without_a_plane_is_left_out(reasoner, asked, conditions):
 @pytest.mark.parametrize("preset", ["tiny", "small"])
 def test_material_is_a_presets_own_and_its_paths_descend_or_not(preset, reasoner, tiny_lm, monkeypatch):
     stand_in = {"tiny": reasoner, "small": tiny_lm}[preset]
-    monkeypatch.setattr(path_study.models, "load", lambda name, model: stand_in)
+    monkeypatch.setattr(path_study.models, "load", lambda name, **given: stand_in)
     lm, found = path_study.material(preset, "", 2, 0)
     assert lm is stand_in
     for question, texts in found:

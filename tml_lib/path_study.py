@@ -31,7 +31,8 @@ ENTRIES = ("path_study.path_record",)
 def material(preset: str, model: str, n: int, seed: int) -> tuple[LanguageModel, list[tuple[Question, dict[str, str]]]]:
     """A preset's model and n questions, each with its gold trajectory and another question's, equally long, by kind.
 
-    `tiny` takes the shipped reasoner and programs, unless a model is named; the others gsm_symbolic, cut to gold's tokens.
+    `tiny` takes the shipped reasoner and programs, unless a model is named; the others gsm_symbolic, cut to gold's tokens. In
+    float32 whatever the preset's dtype: at a lower precision the answer's rows are not told apart, and no update is exact.
     Raises ValueError for n < 1.
     """
     if n < 1:
@@ -41,7 +42,7 @@ def material(preset: str, model: str, n: int, seed: int) -> tuple[LanguageModel,
         found = [probe_study.conditions(asked[k], asked[k + 1], random.Random(f"conditions/{seed}/{k}")) for k in range(n)]
         texts = [{kind: " ".join(words[kind]) for kind in ("gold", "foreign")} for words in found]
         return models.load(preset, model=model or models.shipped("tiny-long")), list(zip(asked[:n], texts, strict=True))
-    lm, asked = models.load(preset, model=model), studies.study_questions(n, seed)
+    lm, asked = models.load(preset, model=model, dtype="float32"), studies.study_questions(n, seed)
     others = tasks.gsm_symbolic(64, seed)
     texts = [studies.build_conditions(lm, question, others, None, seed) for question in asked]
     return lm, [(q, {kind: found[kind].text for kind in ("gold", "foreign")}) for q, found in zip(asked, texts, strict=True)]
