@@ -102,12 +102,12 @@ def nested_interval(groups, *, seed: int, level: float = 0.95, n_resamples: int 
         sizes = [len(group) for group in groups]
         raise ValueError(f"a nested interval needs at least 2 groups with values, got sizes {sizes}: run more seeds")
     draw = np.random.default_rng(seed)
-    means = np.empty((len(groups), n_resamples, len(groups)))  # of every group, resampled anew for each place it may take
-    for k, group in enumerate(groups):
-        values, counts = np.unique(group, return_counts=True)
-        means[k] = draw.multinomial(len(group), counts / len(group), size=means.shape[1:]) @ values / len(group)
-    chosen = draw.integers(len(groups), size=means.shape[1:])
-    resampled = np.take_along_axis(means, chosen[None], 0)[0].mean(1)
+    chosen = draw.integers(len(groups), size=(n_resamples, len(groups)))
+    means = np.empty(chosen.shape)
+    for k, group in enumerate(groups):  # resampled anew for each place that the group takes
+        places = chosen == k
+        means[places] = group[draw.integers(len(group), size=(places.sum(), len(group)))].mean(1)
+    resampled = means.mean(1)
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(np.mean([group.mean() for group in groups])), float(low), float(high), len(groups), level)
 
