@@ -90,8 +90,8 @@ def displaced(model: torch.nn.Module, plane: Plane) -> Iterator:
     @torch.no_grad()
     def move(first: float, second: float) -> None:
         for name, (_, data) in held.items():
-            moved = data.float() + first * plane.first[name].float() + second * plane.second[name].float()
-            places[name].copy_(moved)
+            moved = torch.add(data.float(), plane.first[name].float(), alpha=first)
+            places[name].copy_(moved.add_(plane.second[name].float(), alpha=second))
 
     try:
         move(0.0, 0.0)
