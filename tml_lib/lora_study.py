@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib import ledger, outer, rollouts, runtime, tasks
+from tml_lib import ledger, models, outer, rollouts, runtime, tasks
 from tml_lib.answers import chat_prompt, grade
 from tml_lib.models import LanguageModel
 from tml_lib.probe import probe
@@ -148,6 +148,15 @@ def estimands(records: Sequence[dict], questions: Sequence[Question], counted: S
 def adapter_folder(lm: LanguageModel, otherwise: Path) -> Path:
     """Where the adapter of the stored evidence lies, if it was trained on this very model; else the other folder."""
     return STORED if outer.belongs(lm, STORED) else otherwise
+
+
+def load(preset: str, *, model: str = "", adapter: str = "", dtype: str | None = None) -> LanguageModel:
+    """A preset's model, with a LoRA adapter put on it. adapter: a folder, or 'stored' for the kit's own; empty: none.
+
+    Raises FileNotFoundError where the folder holds no adapter, ValueError where it was trained on another model.
+    """
+    lm = models.load(preset, model=model, dtype=dtype)
+    return outer.adapted(lm, STORED if adapter == "stored" else Path(adapter)) if adapter else lm
 
 
 def write_evidence(
