@@ -21,6 +21,8 @@ LAYERS = {
         "meta_study",
         "outer_study",
         "probe_study",
+        "role_study",
+        "text_study",
         "path_study",
         "efficiency_study",
         "probe_exercises",

@@ -21,9 +21,10 @@ import numpy as np
 from tml_lib import outer_study, probe_study, programs, rollouts, tiny
 from tml_lib.answers import ANSWER_TEMPLATE, chat_prompt
 from tml_lib.models import LanguageModel
-from tml_lib.probe_study import STEP_WORDS, renamed, word_class
+from tml_lib.probe_study import STEP_WORDS, renamed
 from tml_lib.programs import Program
 from tml_lib.records import Question
+from tml_lib.role_study import word_class
 from tml_lib.tiny import Row
 
 SHARE = 0.25  # of training rows that begin with a summary

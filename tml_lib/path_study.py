@@ -68,8 +68,9 @@ def path_values(lm: LanguageModel, question: Question, words: dict[str, list[str
     gold = losses.get("gold")
     values = {
         "C12.descends": tau["gold"],
-        "C12.descends_unstated": trend(gold["plane"][: end + 1]) if gold else math.nan,
+        "C12.descends_unstated": _trend_until(losses, "gold", end),
         "C12.over_foreign": tau["gold"] - tau["foreign"],
+        "C12.unstated_over_foreign": _trend_until(losses, "gold", end) - _trend_until(losses, "foreign", end),
         "C12.over_shuffled": tau["gold"] - tau["shuffled"],
         "C12.wrong": tau["corrupted"],
         "C12.explained": explained.get("gold", math.nan),
@@ -77,6 +78,11 @@ def path_values(lm: LanguageModel, question: Question, words: dict[str, list[str
         "C12.fall": gold["plane"][0] - gold["plane"][-1] if gold else math.nan,
     }
     return {name: float(number) for name, number in values.items()}, losses
+
+
+def _trend_until(losses: dict[str, dict], kind: str, end: int) -> float:
+    """Tau of the loss in a path's plane over its first `end` words; NaN where there is no such path."""
+    return trend(losses[kind]["plane"][: end + 1]) if kind in losses else math.nan
 
 
 def descents(lm: LanguageModel, question: Question, texts: dict[str, str], stride: int = 1) -> dict[str, dict[str, float]]:

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib import ledger, models, outer_study, programs, rollouts, runtime, tasks
+from tml_lib import ledger, models, outer_study, programs, role_study, rollouts, runtime, tasks
 from tml_lib.answers import ANSWER_TEMPLATE, chat_prompt
 from tml_lib.models import LanguageModel
 from tml_lib.probe import probe
 from tml_lib.programs import Program
 from tml_lib.records import Question
-from tml_lib.stats import trend
+from tml_lib.stats import changepoint, trend
 from tml_lib.tiny import Row
 
 STEPS = 1500  # of a seed's SFT
@@ -33,7 +33,6 @@ QUESTIONS = 300
 TRIES = 8  # samples at T = 1 per question, among which a right and a wrong one are looked for
 STEP_WORDS = 5  # of a plain trajectory's step: 'c:= h*4 h=5 c=6 .'
 NEAR = 0.1  # nats per token: as good as where L̂ ends
-REFLECTIONS = ("Wait", "Alternatively")
 ENTRIES = ("probe_study.probe_record",)
 
 
@@ -117,7 +116,7 @@ def renamed(words: Sequence[str], avoid: Program, rng: random.Random) -> list[st
 
 
 def _letters(word: str) -> str:
-    return "".join(c for c in word if c in programs.LETTERS) if word not in REFLECTIONS else ""
+    return "".join(c for c in word if c in programs.LETTERS) if word not in role_study.REFLECTIONS else ""
 
 
 def conditions(question: Question, other: Question, rng: random.Random) -> dict[str, list[str]]:
@@ -162,10 +161,8 @@ def curve(lm: LanguageModel, question: Question, words: Sequence[str], *answers:
     return table if answers else table[0]
 
 
-def trajectory_values(
-    lm: LanguageModel, question: Question, found: dict[str, list[str]], rng: random.Random
-) -> tuple[dict, dict]:
-    """The values of C1 and C2 for one question, and its curves by condition. rng: as `conditions` had it, to find the error."""
+def trajectory_values(lm: LanguageModel, question: Question, found: dict[str, list[str]]) -> tuple[dict, dict]:
+    """The values of C1 and C2 for one question, and its curves by condition."""
     program = programs.parse(question.text)
     end = stated(found["gold"], question.answer)
     free = STEP_WORDS * (end // STEP_WORDS)
@@ -190,6 +187,7 @@ def trajectory_values(
         "C1.area": float(np.mean(gold - gold[-1]) / (gold[0] - gold[-1])),
         "C1.share_unstated": unstated / (gold[0] - gold[-1]),
         "C1.below_chance": math.log(programs.MODULUS) - gold[end],
+        "C1.changepoint": (changepoint(gold) - end) / (len(gold) - 1),
         "C1.own_trend": tau.get("own_right", math.nan),
         "C1.own_trend_unstated": math.nan,
         "C1.own_unstated": math.nan,
@@ -261,84 +259,6 @@ def settled(nll: np.ndarray) -> float:
     return (far[-1] + 1) / (len(nll) - 1) if len(far) else 0.0
 
 
-# --- C6 --------------------------------------------------------------------------------------------------------------
-
-
-def token_values(lm: LanguageModel, question: Question, seed: int) -> tuple[dict, list[list]]:
-    """The values of C6 for one question, and for the figure a row [word's class, L̂ before, L̂ after] per token.
-
-    One self-correcting and one exploring trajectory by rule, so that both reflections occur, and each twice: as it is, and
-    with the reflection replaced by a full stop. after_error: the fall from before 'Wait' to behind the corrected value, after a
-    real slip minus after a right value that is said again.
-    """
-    program, table, replaced = programs.parse(question.text), [], []
-    for style, reflection in (("self_correcting", "Wait"), ("exploring", "Alternatively")):
-        words = programs.trajectory(program, style, random.Random(f"{question.id}/{style}/{seed}")).text.split()
-        nll = curve(lm, question, words)
-        table += [[word_class(words, k, question.answer), nll[k], nll[k + 1]] for k in range(len(words))]
-        at = words.index(reflection)
-        replaced.append(curve(lm, question, [*words[:at], "."])[-1] - nll[at + 1])
-        if reflection == "Wait":
-            needless = [*words[: at - 1], words[at + 1], "Wait", words[at + 1]]
-            again = curve(lm, question, needless)
-            error = (nll[at] - nll[at + 2]) - (again[at] - again[at + 2])
-    names, before, after = (np.array(column) for column in zip(*table, strict=True))
-    change, reflects = after - before, np.isin(names, REFLECTIONS)
-    relative, log_ratio, ends = np.abs(change) / before, np.abs(np.log(after / before)), names == "."
-    values = {
-        "C6.relative": relative[reflects].mean() - relative[~reflects].mean(),
-        "C6.absolute": np.abs(change)[reflects].mean() - np.abs(change)[~reflects].mean(),
-        "C6.over_ends": np.abs(change)[reflects].mean() - np.abs(change)[ends].mean(),
-        "C6.wait": np.abs(change)[names == "Wait"].mean() - np.abs(change)[~reflects].mean(),
-        "C6.alternatively": np.abs(change)[names == "Alternatively"].mean() - np.abs(change)[~reflects].mean(),
-        "C6.relative_median": np.median(relative[reflects]) - np.median(relative[~reflects]),
-        "C6.log_ratio": log_ratio[reflects].mean() - log_ratio[~reflects].mean(),
-        "C6.signed": change[reflects].mean(),
-        "C6.replaced": np.mean(replaced),
-        "C6.after_error": error,
-    }
-    rows = [[name, round(float(a), 5), round(float(b), 5)] for name, a, b in table]
-    return {name: float(number) for name, number in values.items()}, rows
-
-
-def word_class(words: Sequence[str], k: int, answer: str) -> str:
-    """What a trajectory's k-th word is: 'name', 'operation', 'operand', 'slip', 'value', 'answer', '?', or the word itself."""
-    word = words[k]
-    if word in (*REFLECTIONS, "."):
-        return word
-    if word.endswith(":="):
-        return "name"
-    if word.endswith("=?"):
-        return "?"
-    if word[1] != "=":
-        return "operation"
-    if k and words[k - 1][1:2] in set("+*-/"):
-        return "operand"
-    if words[k + 1 : k + 2] == ["Wait"]:
-        return "slip"
-    return "answer" if word in answer.split() else "value"
-
-
-def left_out(lm: LanguageModel, question: Question, words: Sequence[str]) -> np.ndarray:
-    """Per word, L̂ after the trajectory without it minus L̂ after the whole, nats per token: (len(words),)."""
-    whole = curve(lm, question, words)[-1]
-    return np.array([curve(lm, question, [*words[:k], *words[k + 1 :]])[-1] - whole for k in range(len(words))])
-
-
-def thinned(lm: LanguageModel, question: Question, words: Sequence[str], order: Sequence[int]) -> np.ndarray:
-    """L̂ after the trajectory without the first k words of `order`, for k = 0..len(order): (len(order) + 1,)."""
-    gone = [set(order[:k]) for k in range(len(order) + 1)]
-    return np.array([curve(lm, question, [w for j, w in enumerate(words) if j not in left])[-1] for left in gone])
-
-
-def text_rows(lm: LanguageModel, question: Question, text: str, marks: Sequence[str]) -> list[list]:
-    """Rows of `token_values` for any model's trajectory: a token's class is the one of `marks` that it writes, or 'other'."""
-    found = probe(lm, chat_prompt(lm.tokenizer, question.text), text, question.answer)
-    names = [token.strip(" .,:;!\n") for token in found.tokens]
-    nll = found.answer_nll
-    return [[name if name in marks else "other", nll[k], nll[k + 1]] for k, name in enumerate(names)]
-
-
 # --- the study -------------------------------------------------------------------------------------------------------
 
 
@@ -351,8 +271,9 @@ def probe_record(seed: int, folder: Path, *, questions: int, steps: int = STEPS,
     for k, question in enumerate(asked):
         rng = random.Random(f"conditions/{seed}/{k}")
         found = conditions(question, asked[(k + 1) % len(asked)], rng) | samples[k]
-        values, drawn = trajectory_values(lm, question, found, rng)
-        by_token, table = token_values(lm, question, seed)
+        values, drawn = trajectory_values(lm, question, found)
+        reflecting = role_study.reflecting(question, seed)
+        by_token, table = role_study.role_values(lm, question, reflecting, role_study.program_pieces)
         rows.append(values | by_token)
         foreign.append(found["foreign"])
         tokens += table
@@ -362,19 +283,7 @@ def probe_record(seed: int, folder: Path, *, questions: int, steps: int = STEPS,
     cut, cuts = cut_values(lm, asked, foreign)
     values = {name: [row[name] for row in rows] for name in rows[0]} | {name: column.tolist() for name, column in cut.items()}
     means = {kind: np.mean(table, 0).round(4).tolist() for kind, table in curves.items()}
-    return {"values": values, "curves": means, "cuts": cuts, "classes": by_class(tokens)}
-
-
-def by_class(tokens: Sequence[list]) -> dict[str, dict[str, float]]:
-    """Rows of `token_values` -> per word class the mean |ΔL̂|, mean ΔL̂ (nats per token), mean and median |ΔL̂|/L̂, and n."""
-    found = {}
-    for name in dict.fromkeys(row[0] for row in tokens):
-        before, after = (np.array([row[k] for row in tokens if row[0] == name]) for k in (1, 2))
-        change, relative = after - before, np.abs(after - before) / np.maximum(before, 1e-5)
-        numbers = {"absolute": np.abs(change).mean(), "signed": change.mean(), "relative": relative.mean()}
-        numbers |= {"relative_median": np.median(relative), "n": len(change)}
-        found[name] = {key: round(float(number), 5) for key, number in numbers.items()}
-    return found
+    return {"values": values, "curves": means, "cuts": cuts, "classes": role_study.by_class(tokens)}
 
 
 def study(

@@ -203,3 +203,35 @@ def right_counts(
     lengths = [len(ids) for ids in written if ids is not None]
     tokens = float(np.mean(lengths)) if lengths else float("nan")
     return np.reshape(right, (-1, samples)).sum(1).tolist(), tokens, len(lengths) / len(written)
+
+
+@torch.inference_mode()
+def written(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    temperature: float = 0.7,
+    max_new_tokens: int = 160,
+    batch_size: int = 32,
+    begin: str = "",
+) -> list[str]:
+    """What the model writes after each prompt, cut after `max_new_tokens` where it has not ended by then; '' for nothing.
+
+    begin: words put into the model's mouth. temperature=0 decodes greedily. Samples depend on the batch size.
+    """
+    tokenizer, texts = lm.tokenizer, []
+    draw = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+    pad = min(_end_ids(lm))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(prompts), batch_size):
+            rows = [tokenizer(p + begin, add_special_tokens=False)["input_ids"] for p in prompts[start : start + batch_size]]
+            width = max(map(len, rows))
+            ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=lm.device)
+            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=lm.device)
+            given = {"attention_mask": mask, "max_new_tokens": max_new_tokens, "pad_token_id": pad, "repetition_penalty": 1.0}
+            for row in lm.model.generate(ids, **given, **draw)[:, width:].tolist():
+                end = next((k for k, token in enumerate(row) if token in _end_ids(lm)), len(row))
+                texts.append(tokenizer.decode(row[:end]))
+    return texts

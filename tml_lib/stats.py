@@ -133,6 +133,18 @@ def trend(values) -> float:
     return float(scipy_stats.kendalltau(np.arange(len(values)), values).statistic)
 
 
+def changepoint(values) -> int:
+    """Where a series breaks: the k in 1..n-1 for which values[:k] and values[k:] lie closest to their means (least squares).
+
+    values: (n,), n >= 2. ValueError for fewer.
+    """
+    series = np.asarray(values, dtype=float)
+    if len(series) < 2:
+        raise ValueError(f"{len(series)} values have no break: give at least two")
+    spread = [series[:k].var() * k + series[k:].var() * (len(series) - k) for k in range(1, len(series))]
+    return int(np.argmin(spread)) + 1
+
+
 def smooth(values, alpha: float) -> np.ndarray:
     """Exponential moving average s_i = alpha x_i + (1 - alpha) s_{i-1}, s_0 = x_0; the paper's plots use alpha = 0.01.
 

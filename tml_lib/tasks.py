@@ -217,6 +217,52 @@ def _like(number: Fraction, model: str) -> str:
     return f"{float(number):.10g}"
 
 
+# --- trajectories that reflect ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reflecting:
+    """A trajectory with one reflection by rule, and what the reflection is compared with. Offsets are characters of `text`."""
+
+    text: str
+    mark: str  # the reflection: 'Wait' behind a slip, 'Alternatively' behind a step that is given up
+    at: int  # where the mark begins
+    instead: str  # the text before the mark, with something else in its place
+    slip: int = 0  # where the wrong value begins; 0: there is none
+    repaired: int = 0  # where the right value behind the mark ends
+    needless: str = ""  # up to there, with the right value in place of the slip
+
+
+def reflecting(question: Question, seed: int = 0) -> list[Reflecting] | None:
+    """The gold trajectory twice: with a slip that 'Wait' takes back, and with a step begun too early and given up.
+
+    In place of the mark `instead` has 'So'. None where no step's arithmetic can be checked, or no later step begins with words.
+    """
+    text, rng = gold(question).text, random.Random(f"reflecting/{seed}/{question.id}")
+    steps, lines = equations(text), text.split("\n")
+    openings = {k: re.match(r"[^\d$£€]*", lines[k]).group().strip() for k in range(1, len(lines))}
+    openings = {k: opening for k, opening in openings.items() if len(opening.split()) > 1}
+    if not steps or not openings:
+        return None
+    step, k = rng.choice(steps), rng.choice(sorted(openings))
+    before, right = text[: step.value_start], text[step.value_start : step.value_end]
+    known = {value(m.group()) for m in NUMBER.finditer(f"{question.text} {question.answer}")}
+    wrong = next(step.value + d for d in rng.sample(range(1, 30), 29) if step.value + d not in known)
+    slip = f"{before}{_like(wrong, right)}. "
+    wait = Reflecting(
+        f"{slip}Wait, {right}{text[step.value_end :]}",
+        "Wait",
+        len(slip),
+        f"{slip}So",
+        len(before),
+        len(f"{slip}Wait, {right}"),
+        f"{before}{right}. Wait, {right}",
+    )
+    begun = "\n".join([*lines[: k - 1], f"{openings[k]}? "])
+    mark = "Alternatively"
+    return [wait, Reflecting("\n".join([f"{begun}{mark}, {lines[k - 1]}", *lines[k:]]), mark, len(begun), f"{begun}So")]
+
+
 # --- control trajectories (paper's confounds) ------------------------------------------------------------------------
 
 

@@ -1,0 +1,194 @@
+"""The study of C3 and C6 for text models: thinking cut short, and what reflections do; the same tests as on the tiny reasoner.
+
+`material` gives notebook 07 its model and trajectories at any preset. Deviations from the paper: gsm_symbolic's gold solutions
+with reflections written into them by rule (a small model writes none), and greedy trajectories cut after 160 tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tml_lib import ledger, lora_study, models, probe_study, programs, role_study, rollouts, runtime, studies, tasks
+from tml_lib.answers import ANSWER_TEMPLATE, chat_prompt, grade
+from tml_lib.models import LanguageModel
+from tml_lib.probe import probe
+from tml_lib.probe_study import settled
+from tml_lib.records import Question
+from tml_lib.tasks import Reflecting
+
+SHARES = (0.0, 0.25, 0.5, 0.75)  # of a trajectory's steps after which thinking is cut
+MOST_TOKENS = 160  # of a trajectory
+ANSWER_TOKENS = 12
+STRIDE = 4
+ENTRIES = ("text_study.text_record",)
+_STEP_END = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What notebook 07 works on."""
+
+    lm: LanguageModel
+    questions: list[Question]
+    found: list[list[Reflecting]]  # per question
+    pieces: Callable  # a trajectory's tokens and their classes
+    words: list[list[str]]  # per question the gold trajectory's
+
+
+def material(preset: str, *, model: str = "", adapter: str = "", n: int, seed: int) -> Material:
+    """A preset's model, n of its questions and their reflecting trajectories by rule. `tiny` takes `tiny-long` unless told.
+
+    Raises ValueError for n < 1, or where an adapter is given for the tiny reasoner.
+    """
+    if n < 1:
+        raise ValueError(f"n={n} questions have no tokens: ask for at least 1")
+    if models.preset(preset).task == "programs":
+        if adapter:
+            raise ValueError(f"adapter={adapter!r} is for text models: leave it empty at preset {preset!r}")
+        lm, asked = models.load(preset, model=model or models.shipped("tiny-long")), programs.questions(n, seed, "held_out")
+        found, pieces = [role_study.reflecting(q, seed) for q in asked], role_study.program_pieces
+    else:
+        lm = lora_study.load(preset, model=model, adapter=adapter)
+        asked, pieces = questions(n, seed), role_study.text_pieces
+        found = [tasks.reflecting(q, seed) for q in asked]
+    return Material(lm, asked, found, pieces, [tasks.gold(q).text.split() for q in asked])
+
+
+def questions(n: int, seed: int) -> list[Question]:
+    """n gsm_symbolic questions into whose gold solution both reflections can be written, none shown to the stored adapter."""
+    wanted = studies.study_questions(n + 16 + n // 8, seed)
+    trained = lora_study.fresh(wanted, lora_study.STEPS, 0)
+    found = [q for q, fresh in zip(wanted, trained, strict=True) if fresh and tasks.reflecting(q, seed)]
+    if len(found) < n:
+        raise ValueError(f"seed {seed} gives {len(found)} of {n} questions: take another seed, or fewer questions")
+    return found[:n]
+
+
+# --- C3 --------------------------------------------------------------------------------------------------------------
+
+
+def cut_values(lm: LanguageModel, asked: Sequence[Question], seed: int) -> tuple[dict[str, np.ndarray], dict]:
+    """The values of C3 per question, and for the figure: share right and mean L̂ by the share of steps that thinking has.
+
+    The model's own greedy trajectory, up to where it gives its answer in the kit's template, is cut and the model made to
+    answer. NaN where it writes nothing before that. As a control it answers after as much text of another question's solution.
+    """
+    prompts = [chat_prompt(lm.tokenizer, question.text) for question in asked]
+    written = rollouts.written(lm, prompts, seed=seed, temperature=0, max_new_tokens=MOST_TOKENS)
+    texts = [text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in written]
+    others = tasks.gsm_symbolic(64, seed)
+    foreign = [tasks.foreign(q, others, seed).text[: len(text)] for q, text in zip(asked, texts, strict=True)]
+    last = [cut(text, 1.0, less=1) for text in texts]
+    groups = [*([cut(text, share) for text in texts] for share in SHARES), last, texts, foreign]
+    right = np.array([forced(lm, asked, group) for group in groups], dtype=float)
+    curves = [
+        probe(lm, prompt, text, question.answer, stride=STRIDE).answer_nll if text else None
+        for prompt, text, question in zip(prompts, texts, asked, strict=True)
+    ]
+    whole = len(groups) - 2
+    values = {
+        "C3.optimum": right[whole] - right[0],
+        "C3.loss": np.array([math.nan if c is None else c[0] - c[-1] for c in curves]),
+        "C3.sooner": np.array([math.nan if c is None else settled(c) for c in curves]),
+        "C3.half": right[SHARES.index(0.5)] - right[0],
+        "C3.last": right[whole] - right[whole - 1],
+        "C3.foreign": right[-1] - right[0],
+    }
+    drawn = [c for c in curves if c is not None]
+    nll = [float(np.mean([c[round(share * (len(c) - 1))] for c in drawn])) for share in (*SHARES, 1.0)] if drawn else []
+    shares = {"right": [*right[: len(SHARES)].mean(1).tolist(), float(right[whole].mean())], "nll": nll}
+    return values, shares | {"shares": [*SHARES, 1.0], "empty": texts.count("")}
+
+
+def cut(text: str, share: float, less: int = 0) -> str:
+    """The text's first steps: that share of them, and `less` steps less. A step ends with a sentence or a line."""
+    ends = [match.start() for match in _STEP_END.finditer(text)] + [len(text)]
+    kept = max(math.floor(share * len(ends)) - less, 0)
+    return text[: ends[kept - 1]] if kept else ""
+
+
+def forced(lm: LanguageModel, asked: Sequence[Question], thoughts: Sequence[str]) -> list[bool]:
+    """Whether the model answers rightly when made to answer after these texts."""
+    prompts = [chat_prompt(lm.tokenizer, q.text) + text for q, text in zip(asked, thoughts, strict=True)]
+    settings = {"seed": 0, "temperature": 0, "max_new_tokens": ANSWER_TOKENS, "begin": ANSWER_TEMPLATE}
+    boxes = [f"\\boxed{{{text.partition('}')[0]}}}" for text in rollouts.written(lm, prompts, **settings)]
+    return [grade(box, question.answer) for box, question in zip(boxes, asked, strict=True)]
+
+
+# --- the study -------------------------------------------------------------------------------------------------------
+
+
+def text_record(start: int, folder: Path, lm: LanguageModel, asked: list[Question], *, group: int, seed: int) -> dict:
+    """The values of C3 and C6 for questions start..start + group, their curves by share of steps, and the tokens' rows.
+
+    C6 takes every second question: each of its tokens is probed, which costs ten times as much as C3. NaN for the others.
+    """
+    now = asked[start : start + group]
+    cut_found, shares = cut_values(lm, now, seed)
+    values, tokens = [], []
+    for question in now[::2]:
+        found, rows = role_study.role_values(lm, question, tasks.reflecting(question, seed), role_study.text_pieces)
+        values += [found, dict.fromkeys(found, math.nan)]
+        tokens += rows
+    values = values[: len(now)]
+    table = {name: column.tolist() for name, column in cut_found.items()}
+    return {"values": table | {name: [row[name] for row in values] for name in values[0]}, "cuts": shares, "tokens": tokens}
+
+
+def study(
+    lm: LanguageModel, n: int, seed: int, folder: Path, *, group: int = 10, progress: bool = False
+) -> tuple[list[dict], float]:
+    """One `text_record` per `group` of n questions and the seconds spent; the folder keeps finished groups."""
+    asked = questions(n, seed)
+    key = {"study": "text", "model": lm.name, "n": n, "seed": seed, "group": group, "source": runtime.source_hash(ENTRIES)}
+    one = functools.partial(text_record, folder=folder, lm=lm, asked=asked, group=group, seed=seed)
+    return runtime.resumable(list(range(0, n, group)), one, key, folder, progress)
+
+
+def write_evidence(
+    folder: Path, scale: str, lm: LanguageModel, records: Sequence[dict], *, n: int, seed: int, command: str, seconds: float
+) -> Path:
+    """Write text.<scale>.json (text-sft for a model with an adapter): values of C3 and C6, curves by share, token classes."""
+    tests = records[0]["values"]
+    cuts = {name: np.mean([r["cuts"][name] for r in records], 0).round(4).tolist() for name in ("right", "nll", "shares")}
+    return ledger.write_evidence(
+        folder,
+        "text-sft" if lm.name.endswith("+sft") else "text",
+        scale,
+        {test: [[x for record in records for x in record["values"][test]]] for test in tests},
+        entries=ENTRIES,
+        command=command,
+        settings={"model": lm.name, "seed": seed},
+        wall_seconds=seconds,
+        extra={
+            "templates": [question.template for question in questions(n, seed)],
+            "cuts": cuts | {"empty": sum(r["cuts"]["empty"] for r in records)},
+            "classes": role_study.by_class([row for record in records for row in record["tokens"]]),
+        },
+    )
+
+
+def make_evidence(preset: str, given: Material, *, n: int, seeds: int, seed: int, folder: Path, settings: dict) -> Path | None:
+    """The evidence at a preset: C1, C2, C3 and C6 from `seeds` tiny reasoners, or C3 and C6 from n questions of text.
+
+    seeds=0 makes none. settings: the notebook's parameters, for the command that makes it again.
+    """
+    if not seeds:
+        return None
+    if models.preset(preset).task == "programs":
+        records, seconds = probe_study.study(range(seeds), folder, progress=True)
+        command = f"python -m tml_lib run 07 -p study_seeds {seeds}"
+        return probe_study.write_evidence(folder, records, command=command, seconds=seconds)
+    records, seconds = study(given.lm, n, seed, folder, progress=True)
+    changed = [
+        f"-p {name} {settings[name]}" for name in ("preset", "model", "adapter", "n_questions", "seed") if settings[name] != ""
+    ]
+    command = f"python -m tml_lib run 07 {' '.join(changed)} -p study_seeds 1"
+    return write_evidence(folder, preset, given.lm, records, n=n, seed=seed, command=command, seconds=seconds)
