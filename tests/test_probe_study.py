@@ -115,7 +115,7 @@ def test_values_are_what_the_rules_say(asked, conditions, monkeypatch):
 
     monkeypatch.setattr(probe_study, "curve", curve)
     monkeypatch.setattr(probe_study, "own_answer", lambda program, words: "z=0 " + answer.split()[1])
-    values, curves = probe_study.trajectory_values(None, question, found, random.Random(0))
+    values, curves = probe_study.trajectory_values(None, question, found)
     step = 2 / 30
     wanted = {
         "C1.trend": -1,
@@ -141,10 +141,10 @@ def test_values_are_what_the_rules_say(asked, conditions, monkeypatch):
     free = end // 5 * 5
     assert values["C1.order"] == pytest.approx((1 + free * step) - (3 - free * step))
     assert set(curves) == set(found)
-    lucky = probe_study.trajectory_values(None, question, found | {"own_right": ["a=1", "."]}, random.Random(0))[0]
+    lucky = probe_study.trajectory_values(None, question, found | {"own_right": ["a=1", "."]})[0]
     assert lucky["C1.own_unstated"] == -1, "a right answer that no word states: the whole trajectory is before it"
     without = {kind: words for kind, words in found.items() if not kind.startswith("own")}
-    lacking = probe_study.trajectory_values(None, question, without, random.Random(0))[0]
+    lacking = probe_study.trajectory_values(None, question, without)[0]
     assert math.isnan(lacking["C1.own_trend"])
     assert math.isnan(lacking["C2.sampled_fall"])
 
@@ -168,36 +168,6 @@ def test_the_spoilt_words_loss_is_told_from_the_mean_of_both(reasoner, asked, co
 )
 def test_a_curve_has_settled_when_it_stays_near_its_end(nll, wanted):
     assert probe_study.settled(np.array(nll, dtype=float)) == pytest.approx(wanted)
-
-
-def test_words_have_classes_and_classes_means():
-    text = "c:= h*4 h=5 c=1 Wait c=6 . d:= c+1 c=? Alternatively d:= c+1 c=6 d=0 ."
-    words = text.split()
-    found = [probe_study.word_class(words, k, "d=0 f=1") for k in range(len(words))]
-    wanted = "name operation operand slip Wait value . name operation ? Alternatively name operation operand answer ."
-    assert found == wanted.split()
-    table = probe_study.by_class([["Wait", 1.0, 3.0], ["Wait", 2.0, 1.0], [".", 4.0, 4.0]])
-    assert table["Wait"] == {"absolute": 1.5, "signed": 0.5, "relative": 1.25, "relative_median": 1.25, "n": 2}
-    assert table["."]["absolute"] == 0
-
-
-def test_reflections_are_compared_with_all_else_by_hand(reasoner, asked, monkeypatch):
-    def curve(lm, question, words, *answers):  # every reflection halves what is left, a corrected value takes 0.1 off
-        nll = [4.0]
-        for k, word in enumerate(words):
-            nll.append(nll[-1] / 2 if word in probe_study.REFLECTIONS else nll[-1] - 0.1 * (words[k - 1] == "Wait"))
-        return np.array(nll)
-
-    monkeypatch.setattr(probe_study, "curve", curve)
-    values, rows = probe_study.token_values(reasoner, asked[0], 0)
-    assert values["C6.relative"] == pytest.approx(0.5, abs=0.01)
-    assert values["C6.log_ratio"] == pytest.approx(math.log(2), abs=0.01)
-    assert values["C6.signed"] < 0
-    assert values["C6.replaced"] == pytest.approx(2.0)
-    assert values["C6.after_error"] == pytest.approx(0)
-    reflections = [row for row in rows if row[0] in probe_study.REFLECTIONS]
-    others = [abs(row[2] - row[1]) for row in rows if row[0] not in probe_study.REFLECTIONS]
-    assert values["C6.absolute"] == pytest.approx(np.mean([row[1] - row[2] for row in reflections]) - np.mean(others))
 
 
 def test_thinking_is_cut_after_each_step_and_answers_are_forced(reasoner, asked):
@@ -252,6 +222,8 @@ def test_a_path_is_read_off_its_own_plane(reasoner, asked, conditions):
     assert values["C12.descends"] == pytest.approx(trend(gold["plane"]))
     assert values["C12.descends_unstated"] == pytest.approx(trend(gold["plane"][: end + 1]))
     assert values["C12.over_foreign"] == pytest.approx(trend(gold["plane"]) - trend(losses["foreign"]["plane"]))
+    before = [trend(losses[kind]["plane"][: end + 1]) for kind in ("gold", "foreign")]
+    assert values["C12.unstated_over_foreign"] == pytest.approx(before[0] - before[1])
     assert values["C12.wrong"] == pytest.approx(trend(losses["corrupted"]["plane"]))
     assert values["C12.gap"] == pytest.approx(np.abs(gold["plane"] - gold["true"]).mean())
     assert 0 < values["C12.explained"] <= 1
@@ -280,24 +252,3 @@ def test_material_is_a_presets_own_and_its_paths_descend_or_not(preset, reasoner
             assert 0 < table[kind]["explained"] <= 1
     with pytest.raises(ValueError, match="n=0 questions have no path"):
         path_study.material(preset, "", 0, 0)
-
-
-def test_words_are_left_out_one_by_one_and_one_after_another(reasoner, asked):
-    words = tasks.gold(asked[0]).text.split()
-    alone = probe_study.left_out(reasoner, asked[0], words)
-    whole = probe_study.curve(reasoner, asked[0], words)[-1]
-    assert alone[7] == pytest.approx(probe_study.curve(reasoner, asked[0], words[:7] + words[8:])[-1] - whole)
-    order = [3, 0, 7]
-    nll = probe_study.thinned(reasoner, asked[0], words, order)
-    assert nll[:2] == pytest.approx([whole, whole + alone[3]], abs=1e-5)
-    assert len(nll) == 4
-
-
-def test_tokens_of_any_text_are_sorted_by_the_words_they_write(tiny_lm, questions):
-    text = " Wait, 12 pens. Hmm Wait"
-    rows = probe_study.text_rows(tiny_lm, questions[0], text, ("Wait", "Since"))
-    curve = probe(tiny_lm, chat_prompt(tiny_lm.tokenizer, questions[0].text), text, questions[0].answer)
-    assert [row[0] for row in rows].count("Wait") == 2
-    assert "Since" not in {row[0] for row in rows}
-    assert [row[1] for row in rows] == pytest.approx(curve.answer_nll[:-1].tolist())
-    assert [row[2] for row in rows] == pytest.approx(curve.answer_nll[1:].tolist())

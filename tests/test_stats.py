@@ -266,3 +266,15 @@ def test_nested_groups_drop_nan_and_must_be_two_and_filled():
         stats.nested_interval(groups[:1], seed=0)
     with pytest.raises(ValueError, match=r"sizes \[2, 0\]"):
         stats.nested_interval([[1.0, 2.0], [np.nan]], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"), [([2, 2, 2, 0, 0], 3), ([0, 5], 1), ([1, 1, 9, 9, 9, 9], 2), ([4, 3, 2, 1], 2), ([5, 0, 0, 0], 1)]
+)
+def test_a_series_breaks_where_two_levels_fit_best(values, wanted):
+    assert stats.changepoint(values) == wanted
+
+
+def test_one_value_has_no_break():
+    with pytest.raises(ValueError, match="1 values have no break"):
+        stats.changepoint([3.0])

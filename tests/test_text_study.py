@@ -1,0 +1,97 @@
+"""C3 and C6 for text models: how a trajectory is cut, the values by hand, presets, and going on after an interruption."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tml_lib import ledger, lora_study, outer, text_study
+
+
+def test_a_trajectory_is_cut_after_sentences_and_lines():
+    text = "One. Two!\nThree?\n\nFour 3.5 pens. five"
+    assert [text_study.cut(text, share) for share in (0.0, 0.2, 0.5, 1.0)] == ["", "One.", "One. Two!", text]
+    assert text_study.cut(text, 1.0, less=1) == "One. Two!\nThree?\n\nFour 3.5 pens."
+    assert text_study.cut("no end", 1.0) == "no end"
+    assert text_study.cut("no end", 1.0, less=1) == text_study.cut("", 0.5) == ""
+
+
+def test_cut_thinking_is_compared_with_answering_at_once(tiny_lm, monkeypatch):
+    asked = text_study.questions(3, 0)
+    thoughts = ["First. Then more. Done.", "", "Only one"]
+    monkeypatch.setattr(text_study.rollouts, "written", lambda *given, **settings: thoughts)
+    seen = []
+
+    def forced(lm, questions, texts):
+        seen.append(list(texts))
+        return [text in ("First. Then more. Done.", "Only one") for text in texts]
+
+    monkeypatch.setattr(text_study, "forced", forced)
+    values, shares = text_study.cut_values(tiny_lm, asked, 0)
+    assert seen[0] == ["", "", ""]
+    assert seen[4] == ["First. Then more.", "", ""]
+    assert seen[5] == thoughts
+    assert [len(text) for text in seen[6]] == [len(text) for text in thoughts]
+    assert values["C3.optimum"].tolist() == values["C3.last"].tolist() == [1, 0, 1]
+    assert values["C3.half"].tolist() == [0, 0, 0]
+    assert np.isnan(values["C3.loss"]).tolist() == [False, True, False], "an empty trajectory has no curve"
+    assert shares["empty"] == 1
+    assert shares["right"] == pytest.approx([0, 0, 0, 0, 2 / 3])
+
+
+def test_an_answer_is_what_stands_in_the_box(tiny_lm, monkeypatch):
+    asked = text_study.questions(2, 0)
+    monkeypatch.setattr(text_study.rollouts, "written", lambda *given, **settings: [asked[0].answer + "} and on", "no number"])
+    assert text_study.forced(tiny_lm, asked, ["", ""]) == [True, False]
+
+
+def test_questions_can_be_reflected_on_and_were_not_trained():
+    found = text_study.questions(12, 1)
+    assert len({question.id for question in found}) == 12
+    assert all(text_study.tasks.reflecting(question, 1) for question in found)
+    assert all(lora_study.fresh(found, lora_study.STEPS, 0))
+
+
+def test_material_is_a_presets_own(tiny_lm, monkeypatch):
+    assert text_study.material("tiny", n=2, seed=0).pieces is text_study.role_study.program_pieces
+    monkeypatch.setattr(lora_study.models, "load", lambda name, **given: tiny_lm)
+    given = text_study.material("small", n=2, seed=0)
+    assert given.lm is tiny_lm
+    assert len(given.questions) == len(given.found) == len(given.words) == 2
+    with pytest.raises(ValueError, match="n=0 questions have no tokens"):
+        text_study.material("small", n=0, seed=0)
+    with pytest.raises(ValueError, match="is for text models"):
+        text_study.material("tiny", adapter="stored", n=1, seed=0)
+    with pytest.raises(FileNotFoundError, match="holds no adapter"):
+        text_study.material("small", adapter="nowhere", n=1, seed=0)
+    with pytest.raises(ValueError, match="was trained on another model"):
+        text_study.material("small", adapter="stored", n=1, seed=0)
+
+
+def test_an_adapter_trained_here_is_put_on(tiny_lm, monkeypatch, tmp_path):
+    monkeypatch.setattr(lora_study.models, "load", lambda name, **given: tiny_lm)
+    rows = outer.question_rows(tiny_lm, text_study.questions(2, 0))
+    run = outer.sft(tiny_lm, rows, tmp_path, steps=1, batch=2, lora_rank=2, peak_lr=0.1)
+    got = lora_study.load("small", adapter=str(tmp_path))
+    for a, b in zip(got.model.parameters(), run.lm.model.parameters(), strict=True):
+        assert (a == b).all()
+
+
+def test_the_whole_study_runs_and_goes_on_where_it_stopped(tiny_lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_study, "MOST_TOKENS", 4)
+    settings = {"preset": "small", "model": "", "adapter": "", "n_questions": 4, "seed": 0, "study_seeds": 1}
+    monkeypatch.setattr(lora_study.models, "load", lambda name, **given: tiny_lm)
+    given = text_study.material("small", n=4, seed=0)
+    made = {"n": 4, "seed": 0, "folder": tmp_path, "settings": settings}
+    assert text_study.make_evidence("small", given, seeds=0, **made) is None
+    path = text_study.make_evidence("small", given, seeds=1, **made)
+    record = json.loads(path.read_text())
+    assert record["command"].endswith("run 07 -p preset small -p n_questions 4 -p seed 0 -p study_seeds 1")
+    assert {row.claim for row in ledger.rows([tmp_path])} == {"C3", "C6"}
+    wanted = {f"{claim}.{test['name']}" for claim in ("C3", "C6") for test in ledger.claims()[claim]["tests"]}
+    assert set(record["values"]) == wanted
+    assert [x is None for x in record["values"]["C6.relative"][0]] == [False, True, False, True]
+    assert len(record["values"]["C3.optimum"][0]) == 4
+    assert record["classes"]["Wait"]["n"] == 2
+    monkeypatch.setattr(text_study, "cut_values", None)  # nothing is left to make
+    assert json.loads(text_study.make_evidence("small", given, seeds=1, **made).read_text())["values"] == record["values"]
