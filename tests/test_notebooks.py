@@ -47,13 +47,15 @@ GPU_CASES = {
     "01": ("updates", {"n_questions": 1, "stride": 16}),
     "05": ("trajectories", {"n_questions": 1, "tries": 0, "stride": 16}),
     "06": ("", {"n_questions": 2, "grid": 3, "stride": 8}),
+    "07": ("text", {"n_questions": 2, "study_seeds": 1}),
+    "11": ("", {"n_questions": 2}),
     "08": ("lora", {"live_steps": 1, "most_tokens": 4, "study_questions": 2, "study_steps": 1}),
 }
 
 
 @pytest.mark.parametrize("start", GPU_CASES)
 def test_the_gpu_preset_runs_the_same_cells(start, tmp_path, lm):
-    """A hub model's stand-in, a folder with a tiny random decoder, on whatever device there is (05 runs in bfloat16)."""
+    """A hub model's stand-in, a folder with a tiny random decoder, on whatever device there is (05, 07 and 11 run in bfloat16)."""
     study, settings = GPU_CASES[start]
     tiny = models.random_model("qwen2", vocab_size=len(lm.tokenizer), initializer_range=0.05)
     tiny.save_pretrained(tmp_path / "model")

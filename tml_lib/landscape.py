@@ -68,11 +68,11 @@ def random_plane(model: torch.nn.Module, seed: int, *, scaling: str = "filter") 
             continue
         for own, p in module.named_parameters(recurse=False):
             name = f"{owner}.{own}" if owner else own
-            if scaling == "filter" and p.ndim < 2:
-                continue
             rows = 0 if isinstance(module, Conv1D) else 1  # a filter runs over a unit's inputs
             for side in sides:
-                noise = torch.randn(p.shape, generator=draw).to(p.device)
+                noise = torch.randn(p.shape, generator=draw).to(p.device)  # the same whatever the scaling
+                if scaling == "filter" and p.ndim < 2:
+                    continue
                 over = {"dim": rows, "keepdim": True} if scaling == "filter" else {}
                 size = p.detach().float().norm(**over) / noise.norm(**over).clamp(min=1e-12)
                 side[name] = (noise * size).to(p.dtype)

@@ -6,6 +6,7 @@ not apply), with the settings, versions, wall time, the command that makes it ag
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -45,7 +46,11 @@ class Row:
 
 def claims() -> dict[str, dict]:
     """The claims of `claims.toml`, by id."""
-    text = (Path(__file__).parent / "claims.toml").read_text(encoding="utf8")
+    return _parsed((Path(__file__).parent / "claims.toml").read_text(encoding="utf8"))
+
+
+@functools.cache
+def _parsed(text: str) -> dict[str, dict]:
     return {key: item for key, item in tomllib.loads(text).items() if isinstance(item, dict)}
 
 

@@ -26,7 +26,8 @@ from tml_lib.tasks import Reflecting
 SHARES = (0.0, 0.25, 0.5, 0.75)  # of a trajectory's steps after which thinking is cut
 MOST_TOKENS = 160  # of a trajectory
 ANSWER_TOKENS = 12
-STRIDE = 4
+STRIDE = 8
+EVERY = 4  # C6 takes every so many questions: each of their tokens is probed, which costs ten times as much as C3
 ENTRIES = ("text_study.text_record",)
 _STEP_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -128,14 +129,14 @@ def forced(lm: LanguageModel, asked: Sequence[Question], thoughts: Sequence[str]
 def text_record(start: int, folder: Path, lm: LanguageModel, asked: list[Question], *, group: int, seed: int) -> dict:
     """The values of C3 and C6 for questions start..start + group, their curves by share of steps, and the tokens' rows.
 
-    C6 takes every second question: each of its tokens is probed, which costs ten times as much as C3. NaN for the others.
+    C6 takes every EVERY-th question, and is NaN for the others.
     """
     now = asked[start : start + group]
     cut_found, shares = cut_values(lm, now, seed)
     values, tokens = [], []
-    for question in now[::2]:
+    for question in now[::EVERY]:
         found, rows = role_study.role_values(lm, question, tasks.reflecting(question, seed), role_study.text_pieces)
-        values += [found, dict.fromkeys(found, math.nan)]
+        values += [found, *[dict.fromkeys(found, math.nan)] * (EVERY - 1)]
         tokens += rows
     values = values[: len(now)]
     table = {name: column.tolist() for name, column in cut_found.items()}
@@ -143,7 +144,7 @@ def text_record(start: int, folder: Path, lm: LanguageModel, asked: list[Questio
 
 
 def study(
-    lm: LanguageModel, n: int, seed: int, folder: Path, *, group: int = 10, progress: bool = False
+    lm: LanguageModel, n: int, seed: int, folder: Path, *, group: int = 20, progress: bool = False
 ) -> tuple[list[dict], float]:
     """One `text_record` per `group` of n questions and the seconds spent; the folder keeps finished groups."""
     asked = questions(n, seed)
