@@ -6,6 +6,7 @@ not apply), with the settings, versions, wall time, the command that makes it ag
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -46,7 +47,7 @@ class Row:
 
 def claims() -> dict[str, dict]:
     """The claims of `claims.toml`, by id."""
-    return _parsed((Path(__file__).parent / "claims.toml").read_text(encoding="utf8"))
+    return copy.deepcopy(_parsed((Path(__file__).parent / "claims.toml").read_text(encoding="utf8")))
 
 
 @functools.cache
