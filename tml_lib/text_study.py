@@ -156,13 +156,13 @@ def study(
 def write_evidence(
     folder: Path, scale: str, lm: LanguageModel, records: Sequence[dict], *, n: int, seed: int, command: str, seconds: float
 ) -> Path:
-    """Write text.<scale>.json (text-sft for a model with an adapter): values of C3 and C6, curves by share, token classes."""
+    """Write text.<scale>.json: values of C3 and C6, curves by share, token classes. A model with an adapter: <scale>-sft."""
     tests = records[0]["values"]
     cuts = {name: np.mean([r["cuts"][name] for r in records], 0).round(4).tolist() for name in ("right", "nll", "shares")}
     return ledger.write_evidence(
         folder,
-        "text-sft" if lm.name.endswith("+sft") else "text",
-        scale,
+        "text",
+        f"{scale}-sft" if lm.name.endswith("+sft") else scale,
         {test: [[x for record in records for x in record["values"][test]]] for test in tests},
         entries=ENTRIES,
         command=command,
