@@ -19,7 +19,7 @@ def test_a_trajectory_is_cut_after_sentences_and_lines():
 def test_cut_thinking_is_compared_with_answering_at_once(tiny_lm, monkeypatch):
     asked = text_study.questions(3, 0)
     thoughts = ["First. Then more. Done.", "", "Only one"]
-    monkeypatch.setattr(text_study.rollouts, "written", lambda *given, **settings: thoughts)
+    monkeypatch.setattr(text_study.rollouts, "completions", lambda *given, **settings: thoughts)
     seen = []
 
     def forced(lm, questions, texts):
@@ -41,7 +41,7 @@ def test_cut_thinking_is_compared_with_answering_at_once(tiny_lm, monkeypatch):
 
 def test_an_answer_is_what_stands_in_the_box(tiny_lm, monkeypatch):
     asked = text_study.questions(2, 0)
-    monkeypatch.setattr(text_study.rollouts, "written", lambda *given, **settings: [asked[0].answer + "} and on", "no number"])
+    monkeypatch.setattr(text_study.rollouts, "completions", lambda *given, **settings: [asked[0].answer + "} and on", "no number"])
     assert text_study.forced(tiny_lm, asked, ["", ""]) == [True, False]
 
 

@@ -8,6 +8,7 @@ of `probe_study`.
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib import models, probe_study, programs, studies, tasks
+from tml_lib import ledger, models, probe_study, programs, runtime, studies, tasks
 from tml_lib.answers import chat_prompt
 from tml_lib.landscape import path_losses, path_plane
 from tml_lib.models import LanguageModel
@@ -26,6 +27,7 @@ from tml_lib.stats import trend
 KINDS = ("gold", "corrupted", "foreign", "shuffled")
 QUESTIONS = 200
 ENTRIES = ("path_study.path_record",)
+TEXT_ENTRIES = ("path_study.material", "path_study.text_record")
 
 
 def material(preset: str, model: str, n: int, seed: int) -> tuple[LanguageModel, list[tuple[Question, dict[str, str]]]]:
@@ -90,7 +92,7 @@ def descents(lm: LanguageModel, question: Question, texts: dict[str, str], strid
     the share of the variance in the plane. The updates leave the prompt's rows alone where such exist (T ≤ d_ff). A path that
     spans no plane is left out."""
     prompt, found = chat_prompt(lm.tokenizer, question.text), {}
-    places = [k for k in map(texts["gold"].find, question.answer.split()) if k >= 0]
+    places = [k for word in question.answer.split() if (k := tasks.first_mention(texts["gold"], word)) is not None]
     share = min(places, default=len(texts["gold"])) / len(texts["gold"])
     for kind, text in texts.items():
         path = parameter_path(lm, prompt, text, question.answer, stride=stride)
@@ -103,6 +105,20 @@ def descents(lm: LanguageModel, question: Question, texts: dict[str, str], strid
         found[kind] = {"plane": trend(losses), "unstated": trend(losses[:before]), "true": trend(path.answer_nll)}
         found[kind]["explained"] = float(plane.explained.sum())
     return found
+
+
+def text_record(asked: tuple[Question, dict[str, str]], lm: LanguageModel, stride: int) -> dict[str, float]:
+    """The values of C12 for one question of text, as far as `descents` gives them; NaN where a path spans no plane."""
+    found = descents(lm, *asked, stride)
+    lost = dict.fromkeys(("plane", "unstated", "explained"), math.nan)
+    gold, foreign = (found.get(kind, lost) for kind in ("gold", "foreign"))
+    return {
+        "C12.descends": gold["plane"],
+        "C12.descends_unstated": gold["unstated"],
+        "C12.over_foreign": gold["plane"] - foreign["plane"],
+        "C12.unstated_over_foreign": gold["unstated"] - foreign["unstated"],
+        "C12.explained": gold["explained"],
+    }
 
 
 def path_record(seed: int, folder: Path, *, questions: int, steps: int = probe_study.STEPS, progress: bool = False) -> dict:
@@ -135,6 +151,44 @@ def study(
     """One `path_record` per seed and the seconds spent; the folder keeps finished seeds and trained reasoners."""
     given = {"questions": questions, "steps": steps}
     return probe_study.by_seed("paths", path_record, ENTRIES, seeds, folder, progress, **given)
+
+
+def text_study(
+    lm: LanguageModel, asked: Sequence[tuple[Question, dict[str, str]]], stride: int, folder: Path, *, progress: bool = False
+) -> tuple[list[dict], float]:
+    """One `text_record` per question of `material` and the seconds spent; the folder keeps finished questions."""
+    key = {"study": "text-paths", "model": lm.name, "asked": [question.id for question, _ in asked], "stride": stride}
+    one = functools.partial(text_record, lm=lm, stride=stride)
+    return runtime.resumable(list(asked), one, key | {"source": runtime.source_hash(TEXT_ENTRIES)}, folder, progress)
+
+
+def make_evidence(
+    preset: str, lm: LanguageModel, asked: Sequence[tuple], *, seeds: int, stride: int, folder: Path, settings: dict
+) -> Path | None:
+    """The evidence of C12 at a preset: from `seeds` tiny reasoners, or from the questions of text that are asked anyway.
+
+    seeds=0 makes none. settings: the notebook's parameters, for the command that makes it again.
+    """
+    if not seeds:
+        return None
+    if models.preset(preset).task == "programs":
+        records, seconds = study(range(seeds), folder, progress=True)
+        return write_evidence(folder, records, command=f"python -m tml_lib run 06 -p study_seeds {seeds}", seconds=seconds)
+    records, seconds = text_study(lm, asked, stride, folder, progress=True)
+    given = [
+        f"-p {name} {settings[name]}" for name in ("preset", "model", "n_questions", "stride", "seed") if settings[name] != ""
+    ]
+    return ledger.write_evidence(
+        folder,
+        "paths",
+        preset,
+        {test: [[record[test] for record in records]] for test in records[0]},
+        entries=TEXT_ENTRIES,
+        command=f"python -m tml_lib run 06 {' '.join(given)} -p study_seeds 1",
+        settings={"model": lm.name, "stride": stride, "seed": settings["seed"]},
+        wall_seconds=seconds,
+        extra={"templates": [question.template for question, _ in asked]},
+    )
 
 
 def write_evidence(folder: Path, records: list[dict], *, command: str, seconds: float) -> Path:

@@ -180,7 +180,7 @@ def own_rows(
 ) -> list[list]:
     """The rows of one sampled trajectory per question, cut after `most_tokens`; questions with an empty one are left out."""
     prompts, table = [chat_prompt(lm.tokenizer, question.text) for question in questions], []
-    texts = rollouts.written(lm, prompts, seed=seed, temperature=temperature, max_new_tokens=most_tokens)
+    texts = rollouts.completions(lm, prompts, seed=seed, temperature=temperature, max_new_tokens=most_tokens)
     for question, prompt, text in zip(questions, prompts, texts, strict=True):
         own = text.partition(ANSWER_TEMPLATE.strip())[0].strip()
         if own:

@@ -206,7 +206,7 @@ def right_counts(
 
 
 @torch.inference_mode()
-def written(
+def completions(
     lm: LanguageModel,
     prompts: Sequence[str],
     *,

@@ -47,7 +47,7 @@ class Shortened:
         if at_once:
             return forced(self.lm, self.questions, texts)
         prompts = [chat_prompt(self.lm.tokenizer, q.text) + text for q, text in zip(self.questions, texts, strict=True)]
-        endings = rollouts.written(self.lm, prompts, seed=0, temperature=0, max_new_tokens=MOST_TOKENS)
+        endings = rollouts.completions(self.lm, prompts, seed=0, temperature=0, max_new_tokens=MOST_TOKENS)
         whole = [text + ending for text, ending in zip(texts, endings, strict=True)]
         return [grade(text, question.answer) for text, question in zip(whole, self.questions, strict=True)]
 
@@ -79,13 +79,13 @@ def text_ways(lm: LanguageModel, asked: Sequence[Question], seed: int) -> list[d
     """Per question the model's own sample in every way."""
     prompts = [chat_prompt(lm.tokenizer, question.text) for question in asked]
     settings = {"seed": seed, "temperature": TEMPERATURE, "max_new_tokens": MOST_TOKENS}
-    full = [text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in rollouts.written(lm, prompts, **settings)]
+    full = [text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in rollouts.completions(lm, prompts, **settings)]
     results = [extract(text) or question.answer for text, question in zip(full, asked, strict=True)]
     withheld = [before_result(text, result) for text, result in zip(full, results, strict=True)]
     requests = [
         chat_prompt(lm.tokenizer, ASK.format(question=q.text, text=text), "") for q, text in zip(asked, withheld, strict=True)
     ]
-    written = rollouts.written(lm, requests, seed=seed, temperature=0, max_new_tokens=MOST_TOKENS // 2)
+    written = rollouts.completions(lm, requests, seed=seed, temperature=0, max_new_tokens=MOST_TOKENS // 2)
     short = [before_result(text.strip(), result) for text, result in zip(written, results, strict=True)]
     return [
         _same_length(full[k], withheld[k], short[k], short[(k + 1) % len(asked)], random.Random(f"{seed}/{k}"))

@@ -82,7 +82,7 @@ def cut_values(lm: LanguageModel, asked: Sequence[Question], seed: int) -> tuple
     answer. NaN where it writes nothing before that. As a control it answers after as much text of another question's solution.
     """
     prompts = [chat_prompt(lm.tokenizer, question.text) for question in asked]
-    written = rollouts.written(lm, prompts, seed=seed, temperature=0, max_new_tokens=MOST_TOKENS)
+    written = rollouts.completions(lm, prompts, seed=seed, temperature=0, max_new_tokens=MOST_TOKENS)
     texts = [text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in written]
     others = tasks.gsm_symbolic(64, seed)
     foreign = [tasks.foreign(q, others, seed).text[: len(text)] for q, text in zip(asked, texts, strict=True)]
@@ -119,7 +119,7 @@ def forced(lm: LanguageModel, asked: Sequence[Question], thoughts: Sequence[str]
     """Whether the model answers rightly when made to answer after these texts."""
     prompts = [chat_prompt(lm.tokenizer, q.text) + text for q, text in zip(asked, thoughts, strict=True)]
     settings = {"seed": 0, "temperature": 0, "max_new_tokens": ANSWER_TOKENS, "begin": ANSWER_TEMPLATE}
-    boxes = [f"\\boxed{{{text.partition('}')[0]}}}" for text in rollouts.written(lm, prompts, **settings)]
+    boxes = [f"\\boxed{{{text.partition('}')[0]}}}" for text in rollouts.completions(lm, prompts, **settings)]
     return [grade(box, question.answer) for box, question in zip(boxes, asked, strict=True)]
 
 
