@@ -41,7 +41,8 @@ def test_cut_thinking_is_compared_with_answering_at_once(tiny_lm, monkeypatch):
 
 def test_an_answer_is_what_stands_in_the_box(tiny_lm, monkeypatch):
     asked = text_study.questions(2, 0)
-    monkeypatch.setattr(text_study.rollouts, "completions", lambda *given, **settings: [asked[0].answer + "} and on", "no number"])
+    texts = [asked[0].answer + "} and on", "no number"]
+    monkeypatch.setattr(text_study.rollouts, "completions", lambda *given, **settings: texts)
     assert text_study.forced(tiny_lm, asked, ["", ""]) == [True, False]
 
 
