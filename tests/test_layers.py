@@ -23,6 +23,7 @@ LAYERS = {
         "probe_study",
         "role_study",
         "text_study",
+        "text_efficiency",
         "path_study",
         "efficiency_study",
         "probe_exercises",

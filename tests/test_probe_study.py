@@ -252,3 +252,27 @@ def test_material_is_a_presets_own_and_its_paths_descend_or_not(preset, reasoner
             assert 0 < table[kind]["explained"] <= 1
     with pytest.raises(ValueError, match="n=0 questions have no path"):
         path_study.material(preset, "", 0, 0)
+
+
+def test_text_paths_give_the_tests_that_need_no_shuffled_or_wrong_path(tiny_lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(path_study.models, "load", lambda name, **given: tiny_lm)
+    lm, found = path_study.material("small", "", 2, 0)
+    settings = {"preset": "small", "model": "", "n_questions": 2, "stride": 4, "seed": 0}
+    given = {"stride": 4, "folder": tmp_path, "settings": settings}
+    assert path_study.make_evidence("small", lm, found, seeds=0, **given) is None
+    path = path_study.make_evidence("small", lm, found, seeds=1, **given)
+    record = json.loads(path.read_text())
+    assert record["command"].endswith("run 06 -p preset small -p n_questions 2 -p stride 4 -p seed 0 -p study_seeds 1")
+    (first,) = record["values"]["C12.over_foreign"]
+    table = [path_study.descents(lm, question, texts, 4) for question, texts in found]
+    assert first == pytest.approx([row["gold"]["plane"] - row["foreign"]["plane"] for row in table], abs=1e-5)
+    decisive = {f"C12.{test['name']}" for test in ledger.claims()["C12"]["tests"] if test["decisive"]}
+    assert decisive <= set(record["values"])
+    assert {row.verdict for row in ledger.rows([tmp_path])} == {"too few"}
+
+
+def test_a_text_path_without_a_plane_gives_nan(tiny_lm, monkeypatch):
+    monkeypatch.setattr(path_study, "descents", lambda *given: {"gold": {"plane": -0.5, "unstated": -0.1, "explained": 0.9}})
+    values = path_study.text_record((None, {}), tiny_lm, 1)
+    assert values["C12.descends"] == -0.5
+    assert math.isnan(values["C12.over_foreign"])
