@@ -10,9 +10,11 @@ import tml_lib
 LAYERS = {
     0: {"records", "runtime", "stats"},
     1: {"tasks", "toy", "models", "answers", "programs", "blocks", "one_layer"},
-    2: {"maml", "optimisers", "descent", "probe", "implicit", "paths", "landscape", "rollouts", "tiny"},
+    2: {"maml", "optimisers", "descent", "probe", "implicit", "paths", "landscape", "rollouts", "tiny", "rewards"},
     3: {
         "outer",
+        "outer_dpo",
+        "outer_grpo",
         "ledger",
         "plots",
         "exercises",
@@ -41,7 +43,8 @@ FILES = {path.stem: path for path in sorted(Path(tml_lib.__file__).parent.glob("
 MODULES = [name for name in FILES if not name.startswith("__")]
 RISKY = {"trust_remote_code", "pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "read_pickle"}
 RISKY |= {"torch.load", "torch.hub", "np.load"}
-ONLY_IN = {"matplotlib": {"plots"}, "trl": {"outer"}, "peft": {"outer", "implicit"}}  # implicit: writes an adapter
+TRAINERS = {"outer", "outer_dpo", "outer_grpo"}
+ONLY_IN = {"matplotlib": {"plots"}, "trl": TRAINERS, "peft": {"outer", "implicit"}}  # implicit: writes an adapter
 
 
 def imports(tree: ast.AST) -> list[str]:

@@ -55,7 +55,7 @@ GPU_CASES = {
 
 @pytest.mark.parametrize("start", GPU_CASES)
 def test_the_gpu_preset_runs_the_same_cells(start, tmp_path, lm):
-    """A hub model's stand-in, a folder with a tiny random decoder, on whatever device there is (05, 07 and 11 run in bfloat16)."""
+    """A hub model's stand-in, a folder with a tiny random decoder, on whatever device there is; 05, 07 and 11 in bfloat16."""
     study, settings = GPU_CASES[start]
     tiny = models.random_model("qwen2", vocab_size=len(lm.tokenizer), initializer_range=0.05)
     tiny.save_pretrained(tmp_path / "model")

@@ -256,3 +256,23 @@ def test_the_answers_gradient_is_its_finite_difference_with_and_without_the_traj
     assert float(found @ direction) == pytest.approx(slope, rel=2e-3)  # norms and softmax are float32 inside
     other = outer.answer_gradient(lm, prompt, text, question.answer, through=not through)
     assert float(other @ direction) != pytest.approx(slope, rel=5e-3)
+
+
+def test_an_adapter_acts_on_a_model_that_was_trained_in_this_process(start, rows, tmp_path):
+    first = outer.sft(start, rows[:8], tmp_path / "first", steps=1, batch=8).lm
+    ids = torch.tensor([rows[0][0]])
+    with torch.inference_mode():
+        before = first.model(ids).logits
+    outer.sft(first, rows[:8], tmp_path / "second", steps=1, batch=8, lora_rank=2, peak_lr=0.1)
+    again = outer.adapted(first, tmp_path / "second")
+    with torch.inference_mode():
+        assert (again.model(ids).logits - before).abs().max() > 1e-3
+        assert torch.equal(first.model(ids).logits, before)
+
+
+def test_trl_reports_nothing_to_its_makers(monkeypatch):
+    import huggingface_hub.utils._telemetry as telemetry
+
+    monkeypatch.setattr(telemetry, "Thread", None)  # what would send it
+    telemetry.send_telemetry("trl/trainer")
+    assert telemetry.constants.HF_HUB_DISABLE_TELEMETRY

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -33,6 +34,7 @@ from tml_lib.runtime import write_text
 from tml_lib.tasks import gold
 from tml_lib.tiny import Row
 
+constants.HF_HUB_DISABLE_TELEMETRY = True  # trl reports its use to its makers; the kit makes no request
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _RUN = "run.json"  # what an output folder was made for
 
@@ -197,7 +199,14 @@ def adapted(lm: LanguageModel, folder: Path) -> LanguageModel:
     if not belongs(lm, folder):
         raise ValueError(f"the adapter in {folder} was trained on another model than {lm.name}: load the one it belongs to")
     with quiet():
-        return _merged(PeftModel.from_pretrained(_sharing(lm.model), folder), lm)
+        return _merged(PeftModel.from_pretrained(_sharing(without_patches(lm).model), folder), lm)
+
+
+def without_patches(lm: LanguageModel) -> LanguageModel:
+    """lm itself, less the forward that trl has put on its model: a copy would go on running the weights of the model copied."""
+    for name in ("forward", "_original_forward"):
+        lm.model.__dict__.pop(name, None)
+    return lm
 
 
 def belongs(lm: LanguageModel, folder: Path) -> bool:
