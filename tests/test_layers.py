@@ -24,6 +24,7 @@ LAYERS = {
         "outer_study",
         "probe_study",
         "role_study",
+        "rl_study",
         "text_study",
         "text_efficiency",
         "path_study",

@@ -1,0 +1,255 @@
+"""The studies behind C4b, C5 and C8: DPO and GRPO on the tiny reasoner beside SFT, and the samples that GRPO's gradient is of.
+
+All arms of a seed start from the same base, `tiny-base`, take as many optimiser steps with as many sequences each (64), and
+answer the same held-out questions as the study of C4a does. A *cold start* is a short SFT on long trajectories; DPO and one of
+the GRPO arms go on from it, the other GRPO arm starts at the base. Training on trajectories is `tiny.train`, the rest trl.
+Deviations from the paper: a reward by exact match (Eq. 21), rates tuned on a grid with a seed of their own, no KL term.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tml_lib import ledger, models, outer_dpo, outer_grpo, programs, runtime
+from tml_lib.models import LanguageModel
+from tml_lib.outer import OuterRun
+from tml_lib.outer_study import arm_rows, checkpoint_digest, greedy, measured, metric, tuned
+from tml_lib.records import Question
+from tml_lib.rewards import program_reward
+
+STEPS = 600  # of an arm, cold start included
+COLD_STEPS = 150
+PROMPTS = 4
+GROUP = 16  # 64 samples a step, as many as rows of SFT
+PAIRS = 32  # of a DPO step: 64 sequences
+PAIR_QUESTIONS = 2000  # whose samples are paired
+QUESTIONS = 300
+SIZES = (1, 2, 4, 8, 16)  # samples of a group that the gradient is of
+SIZE_STEPS = 200
+RATES = (1e-4, 3e-4, 6e-4)  # among which GRPO's is chosen, for each size its own
+DPO_RATES = (3e-5, 1e-4, 3e-4)
+RATE_SEED = 1000  # which no study uses
+LAST = 0.2  # share of a run at its end over which rewards are compared
+RATE_ENTRIES = ("rl_study.rate_record", "rl_study.dpo_rate_record")
+ENTRIES = ("rl_study.rl_record", "rl_study.rl_estimands", *RATE_ENTRIES)
+SIZE_ENTRIES = ("rl_study.size_record", "rl_study.size_estimands", *RATE_ENTRIES)
+
+
+def questions(count: int, seed: int) -> list[Question]:
+    """`count` trained questions of 1..STEPS statements a chain, as SFT's arms draw them."""
+    found = []
+    for k in range(count):
+        rng = random.Random(f"rl/{seed}/{k}")
+        program = programs.split_program(rng, "train", rng.randint(1, programs.STEPS))
+        found.append(programs.question(program, f"rl/{seed}/{k}", rng))
+    return found
+
+
+def rewarded(lm: LanguageModel, seed: int, steps: int, *, update: int = 0, peak_lr: float) -> OuterRun:
+    """GRPO for `steps` steps, each on PROMPTS questions of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = {"steps": steps, "prompts": PROMPTS, "group": GROUP, "update": update, "peak_lr": peak_lr, "seed": seed}
+        return outer_grpo.grpo(lm, questions(steps * PROMPTS, seed), program_reward, Path(folder), **given)
+
+
+def preferred(lm: LanguageModel, seed: int, steps: int, *, peak_lr: float) -> OuterRun:
+    """DPO for `steps` steps on pairs of the model's own samples, a right and a wrong one of the same question."""
+    asked = questions(PAIR_QUESTIONS, seed)
+    pairs, _ = outer_dpo.sampled_pairs(lm, asked, programs.graded, samples=8, seed=seed, batch_size=512)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = outer_dpo.passes(pairs, steps * PAIRS, seed)
+        return outer_dpo.dpo(lm, rows, Path(folder), steps=steps, batch=PAIRS, peak_lr=peak_lr, seed=seed)
+
+
+def logged(run: OuterRun) -> dict[str, list[float]]:
+    """Per step the reward, the share of flat groups, tokens and entropy, and the seconds since the first."""
+    rows = [entry for entry in run.log if "reward" in entry]
+    spent = [sum(row[f"seconds_{part}"] for part in ("sampling", "scoring", "update")) for row in rows]
+    names = {"reward": "reward", "flat": "frac_reward_zero_std", "tokens": "completions/mean_length", "entropy": "entropy"}
+    found = {name: [round(float(row[key]), 4) for row in rows] for name, key in names.items()}
+    return found | {"seconds": np.cumsum(spent).round(3).tolist()}
+
+
+def last_reward(curve: dict[str, list[float]], until: float | None = None) -> np.ndarray:
+    """Rewards of the last LAST of the steps, or of as many steps up to a time `until`, in seconds."""
+    count = max(round(LAST * len(curve["reward"])), 1)
+    end = len(curve["reward"]) if until is None else int(np.searchsorted(curve["seconds"], until, side="right"))
+    end = min(max(end, count), len(curve["reward"]))
+    return np.array(curve["reward"][end - count : end])
+
+
+# --- C4b and C5 ------------------------------------------------------------------------------------------------------
+
+
+def rl_record(seed: int, *, steps: int, cold_steps: int, questions: int, peak_lr: float, dpo_lr: float) -> dict:
+    """One seed: each arm's answers to held-out questions and wall time (sampling included), and the logs of GRPO.
+
+    'zero_wall' is GRPO from the base, stopped at the wall time that SFT on long trajectories takes.
+    """
+    base, tested = models.load("tiny", device="cpu"), programs.questions(questions, seed, "held_out")
+    arms, curves, rest = {"base": {"seconds": 0.0, "steps": 0} | measured(base, tested, seed)}, {}, steps - cold_steps
+
+    def keep(name: str, lm: LanguageModel, seconds: float, count: int = steps) -> LanguageModel:
+        arms[name] = {"seconds": round(seconds, 2), "steps": count} | measured(lm, tested, seed)
+        return lm
+
+    for name, style, count in (("long", "long", steps), ("short", "short", steps), ("cold", "long", cold_steps)):
+        began = time.perf_counter()
+        lm, _ = tuned(base, arm_rows(seed, style), count)
+        cold = keep(name, lm, time.perf_counter() - began, count)
+    before, began = arms["cold"]["seconds"], time.perf_counter()
+    run = preferred(cold, seed, rest, peak_lr=dpo_lr)
+    keep("dpo", run.lm, before + time.perf_counter() - began)
+    few = 0
+    for name, start, count in (("warm", cold, rest), ("zero", base, steps), ("zero_wall", base, None)):
+        count = count or few
+        run = rewarded(start, seed, count, peak_lr=peak_lr)
+        curves[name] = logged(run)
+        keep(name, run.lm, run.seconds + (before if name == "warm" else 0.0), steps if name == "warm" else count)
+        few = max(int(np.searchsorted(curves[name]["seconds"], arms["long"]["seconds"], side="right")), 1)
+    return {"arms": arms, "curves": curves}
+
+
+def rl_estimands(record: dict) -> dict[str, np.ndarray]:
+    """One seed's values of every test of C4b and C5, one number per question."""
+    arms = record["arms"]
+
+    def gain(first: str, second: str, name: str) -> np.ndarray:
+        return metric(arms[first], name) - metric(arms[second], name)
+
+    found = {}
+    for test, name in (("pass", "pass@1.0"), ("mgpass", "mgpass@0.6"), ("greedy", "greedy")):
+        for other in ("short", "zero", "dpo"):
+            found[f"C4b.{test}_over_{other}"] = gain("long", other, name)
+        found[f"C4b.{test}_over_zero_wall"] = gain("long", "zero_wall", name)
+        found[f"C5.{test}"] = gain("warm", "zero", name)
+        found[f"C5.{test}_over_long"] = gain("warm", "long", name)
+    found["C4b.dpo"] = gain("dpo", "cold", "greedy")
+    found["C4b.zero"] = gain("zero", "base", "greedy")
+    found["C5.cold"] = gain("warm", "cold", "greedy")
+    return found
+
+
+# --- C8 --------------------------------------------------------------------------------------------------------------
+
+
+def cold_start(seed: int, steps: int) -> LanguageModel:
+    """tiny-base after a short SFT on long trajectories."""
+    return tuned(models.load("tiny", device="cpu"), arm_rows(seed, "long"), steps)[0]
+
+
+def rate_record(size: int, *, steps: int, cold_steps: int) -> dict:
+    """Mean reward at the end of a run with each of RATES, on RATE_SEED; 'best' is the rate with the highest."""
+    cold = cold_start(RATE_SEED, cold_steps)
+    found = {}
+    for rate in RATES:
+        curve = logged(rewarded(cold, RATE_SEED, steps, update=size, peak_lr=rate))
+        found[rate] = round(float(last_reward(curve).mean()), 4)
+    return {"size": size, "rates": {str(rate): value for rate, value in found.items()}, "best": max(found, key=found.get)}
+
+
+def dpo_rate_record(rate: float, *, steps: int, cold_steps: int) -> dict:
+    """Share of right greedy answers to fresh trained questions after DPO at a rate, on RATE_SEED."""
+    run = preferred(cold_start(RATE_SEED, cold_steps), RATE_SEED, steps, peak_lr=rate)
+    return {"dpo": rate, "right": float(np.mean(greedy(run.lm, questions(300, RATE_SEED + 1))["right"]))}
+
+
+def size_record(seed: int, *, steps: int, cold_steps: int, questions: int, rates: dict[int, float]) -> dict:
+    """One seed: GRPO from the same cold start with the gradient on 1, 2, 4, 8, 16 of 16 samples, each at a rate of its own."""
+    cold, tested = cold_start(seed, cold_steps), programs.questions(questions, seed + 2000, "held_out")
+    found = {"cold": measured(cold, tested, seed)}
+    for size in SIZES:
+        run = rewarded(cold, seed, steps, update=size, peak_lr=rates[size])
+        found[str(size)] = measured(run.lm, tested, seed) | {"curve": logged(run)}
+    return {"sizes": found}
+
+
+def size_estimands(record: dict) -> dict[str, np.ndarray]:
+    """One seed's values of every test of C8: one number per question, or per step where rewards are compared."""
+    sizes = record["sizes"]
+    found = {}
+    for test, name in (("pass", "pass@1.0"), ("mgpass", "mgpass@0.6"), ("greedy", "greedy")):
+        found[f"C8.{test}"] = metric(sizes["16"], name) - metric(sizes["1"], name)
+        found[f"C8.{test}_late"] = metric(sizes["16"], name) - metric(sizes["4"], name)
+    curves = {size: sizes[size]["curve"] for size in map(str, SIZES)}
+    done = curves["1"]["seconds"][-1]  # when the cheapest has taken all its steps
+    found["C8.reward_steps"] = last_reward(curves["16"]) - last_reward(curves["1"])
+    found["C8.reward_wall"] = last_reward(curves["16"], done) - last_reward(curves["1"])
+    found["C8.learns"] = metric(sizes["16"], "greedy") - metric(sizes["cold"], "greedy")
+    return found
+
+
+# --- the studies -----------------------------------------------------------------------------------------------------
+
+
+def rates_study(folder: Path, *, steps: int = SIZE_STEPS, cold_steps: int = COLD_STEPS, progress: bool = False) -> list[dict]:
+    """One `rate_record` per size, and one `dpo_rate_record` per rate of DPO; the folder keeps finished ones."""
+    key = {"steps": steps, "cold": cold_steps, "base": checkpoint_digest(), "source": runtime.source_hash(RATE_ENTRIES)}
+    given = {"steps": steps, "cold_steps": cold_steps}
+    found = []
+    for name, items, one in (("rl-rates", SIZES, rate_record), ("dpo-rates", DPO_RATES, dpo_rate_record)):
+        one = functools.partial(one, **given)
+        found += runtime.resumable(list(items), one, {"study": name} | key, folder, progress)[0]
+    return found
+
+
+def size_study(
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    steps: int = SIZE_STEPS,
+    cold_steps: int = COLD_STEPS,
+    questions: int = QUESTIONS,
+    progress: bool = False,
+) -> tuple[list[dict], list[dict], float]:
+    """One `size_record` per seed at the rates that `rates_study` finds best, these, and the seconds spent on the records."""
+    tried = rates_study(folder, steps=steps, cold_steps=cold_steps, progress=progress)
+    rates = {row["size"]: row["best"] for row in tried if "size" in row}
+    given = {"steps": steps, "cold_steps": cold_steps, "questions": questions, "rates": rates}
+    key = {"study": "rl-sizes", "seeds": list(seeds), "base": checkpoint_digest(), "source": runtime.source_hash(SIZE_ENTRIES)}
+    records, seconds = runtime.resumable(list(seeds), functools.partial(size_record, **given), key | given, folder, progress)
+    return records, tried, seconds
+
+
+def rl_study(
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    steps: int = STEPS,
+    cold_steps: int = COLD_STEPS,
+    questions: int = QUESTIONS,
+    rate_steps: int = SIZE_STEPS,
+    progress: bool = False,
+) -> tuple[list[dict], list[dict], float]:
+    """One `rl_record` per seed at the rate that `rates_study` finds best for all samples, the rates, and the seconds."""
+    tried = rates_study(folder, steps=rate_steps, cold_steps=cold_steps, progress=progress)
+    rate = next(row["best"] for row in tried if row.get("size") == GROUP)
+    dpo_rate = max((row for row in tried if "dpo" in row), key=lambda row: row["right"])["dpo"]
+    given = {"steps": steps, "cold_steps": cold_steps, "questions": questions, "peak_lr": rate, "dpo_lr": dpo_rate}
+    key = {"study": "rl", "seeds": list(seeds), "base": checkpoint_digest(), "source": runtime.source_hash(ENTRIES)}
+    records, seconds = runtime.resumable(list(seeds), functools.partial(rl_record, **given), key | given, folder, progress)
+    return records, tried, seconds
+
+
+def write_evidence(folder: Path, study: str, records: list[dict], tried: list[dict], *, command: str, seconds: float) -> Path:
+    """Write rl.tiny.json (study='rl': C4b, C5) or sizes.tiny.json (study='sizes': C8), with arms, curves and rates."""
+    estimands, entries = {"rl": (rl_estimands, ENTRIES), "sizes": (size_estimands, SIZE_ENTRIES)}[study]
+    found = [estimands(record) for record in records]
+    return ledger.write_evidence(
+        folder,
+        study,
+        "tiny",
+        {test: [seed[test].tolist() for seed in found] for test in found[0]},
+        entries=entries,
+        command=command,
+        settings={"seeds": len(records), "prompts": PROMPTS, "group": GROUP, "base_sha256": checkpoint_digest()},
+        wall_seconds=seconds,
+        extra={"nested": True, "records": records, "rates": tried},
+    )
