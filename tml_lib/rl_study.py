@@ -158,7 +158,7 @@ def rate_record(size: int, *, steps: int, cold_steps: int) -> dict:
 def dpo_rate_record(rate: float, *, steps: int, cold_steps: int) -> dict:
     """Share of right greedy answers to fresh trained questions after DPO at a rate, on RATE_SEED."""
     run = preferred(cold_start(RATE_SEED, cold_steps), RATE_SEED, steps, peak_lr=rate)
-    return {"dpo": rate, "right": float(np.mean(greedy(run.lm, questions(300, RATE_SEED + 1))["right"]))}
+    return {"dpo": rate, "right": round(float(np.mean(greedy(run.lm, questions(300, RATE_SEED + 1))["right"])), 4)}
 
 
 def size_record(seed: int, *, steps: int, cold_steps: int, questions: int, rates: dict[int, float]) -> dict:
