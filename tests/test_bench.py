@@ -111,3 +111,13 @@ def test_the_landscape_is_compared_with_adding_in_place(monkeypatch, tiny_lm):
     for p, held in zip(tiny_lm.model.parameters(), before, strict=True):
         assert (p - held).abs().max() < 1e-5
         p.data.copy_(held)  # the model is shared
+
+
+def test_a_grpo_step_is_split_and_trls_sampler_takes_its_turn():
+    said = []
+    rows = bench.grpo_rows(rounds=1, steps=3, say=said.append)
+    named = {row["name"].removeprefix("grpo: "): row["value"] for row in rows}
+    assert named["a whole step"] == pytest.approx(named["sampling"] + named["scoring"] + named["update"], abs=0.02)
+    assert all(value >= 0 for value in named.values())
+    assert {row["unit"] for row in rows} == {"s", "×"}
+    assert len(said) == 1

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from unittest import mock
 
 import torch
 
@@ -26,6 +27,7 @@ LENGTHS = {128: 10, 512: 22, 1024: 40}  # trajectory tokens -> bar: how many tim
 TINY_BAR, MEMORY_BAR = 22, 200  # the tiny model's bar at 512 tokens; MiB above the model at 1024
 MAML_BARS = {1: (12, 25), 5: (8, 18)}  # inner steps -> how many times faster than higher: readable path, fast path
 ROLLOUTS_BAR, SFT_BAR = 3, 2
+GRPO_BAR = 1  # seconds
 LANDSCAPE_BARS = (1.6, 2.5)  # SmolLM2, tiny-long: how many times faster than in place, one question at a time
 MAML_TRAINING = 3000  # meta-steps of a full training run
 PATH_LENGTH, PATH_BAR = 64, 10  # trajectory tokens of the parameter path; how many times faster than update by update
@@ -205,6 +207,41 @@ def sft_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dic
         [("sft: time of trl's trainer by the plain loop's", ratios, "×", f"≤ {SFT_BAR}"), ("sft: plain step", rates, "s", "")],
         setting,
     )
+
+
+def grpo_rows(*, rounds: int = 3, steps: int = 12, say: Callable[[str], None] = print) -> list[dict]:
+    """A GRPO step of tiny-long by its parts, and trl's own sampler in place of the kit's; one thread, float32."""
+    from tml_lib import outer_grpo, rewards
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    lm, asked = models.load("tiny", model=models.shipped("tiny-long"), device="cpu"), programs.questions(2 * steps)
+
+    def theirs(trainer, *given, **settings):
+        began = time.perf_counter()
+        found = outer_grpo.GRPOTrainer._generate_single_turn(trainer, *given, **settings)
+        trainer._metrics["train"]["seconds_sampling"].append(time.perf_counter() - began)
+        return found
+
+    def step() -> dict[str, float]:  # medians of all steps but the first, which warms up
+        with tempfile.TemporaryDirectory() as folder:
+            run = outer_grpo.grpo(lm, asked, rewards.program_reward, Path(folder), steps=steps)
+        rows = [row for row in run.log if "reward" in row][1:]
+        return {part: median(row[f"seconds_{part}"] for row in rows) for part in ("sampling", "scoring", "update")}
+
+    try:
+        own, ratios = [], []
+        for turn in range(rounds):
+            own.append(step())
+            with mock.patch.object(outer_grpo._Trainer, "_generate_single_turn", theirs):
+                ratios.append(step()["sampling"] / own[-1]["sampling"])
+            say(f"grpo, round {turn + 1}/{rounds}: {sum(own[-1].values()):.2f} s a step")
+    finally:
+        torch.set_num_threads(threads)
+    figures = [(f"grpo: {part}", [row[part] for row in own], "s", "") for part in own[0]]
+    figures += [("grpo: a whole step", [sum(row.values()) for row in own], "s", f"≤ {GRPO_BAR}")]
+    figures += [("grpo: time of trl's sampler by the kit's", ratios, "×", "")]
+    return _rows(figures, "tiny-long, 2 questions × 16 samples of up to 128 tokens, full training, one thread, float32")
 
 
 def landscape_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
@@ -412,6 +449,7 @@ BENCHMARKS = {
     "maml": maml_rows,
     "rollouts": rollouts_rows,
     "sft": sft_rows,
+    "grpo": grpo_rows,
     "landscape": landscape_rows,
 }
 
