@@ -31,6 +31,7 @@ LAYERS = {
         "efficiency_study",
         "probe_exercises",
         "lora_study",
+        "meta_lora",
         "outer_exercises",
         "checkpoints",
         "notebooks",
