@@ -33,6 +33,7 @@ LAYERS = {
         "lora_study",
         "meta_lora",
         "outer_exercises",
+        "reward_exercises",
         "checkpoints",
         "notebooks",
         "bench",

@@ -49,13 +49,14 @@ GPU_CASES = {
     "06": ("", {"n_questions": 2, "grid": 3, "stride": 8}),
     "07": ("text", {"n_questions": 2, "study_seeds": 1}),
     "11": ("", {"n_questions": 2}),
+    "12": ("", {"n_questions": 2, "steps": 1, "update": 2}),
     "08": ("lora", {"live_steps": 1, "most_tokens": 4, "study_questions": 2, "study_steps": 1}),
 }
 
 
 @pytest.mark.parametrize("start", GPU_CASES)
 def test_the_gpu_preset_runs_the_same_cells(start, tmp_path, lm):
-    """A hub model's stand-in, a folder with a tiny random decoder, on whatever device there is; 05, 07 and 11 in bfloat16."""
+    """A hub model's stand-in, a folder with a tiny random decoder, on whatever device there is; 05, 07, 11 and 12 in bfloat16."""
     study, settings = GPU_CASES[start]
     tiny = models.random_model("qwen2", vocab_size=len(lm.tokenizer), initializer_range=0.05)
     tiny.save_pretrained(tmp_path / "model")

@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from IPython.display import DisplayHandle
 
 from tml_lib import exercises, plots
 from tml_lib.ledger import Row
@@ -330,3 +331,25 @@ def test_relative_changes_are_drawn_by_class_and_absent_classes_left_out():
     assert labels == ["all other tokens (n = 2)", "Wait (n = 1)"]
     np.testing.assert_allclose(ax.collections[1].get_offsets(), [[2.0, 0.5]])
     np.testing.assert_allclose(ax.collections[0].get_offsets()[1], [0.01, 9.0])
+
+
+def test_rewards_are_drawn_with_their_average_and_live_ones_redrawn(monkeypatch):
+    keys = ("reward", "frac_reward_zero_std", "completions/mean_length", "entropy")
+    log = [{"step": step, **{key: float(step + place) for place, key in enumerate(keys)}} for step in (1, 2)]
+    figure = plots.rewards([*log, {"step": 2, "train_loss": 0.0}])
+    assert "nats per token" in figure.axes[3].get_ylabel()
+    for place, ax in enumerate(figure.axes):
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), [1 + place, 2 + place])
+        np.testing.assert_allclose(ax.lines[1].get_ydata(), [1 + place, 1.3 + place])
+    assert not plots.rewards([]).axes[0].lines[0].get_xdata().size
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda figure, display_id: shown.append(figure) or DisplayHandle("x"))
+    monkeypatch.setattr(DisplayHandle, "update", lambda self, figure: shown.append(figure))
+    show = plots.live_rewards()
+    show(log[:1])
+    show(log)
+    assert len(shown) == 1, "drawing takes as long as a step: not more often than every two seconds"
+    show([*log, {"step": 2, "train_runtime": 1.0}])
+    assert len(shown) == 2
+    assert shown[0] is shown[1], "the same picture, redrawn"
+    assert len(shown[0].axes[0].lines[0].get_xdata()) == 2

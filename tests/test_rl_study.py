@@ -1,6 +1,8 @@
 """The studies of C4b, C5 and C8: their arms, windows and values by hand, and a run with two steps."""
 
+import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -129,3 +131,45 @@ def test_the_base_leaves_something_to_learn_from():
     curve = rl_study.logged(rl_study.rewarded(base, 9, 2, peak_lr=1e-4))
     assert max(curve["flat"]) < 1
     assert np.mean(curve["reward"]) > -0.5
+
+
+# --- what notebook 12 works on ---------------------------------------------------------------------------------------
+
+
+def test_material_of_the_tiny_reasoner_trains_and_asks_all_lengths():
+    given = rl_study.material("tiny", n=7, seed=2)
+    assert given.lm.name == "tiny-short"
+    statements = [len(programs.parse(question.text).statements) // programs.CHAINS for question in given.held_out]
+    assert statements == [1, 2, 3, 1, 2, 3, 1]
+    assert all(programs.is_held_out(programs.parse(question.text)) for question in given.held_out)
+    assert [q.text for q in given.trained] == [q.text for q in rl_study.questions(rl_study.SHOWN, 2)]
+    assert [q.text for q in rl_study.material("tiny", n=3, seed=2).held_out] == [q.text for q in given.held_out[:3]]
+    assert given.reward("\n\n**Final Answer**\n\\boxed{ a=1 }", "a=1") == 1
+    assert (given.rate("grpo", 4), given.rate("grpo", 0)) == (3e-3, 3e-4)
+
+
+def test_material_of_a_text_model_trains_on_no_question_that_it_asks(tiny_lm, monkeypatch):
+    monkeypatch.setattr(rl_study.models, "load", lambda name, **given: tiny_lm)
+    given = rl_study.material("small", n=40, seed=0)
+    assert given.lm is tiny_lm
+    assert len(given.held_out) == 40
+    assert len(given.trained) > 200
+    assert not {q.text for q in given.trained} & {q.text for q in given.held_out}
+    assert given.reward("It is \\boxed{4}.", "4") == 1
+    with pytest.raises(ValueError, match="n=0 questions"):
+        rl_study.material("small", n=0, seed=0)
+    with pytest.raises(ValueError, match="adapter='stored' is for text models"):
+        rl_study.material("tiny", adapter="stored", n=1, seed=0)
+
+
+def test_passes_share_the_samples_of_a_step_evenly():
+    given = rl_study.material("tiny", n=1, seed=0)
+    assert [given.passes(update) for update in (1, 3, 16)] == [1, 1, 1]
+    for preset, budget in rl_study.BUDGETS.items():
+        assert set(budget) == set(rl_study.BUDGETS["tiny"])
+        rl_study.models.preset(preset)
+        for update in range(1, rl_study.GROUP + 1):
+            passes = dataclasses.replace(given, prompts=budget["prompts"], rows=budget["rows"]).passes(update)
+            assert budget["prompts"] * math.gcd(rl_study.GROUP, update) % passes == 0, "trl would drop the rest"
+            if update & (update - 1) == 0:  # for others trl cannot cut finer
+                assert budget["prompts"] * update <= passes * budget["rows"]

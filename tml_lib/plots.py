@@ -5,6 +5,7 @@ Colours are Okabe and Ito's, told apart by readers with any colour vision; every
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import cycle
 
@@ -365,3 +366,46 @@ def relative_changes(ax: Axes, rows: list[list], marks: tuple[str, ...]) -> Axes
     ax.set(xscale="log", yscale="log", xlabel="L̂ before the token (nats per token)", ylabel="|ΔL̂| / L̂")
     ax.legend(fontsize=8, loc="lower left")
     return ax
+
+
+def rewards(log: list[dict], figure: Figure | None = None) -> Figure:
+    """GRPO's reward, share of groups without variance, length of samples and entropy, against the step, from trl's log.
+
+    Points are steps, each on questions of its own; the thick line is their exponential moving average, α = 0.3.
+    """
+    figure = figure or plt.figure(figsize=(7, 4), layout="constrained")
+    figure.clear()
+    kept = [entry for entry in log if "reward" in entry]
+    steps = [entry["step"] for entry in kept]
+    panels = {
+        "reward": ("mean reward", "gold", (None, 1.05)),
+        "frac_reward_zero_std": ("groups without variance\n(share)", "corrupted", (-0.03, 1.03)),
+        "completions/mean_length": ("length of a sample\n(tokens)", "shuffled", (0, None)),
+        "entropy": ("entropy\n(nats per token)", "sampled", (0, None)),
+    }
+    for ax, (key, (label, kind, limits)) in zip(figure.subplots(2, 2, sharex=True).flat, panels.items(), strict=True):
+        values = [float(entry[key]) for entry in kept]
+        ax.plot(steps, values, "o", ms=3, alpha=0.5, color=COLOURS[kind])
+        if values:
+            ax.plot(steps, smooth(values, 0.3), lw=2, color=COLOURS[kind])
+        ax.set(ylim=limits)
+        ax.set_ylabel(label, fontsize=9)
+    for ax in figure.axes[2:]:
+        ax.set(xlabel="outer step")
+    return figure
+
+
+def live_rewards(every: float = 2.0) -> Callable[[list[dict]], None]:
+    """A function that redraws `rewards` in place as the log grows, at most once in `every` seconds and at the end."""
+    figure, handle, due = plt.figure(figsize=(7, 4), layout="constrained"), None, 0.0
+
+    def show(log: list[dict]) -> None:
+        nonlocal handle, due
+        if time.monotonic() < due and "train_runtime" not in log[-1]:
+            return
+        rewards(log, figure)
+        due = time.monotonic() + every
+        handle = display(figure, display_id=True) if handle is None else handle.update(figure) or handle
+
+    plt.close(figure)  # or the cell would show it once more
+    return show

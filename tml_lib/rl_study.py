@@ -9,20 +9,22 @@ Deviations from the paper: a reward by exact match (Eq. 21), rates tuned on a gr
 from __future__ import annotations
 
 import functools
+import math
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from tml_lib import ledger, models, outer_dpo, outer_grpo, programs, runtime
+from tml_lib import answers, ledger, lora_study, models, outer_dpo, outer_grpo, programs, runtime
 from tml_lib.models import LanguageModel
 from tml_lib.outer import OuterRun
 from tml_lib.outer_study import arm_rows, checkpoint_digest, greedy, measured, metric, tuned
 from tml_lib.records import Question
-from tml_lib.rewards import program_reward
+from tml_lib.rewards import program_reward, text_reward
 
 STEPS = 600  # of an arm, cold start included
 COLD_STEPS = 150
@@ -253,3 +255,66 @@ def write_evidence(folder: Path, study: str, records: list[dict], tried: list[di
         wall_seconds=seconds,
         extra={"nested": True, "records": records, "rates": tried},
     )
+
+
+# --- what notebook 12 works on ---------------------------------------------------------------------------------------
+
+SHOWN = 256  # questions to train on
+BUDGETS = {  # questions of a GRPO step, pairs of a DPO step, samples that a pass trains on, rows that are sampled together
+    "tiny": {"prompts": 4, "pairs": 32, "rows": 64, "batch": 512, "most_tokens": 128},
+    "small": {"prompts": 1, "pairs": 1, "rows": 1, "batch": 64, "most_tokens": lora_study.MOST_TOKENS},
+    "gpu": {"prompts": 2, "pairs": 8, "rows": 16, "batch": 256, "most_tokens": lora_study.MOST_TOKENS},
+}
+PEAK_RATES = {  # of all weights, of an adapter: those for text models have not been tuned
+    "programs": {"grpo": (3e-4, 3e-3), "dpo": (1e-4, 1e-3)},
+    "gsm_symbolic": {"grpo": (1e-6, 1e-4), "dpo": (1e-6, 1e-4)},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """A model, questions to train on and others to ask, and what training costs and takes at a preset."""
+
+    lm: LanguageModel
+    trained: list[Question]
+    held_out: list[Question]
+    reward: Callable[[str, str], float]  # (text, answer) -> RaML Eq. 21
+    graded: Callable[[str, str], bool]  # (text, answer) -> right or not
+    prompts: int  # questions of a GRPO step
+    pairs: int  # pairs of a DPO step
+    rows: int  # samples that one pass of GRPO trains on, at most
+    batch: int  # rows that are sampled together
+    most_tokens: int  # of a sample
+    rates: dict[str, tuple[float, float]]  # by method: for all weights, for an adapter
+
+    def passes(self, update: int) -> int:
+        """Passes that share a GRPO step's samples, `update` of each group, so that none takes more than `rows`."""
+        parts = self.prompts * math.gcd(GROUP, update)
+        return parts // math.gcd(parts, self.rows)
+
+    def rate(self, method: str, lora_rank: int) -> float:
+        """Peak learning rate of 'grpo' or 'dpo', of an adapter where there is a rank."""
+        return self.rates[method][lora_rank > 0]
+
+
+def material(preset: str, *, model: str = "", adapter: str = "", n: int, seed: int) -> Material:
+    """A preset's model, SHOWN of its questions to train on and n held-out ones. `tiny` takes `tiny-short` unless told.
+
+    The tiny reasoner's questions have 1..STEPS statements a chain, held-out ones in turn; of a text's held-out questions half
+    are of other templates, and one asked there is not trained on. Raises ValueError for n < 1, and where an adapter is given
+    for the tiny reasoner.
+    """
+    if n < 1:
+        raise ValueError(f"n={n} questions cannot tell a model before from one after: ask for at least 1")
+    task, budget = models.preset(preset).task, BUDGETS[preset]
+    if task == "programs":
+        if adapter:
+            raise ValueError(f"adapter={adapter!r} is for text models: leave it empty at preset {preset!r}")
+        lm, shown = models.load(preset, model=model or models.shipped("tiny-short")), questions(SHOWN, seed)
+        by_steps = [programs.questions(n, seed, "held_out", steps=steps) for steps in range(1, programs.STEPS + 1)]
+        asked = [by_steps[k % len(by_steps)][k // len(by_steps)] for k in range(n)]
+        return Material(lm, shown, asked, program_reward, programs.graded, rates=PEAK_RATES[task], **budget)
+    lm, asked = lora_study.load(preset, model=model, adapter=adapter), lora_study.held_out_questions(n, seed)
+    texts = {question.text for question in asked}
+    shown = [question for question in lora_study.training_questions(SHOWN, seed) if question.text not in texts]
+    return Material(lm, shown, asked, text_reward, answers.grade, rates=PEAK_RATES[task], **budget)
