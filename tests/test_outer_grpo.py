@@ -17,7 +17,7 @@ from tml_lib import models, outer, outer_grpo, programs, rollouts, tiny
 from tml_lib.answers import chat_prompt
 from tml_lib.models import LanguageModel
 
-KILLS = 2  # how often the run of the resume test is killed; raise it to look harder
+KILLS = 5  # how often the run of the resume test is killed, at a random step
 SMALL = {"steps": 4, "prompts": 1, "group": 4, "most_tokens": 40, "save_every": 1}
 
 
