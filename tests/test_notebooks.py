@@ -202,7 +202,15 @@ def tiny_books(tmp_path, monkeypatch):
     return notebooks.discover()
 
 
-def test_an_interrupted_run_keeps_what_finished_and_resumes(tiny_books, tmp_path, monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts, also where the tests were started in the background of a shell, which ignores it."""
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, held)
+
+
+def test_an_interrupted_run_keeps_what_finished_and_resumes(ctrl_c, tiny_books, tmp_path, monkeypatch):
     out = tmp_path / "run"
     slow = notebooks.check_given(tiny_books, {"wait": 120})
 
