@@ -150,12 +150,16 @@ def adapter_folder(lm: LanguageModel, otherwise: Path) -> Path:
     return STORED if outer.belongs(lm, STORED) else otherwise
 
 
-def load(preset: str, *, model: str = "", adapter: str = "", dtype: str | None = None) -> LanguageModel:
+def load(preset: str, *, model: str = "", adapter: str = "", reasoner: str = "tiny-long") -> LanguageModel:
     """A preset's model, with a LoRA adapter put on it. adapter: a folder, or 'stored' for the kit's own; empty: none.
 
-    Raises FileNotFoundError where the folder holds no adapter, ValueError where it was trained on another model.
+    reasoner: the shipped model that preset 'tiny' takes where none is named. Raises FileNotFoundError where the folder holds no
+    adapter, ValueError where it was trained on another model, or is asked for at preset 'tiny'.
     """
-    lm = models.load(preset, model=model, dtype=dtype)
+    programs = models.preset(preset).task == "programs"
+    if programs and adapter:
+        raise ValueError(f"adapter={adapter!r} is for text models: leave it empty at preset {preset!r}")
+    lm = models.load(preset, model=model or (models.shipped(reasoner) if programs else ""))
     return outer.adapted(lm, STORED if adapter == "stored" else Path(adapter)) if adapter else lm
 
 

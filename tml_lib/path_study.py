@@ -173,18 +173,15 @@ def make_evidence(
         return None
     if models.preset(preset).task == "programs":
         records, seconds = study(range(seeds), folder, progress=True)
-        return write_evidence(folder, records, command=f"python -m tml_lib run 06 -p study_seeds {seeds}", seconds=seconds)
+        return write_evidence(folder, records, command=runtime.run_command("06", {"study_seeds": seeds}), seconds=seconds)
     records, seconds = text_study(lm, asked, stride, folder, progress=True)
-    given = [
-        f"-p {name} {settings[name]}" for name in ("preset", "model", "n_questions", "stride", "seed") if settings[name] != ""
-    ]
     return ledger.write_evidence(
         folder,
         "paths",
         preset,
         {test: [[record[test] for record in records]] for test in records[0]},
         entries=TEXT_ENTRIES,
-        command=f"python -m tml_lib run 06 {' '.join(given)} -p study_seeds 1",
+        command=runtime.run_command("06", settings),
         settings={"model": lm.name, "stride": stride, "seed": settings["seed"]},
         wall_seconds=seconds,
         extra={"templates": [question.template for question, _ in asked]},

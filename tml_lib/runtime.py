@@ -235,6 +235,11 @@ def check_names(names: Iterable[str], declared: Iterable[str]) -> None:
             raise ValueError(f"unknown parameter {name!r}: {hint}the notebook declares {', '.join(declared)}")
 
 
+def run_command(number: str, settings: Mapping[str, object]) -> str:
+    """The command that runs a notebook with these parameters, as evidence keeps it; empty strings are left out."""
+    return " ".join([f"python -m tml_lib run {number}", *(f"-p {k} {v}" for k, v in settings.items() if v != "")])
+
+
 def check_parameters(namespace: Mapping[str, object]) -> dict[str, object]:
     """Check a notebook's parameters after papermill may have replaced them; call it as `check_parameters(globals())`.
 

@@ -18,10 +18,9 @@ from tml_lib.answers import ANSWER_TEMPLATE, chat_prompt, extract, grade
 from tml_lib.models import LanguageModel
 from tml_lib.probe_study import renamed
 from tml_lib.records import Question
-from tml_lib.text_study import forced
+from tml_lib.text_study import MOST_TOKENS, forced
 
 TEMPERATURE = 0.6
-MOST_TOKENS = 160
 ASK = (
     "Here is a question and the beginning of its solution. Summarise the beginning in one or two sentences, with the numbers "
     "that it has found, for someone who will finish it. Do not state the final result.\n\n"
@@ -59,11 +58,12 @@ def material(preset: str, *, model: str = "", adapter: str = "", n: int, seed: i
     """
     if n < 2:
         raise ValueError(f"n={n} questions leave no other question to compare with: ask for at least 2")
+    lm = lora_study.load(preset, model=model, adapter=adapter)
     if models.preset(preset).task == "programs":
-        lm, asked = models.load(preset, model=model or models.shipped("tiny-long")), programs.questions(n, seed, "held_out")
+        asked = programs.questions(n, seed, "held_out")
         found = efficiency_study.own_trajectories(lm, asked, seed, 1)
         return Shortened(lm, asked, [_program_ways(asked, found, k, worth, seed) for k in range(n)], True)
-    lm, asked = lora_study.load(preset, model=model, adapter=adapter), studies.study_questions(n, seed)
+    asked = studies.study_questions(n, seed)
     return Shortened(lm, asked, text_ways(lm, asked, seed), False)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib import ledger, lora_study, models, probe_study, programs, role_study, rollouts, runtime, studies, tasks
+from tml_lib import ledger, lora_study, models, outer, probe_study, programs, role_study, rollouts, runtime, studies, tasks
 from tml_lib.answers import ANSWER_TEMPLATE, chat_prompt, grade
 from tml_lib.models import LanguageModel
 from tml_lib.probe import probe
@@ -50,13 +50,11 @@ def material(preset: str, *, model: str = "", adapter: str = "", n: int, seed: i
     """
     if n < 1:
         raise ValueError(f"n={n} questions have no tokens: ask for at least 1")
+    lm = lora_study.load(preset, model=model, adapter=adapter)
     if models.preset(preset).task == "programs":
-        if adapter:
-            raise ValueError(f"adapter={adapter!r} is for text models: leave it empty at preset {preset!r}")
-        lm, asked = models.load(preset, model=model or models.shipped("tiny-long")), programs.questions(n, seed, "held_out")
-        found, pieces = [role_study.reflecting(q, seed) for q in asked], role_study.program_pieces
+        asked, pieces = programs.questions(n, seed, "held_out"), role_study.program_pieces
+        found = [role_study.reflecting(q, seed) for q in asked]
     else:
-        lm = lora_study.load(preset, model=model, adapter=adapter)
         asked, pieces = questions(n, seed), role_study.text_pieces
         found = [tasks.reflecting(q, seed) for q in asked]
     return Material(lm, asked, found, pieces, [tasks.gold(q).text.split() for q in asked])
@@ -146,9 +144,13 @@ def text_record(start: int, folder: Path, lm: LanguageModel, asked: list[Questio
 def study(
     lm: LanguageModel, n: int, seed: int, folder: Path, *, group: int = 20, progress: bool = False
 ) -> tuple[list[dict], float]:
-    """One `text_record` per `group` of n questions and the seconds spent; the folder keeps finished groups."""
+    """One `text_record` per `group` of n questions and the seconds spent.
+
+    The folder keeps finished groups; the same call with a larger n goes on from them.
+    """
     asked = questions(n, seed)
-    key = {"study": "text", "model": lm.name, "n": n, "seed": seed, "group": group, "source": runtime.source_hash(ENTRIES)}
+    key = {"study": "text", "model": outer.fingerprint(lm.model), "seed": seed, "group": group}
+    key |= {"source": runtime.source_hash(ENTRIES)}
     one = functools.partial(text_record, folder=folder, lm=lm, asked=asked, group=group, seed=seed)
     return runtime.resumable(list(range(0, n, group)), one, key, folder, progress)
 
@@ -158,7 +160,12 @@ def write_evidence(
 ) -> Path:
     """Write text.<scale>.json: values of C3 and C6, curves by share, token classes. A model with an adapter: <scale>-sft."""
     tests = records[0]["values"]
-    cuts = {name: np.mean([r["cuts"][name] for r in records], 0).round(4).tolist() for name in ("right", "nll", "shares")}
+    asked = np.array([len(r["values"]["C3.optimum"]) for r in records])
+    drawn = asked - np.array([r["cuts"]["empty"] for r in records])  # a group that writes nothing has no L̂ to show
+    cuts = {"shares": [*SHARES, 1.0], "empty": int(asked.sum() - drawn.sum())}
+    for name, weights in (("right", asked), ("nll", drawn)):
+        kept = [(r["cuts"][name], weight) for r, weight in zip(records, weights, strict=True) if weight]
+        cuts[name] = np.average([row for row, _ in kept], 0, [weight for _, weight in kept]).round(4).tolist() if kept else []
     return ledger.write_evidence(
         folder,
         "text",
@@ -170,7 +177,7 @@ def write_evidence(
         wall_seconds=seconds,
         extra={
             "templates": [question.template for question in questions(n, seed)],
-            "cuts": cuts | {"empty": sum(r["cuts"]["empty"] for r in records)},
+            "cuts": cuts,
             "classes": role_study.by_class([row for record in records for row in record["tokens"]]),
         },
     )
@@ -185,11 +192,8 @@ def make_evidence(preset: str, given: Material, *, n: int, seeds: int, seed: int
         return None
     if models.preset(preset).task == "programs":
         records, seconds = probe_study.study(range(seeds), folder, progress=True)
-        command = f"python -m tml_lib run 07 -p study_seeds {seeds}"
+        command = runtime.run_command("07", {"study_seeds": seeds})
         return probe_study.write_evidence(folder, records, command=command, seconds=seconds)
     records, seconds = study(given.lm, n, seed, folder, progress=True)
-    changed = [
-        f"-p {name} {settings[name]}" for name in ("preset", "model", "adapter", "n_questions", "seed") if settings[name] != ""
-    ]
-    command = f"python -m tml_lib run 07 {' '.join(changed)} -p study_seeds 1"
+    command = runtime.run_command("07", settings)
     return write_evidence(folder, preset, given.lm, records, n=n, seed=seed, command=command, seconds=seconds)
