@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tml_lib import models, tasks
+from tml_lib import models, tasks, tiny
 from tml_lib.models import LanguageModel
 
 torch.set_num_threads(1)
@@ -40,6 +40,12 @@ def tiny_lm(tokenizer) -> LanguageModel:
 def random_model():
     """`models.random_model`, each model built once per run; a test that alters one asks `models` for its own."""
     return functools.cache(models.random_model)
+
+
+@pytest.fixture(scope="session")
+def start() -> LanguageModel:
+    """The tiny reasoner before any training; outer loops train a copy of it."""
+    return LanguageModel(tiny.new_model(0), tiny.tokenizer(), "start")
 
 
 @pytest.fixture(scope="session")

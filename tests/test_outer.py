@@ -20,11 +20,6 @@ STEPS, BATCH = 12, 8
 
 
 @pytest.fixture(scope="module")
-def start():
-    return LanguageModel(tiny.new_model(0), tiny.tokenizer(), "start")
-
-
-@pytest.fixture(scope="module")
 def rows():
     stream = tiny.base_rows(5, 100, batch=BATCH)
     return [row for step in range(STEPS) for row in stream(step)]

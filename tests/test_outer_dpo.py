@@ -34,11 +34,6 @@ def made_pairs(count):
 
 
 @pytest.fixture(scope="module")
-def start():
-    return LanguageModel(tiny.new_model(0), tiny.tokenizer(), "start")
-
-
-@pytest.fixture(scope="module")
 def short():
     """The kit's reasoner: right on about a third of its samples."""
     return models.load("tiny", model=models.shipped("tiny-short"), device="cpu")

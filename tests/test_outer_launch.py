@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 
 from tml_lib import outer, tiny
-from tml_lib.models import LanguageModel
 
 STEPS, BATCH, RATE = 4, 8, 3e-3
 
@@ -87,11 +86,6 @@ def launched(tmp_path_factory):
     done = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, [json.loads((folder / f"process{k}.json").read_text()) for k in (0, 1)]
-
-
-@pytest.fixture(scope="module")
-def start():
-    return LanguageModel(tiny.new_model(0), tiny.tokenizer(), "start")
 
 
 @pytest.fixture(scope="module")

@@ -257,7 +257,7 @@ def test_material_is_a_presets_own_and_its_paths_descend_or_not(preset, reasoner
 def test_text_paths_give_the_tests_that_need_no_shuffled_or_wrong_path(tiny_lm, tmp_path, monkeypatch):
     monkeypatch.setattr(path_study.models, "load", lambda name, **given: tiny_lm)
     lm, found = path_study.material("small", "", 2, 0)
-    settings = {"preset": "small", "model": "", "n_questions": 2, "stride": 4, "seed": 0}
+    settings = {"preset": "small", "model": "", "n_questions": 2, "stride": 4, "seed": 0, "study_seeds": 1}
     given = {"stride": 4, "folder": tmp_path, "settings": settings}
     assert path_study.make_evidence("small", lm, found, seeds=0, **given) is None
     path = path_study.make_evidence("small", lm, found, seeds=1, **given)

@@ -79,11 +79,12 @@ def small(monkeypatch):
 
 def test_rates_are_tried_once_and_the_best_is_taken(small, tmp_path, monkeypatch):
     tried = rl_study.rates_study(tmp_path, steps=2, cold_steps=2)
-    assert [row.get("size") for row in tried] == [1, 4, None]
-    for row in tried[:2]:
+    assert [(row.get("start"), row.get("size")) for row in tried] == [("cold", 1), ("cold", 4), ("base", 4), (None, None)]
+    for row in tried[:3]:
         assert set(row["rates"]) == {"0.0001", "0.0003"}
         assert row["rates"][str(row["best"])] == max(row["rates"].values())
-    assert 0 <= tried[2]["right"] <= 1
+    assert 0 <= tried[3]["right"] <= 1
+    assert rl_study.best(tried, "base", 4) == tried[2]["best"]
     monkeypatch.setattr(rl_study, "rewarded", None)  # nothing is left to try
     assert rl_study.rates_study(tmp_path, steps=2, cold_steps=2) == tried
 
@@ -108,7 +109,7 @@ def test_a_whole_study_runs_and_goes_on_where_it_stopped(small, tmp_path, monkey
     assert rl_study.rl_study([0, 1], tmp_path, **given)[0] == records
 
 
-def test_sizes_share_the_cold_start_and_the_questions(small, monkeypatch):
+def test_sizes_share_the_cold_start_and_the_questions(small, tmp_path, monkeypatch):
     monkeypatch.setattr(rl_study, "SIZES", (1, 4))
     seen = []
     real = rl_study.rewarded
@@ -118,7 +119,7 @@ def test_sizes_share_the_cold_start_and_the_questions(small, monkeypatch):
         return real(lm, seed, steps, update=update, peak_lr=peak_lr)
 
     monkeypatch.setattr(rl_study, "rewarded", rewarded)
-    record = rl_study.size_record(5, steps=2, cold_steps=2, questions=3, rates={1: 1e-4, 4: 2e-4})
+    record = rl_study.size_record(5, tmp_path, steps=2, cold_steps=2, questions=3, rates={1: 1e-4, 4: 2e-4})
     assert [(row[3], row[4]) for row in seen] == [(1, 1e-4), (4, 2e-4)]
     assert seen[0][0] is seen[1][0]
     assert set(record["sizes"]) == {"cold", "1", "4"}

@@ -96,3 +96,16 @@ def test_the_whole_study_runs_and_goes_on_where_it_stopped(tiny_lm, tmp_path, mo
     assert record["classes"]["Wait"]["n"] == 1
     monkeypatch.setattr(text_study, "cut_values", None)  # nothing is left to make
     assert json.loads(text_study.make_evidence("small", given, seeds=1, **made).read_text())["values"] == record["values"]
+
+
+def test_a_group_that_writes_nothing_counts_as_wrong_and_has_no_loss(tiny_lm, tmp_path):
+    tests = [f"{claim}.{test['name']}" for claim in ("C3", "C6") for test in ledger.claims()[claim]["tests"]]
+    curves = {"shares": [0.0, 0.25, 0.5, 0.75, 1.0], "right": [0.0, 0.0, 0.0, 0.0, 1.0]}
+    written = {"cuts": curves | {"nll": [5.0, 4.0, 3.0, 2.0, 1.0], "empty": 1}, "values": dict.fromkeys(tests, [1.0] * 3)}
+    silent = {"cuts": curves | {"right": [0.0] * 5, "nll": [], "empty": 1}, "values": dict.fromkeys(tests, [0.0])}
+    records = [record | {"tokens": [["Wait", 1.0, 0.5]]} for record in (written, silent)]
+    given = {"n": 4, "seed": 0, "command": "a test", "seconds": 1.0}
+    cuts = json.loads(text_study.write_evidence(tmp_path, "small", tiny_lm, records, **given).read_text())["cuts"]
+    assert cuts["right"][-1] == 0.75
+    assert cuts["nll"] == [5.0, 4.0, 3.0, 2.0, 1.0]
+    assert cuts["empty"] == 2

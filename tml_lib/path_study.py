@@ -157,7 +157,10 @@ def text_study(
     lm: LanguageModel, asked: Sequence[tuple[Question, dict[str, str]]], stride: int, folder: Path, *, progress: bool = False
 ) -> tuple[list[dict], float]:
     """One `text_record` per question of `material` and the seconds spent; the folder keeps finished questions."""
-    key = {"study": "text-paths", "model": lm.name, "asked": [question.id for question, _ in asked], "stride": stride}
+    from tml_lib import outer  # trl takes seconds to import, and notebook 06 seldom comes here
+
+    key = {"study": "text-paths", "model": outer.fingerprint(lm.model), "stride": stride}
+    key["asked"] = [question.id for question, _ in asked]
     one = functools.partial(text_record, lm=lm, stride=stride)
     return runtime.resumable(list(asked), one, key | {"source": runtime.source_hash(TEXT_ENTRIES)}, folder, progress)
 

@@ -296,11 +296,23 @@ def training(log: list[dict], figure: Figure | None = None) -> Figure:
 
 def live_training() -> Callable[[list[dict]], None]:
     """A function that redraws `training` in place as the log grows; the last picture stays in the notebook."""
-    figure, handle = plt.figure(figsize=(7, 2.6), layout="constrained"), None
+    return _live(training, 2.6)
+
+
+def live_rewards() -> Callable[[list[dict]], None]:
+    """The same with `rewards`, at most once in two seconds and at the end: drawing takes as long as a step of a tiny model."""
+    return _live(rewards, 4, every=2.0)
+
+
+def _live(draw: Callable[[list[dict], Figure], Figure], height: float, every: float = 0.0) -> Callable[[list[dict]], None]:
+    figure, handle, due = plt.figure(figsize=(7, height), layout="constrained"), None, 0.0
 
     def show(log: list[dict]) -> None:
-        nonlocal handle
-        training(log, figure)
+        nonlocal handle, due
+        if time.monotonic() < due and "train_runtime" not in log[-1]:
+            return
+        draw(log, figure)
+        due = time.monotonic() + every
         handle = display(figure, display_id=True) if handle is None else handle.update(figure) or handle
 
     plt.close(figure)  # or the cell would show it once more
@@ -393,19 +405,3 @@ def rewards(log: list[dict], figure: Figure | None = None) -> Figure:
     for ax in figure.axes[2:]:
         ax.set(xlabel="outer step")
     return figure
-
-
-def live_rewards(every: float = 2.0) -> Callable[[list[dict]], None]:
-    """A function that redraws `rewards` in place as the log grows, at most once in `every` seconds and at the end."""
-    figure, handle, due = plt.figure(figsize=(7, 4), layout="constrained"), None, 0.0
-
-    def show(log: list[dict]) -> None:
-        nonlocal handle, due
-        if time.monotonic() < due and "train_runtime" not in log[-1]:
-            return
-        rewards(log, figure)
-        due = time.monotonic() + every
-        handle = display(figure, display_id=True) if handle is None else handle.update(figure) or handle
-
-    plt.close(figure)  # or the cell would show it once more
-    return show

@@ -23,6 +23,7 @@ from tml_lib import answers, ledger, lora_study, models, outer_dpo, outer_grpo, 
 from tml_lib.models import LanguageModel
 from tml_lib.outer import OuterRun
 from tml_lib.outer_study import arm_rows, checkpoint_digest, greedy, measured, metric, tuned
+from tml_lib.probe_study import by_seed
 from tml_lib.records import Question
 from tml_lib.rewards import program_reward, text_reward
 
@@ -35,7 +36,7 @@ PAIR_QUESTIONS = 2000  # whose samples are paired
 QUESTIONS = 300
 SIZES = (1, 2, 4, 8, 16)  # samples of a group that the gradient is of
 SIZE_STEPS = 200
-RATES = (1e-4, 3e-4, 6e-4)  # among which GRPO's is chosen, for each size its own
+RATES = (1e-4, 3e-4, 6e-4)  # among which GRPO's is chosen, for each start and size its own
 DPO_RATES = (3e-5, 1e-4, 3e-4)
 RATE_SEED = 1000  # which no study uses
 LAST = 0.2  # share of a run at its end over which rewards are compared
@@ -90,29 +91,32 @@ def last_reward(curve: dict[str, list[float]], until: float | None = None) -> np
 # --- C4b and C5 ------------------------------------------------------------------------------------------------------
 
 
-def rl_record(seed: int, *, steps: int, cold_steps: int, questions: int, peak_lr: float, dpo_lr: float) -> dict:
+def rl_record(
+    seed: int, folder: Path, *, steps: int, cold_steps: int, questions: int, rates: dict[str, float], progress: bool = False
+) -> dict:
     """One seed: each arm's answers to held-out questions and wall time (sampling included), and the logs of GRPO.
 
+    rates: of 'warm', 'zero' and 'dpo'; folder, progress: as `by_seed` hands them on, not needed here.
     'zero_wall' is GRPO from the base, stopped at the wall time that SFT on long trajectories takes.
     """
     base, tested = models.load("tiny", device="cpu"), programs.questions(questions, seed, "held_out")
     arms, curves, rest = {"base": {"seconds": 0.0, "steps": 0} | measured(base, tested, seed)}, {}, steps - cold_steps
 
-    def keep(name: str, lm: LanguageModel, seconds: float, count: int = steps) -> LanguageModel:
+    def keep(name: str, lm: LanguageModel, seconds: float, count: int = steps) -> None:
         arms[name] = {"seconds": round(seconds, 2), "steps": count} | measured(lm, tested, seed)
-        return lm
 
     for name, style, count in (("long", "long", steps), ("short", "short", steps), ("cold", "long", cold_steps)):
         began = time.perf_counter()
         lm, _ = tuned(base, arm_rows(seed, style), count)
-        cold = keep(name, lm, time.perf_counter() - began, count)
+        keep(name, lm, time.perf_counter() - began, count)
+    cold = lm  # the last of them
     before, began = arms["cold"]["seconds"], time.perf_counter()
-    run = preferred(cold, seed, rest, peak_lr=dpo_lr)
+    run = preferred(cold, seed, rest, peak_lr=rates["dpo"])
     keep("dpo", run.lm, before + time.perf_counter() - began)
     few = 0
     for name, start, count in (("warm", cold, rest), ("zero", base, steps), ("zero_wall", base, None)):
         count = count or few
-        run = rewarded(start, seed, count, peak_lr=peak_lr)
+        run = rewarded(start, seed, count, peak_lr=rates["warm" if name == "warm" else "zero"])
         curves[name] = logged(run)
         keep(name, run.lm, run.seconds + (before if name == "warm" else 0.0), steps if name == "warm" else count)
         few = max(int(np.searchsorted(curves[name]["seconds"], arms["long"]["seconds"], side="right")), 1)
@@ -147,14 +151,19 @@ def cold_start(seed: int, steps: int) -> LanguageModel:
     return tuned(models.load("tiny", device="cpu"), arm_rows(seed, "long"), steps)[0]
 
 
-def rate_record(size: int, *, steps: int, cold_steps: int) -> dict:
-    """Mean reward at the end of a run with each of RATES, on RATE_SEED; 'best' is the rate with the highest."""
-    cold = cold_start(RATE_SEED, cold_steps)
+def rate_record(tried: list, *, steps: int, cold_steps: int) -> dict:
+    """Mean reward at the end of a run with each of RATES, on RATE_SEED; 'best' is the rate with the highest.
+
+    tried: where the run starts, 'cold' or 'base', and the samples of a group that its gradient is of.
+    """
+    start, size = tried
+    lm = cold_start(RATE_SEED, cold_steps) if start == "cold" else models.load("tiny", device="cpu")
     found = {}
     for rate in RATES:
-        curve = logged(rewarded(cold, RATE_SEED, steps, update=size, peak_lr=rate))
+        curve = logged(rewarded(lm, RATE_SEED, steps, update=size, peak_lr=rate))
         found[rate] = round(float(last_reward(curve).mean()), 4)
-    return {"size": size, "rates": {str(rate): value for rate, value in found.items()}, "best": max(found, key=found.get)}
+    rates = {str(rate): reward for rate, reward in found.items()}
+    return {"start": start, "size": size, "rates": rates, "best": max(found, key=found.get)}
 
 
 def dpo_rate_record(rate: float, *, steps: int, cold_steps: int) -> dict:
@@ -163,8 +172,13 @@ def dpo_rate_record(rate: float, *, steps: int, cold_steps: int) -> dict:
     return {"dpo": rate, "right": round(float(np.mean(greedy(run.lm, questions(300, RATE_SEED + 1))["right"])), 4)}
 
 
-def size_record(seed: int, *, steps: int, cold_steps: int, questions: int, rates: dict[int, float]) -> dict:
-    """One seed: GRPO from the same cold start with the gradient on 1, 2, 4, 8, 16 of 16 samples, each at a rate of its own."""
+def size_record(
+    seed: int, folder: Path, *, steps: int, cold_steps: int, questions: int, rates: dict[int, float], progress: bool = False
+) -> dict:
+    """One seed: GRPO from the same cold start with the gradient on 1, 2, 4, 8, 16 of 16 samples, each at a rate of its own.
+
+    folder, progress: as `by_seed` hands them on, not needed here.
+    """
     cold, tested = cold_start(seed, cold_steps), programs.questions(questions, seed + 2000, "held_out")
     found = {"cold": measured(cold, tested, seed)}
     for size in SIZES:
@@ -192,14 +206,22 @@ def size_estimands(record: dict) -> dict[str, np.ndarray]:
 
 
 def rates_study(folder: Path, *, steps: int = SIZE_STEPS, cold_steps: int = COLD_STEPS, progress: bool = False) -> list[dict]:
-    """One `rate_record` per size, and one `dpo_rate_record` per rate of DPO; the folder keeps finished ones."""
+    """A `rate_record` per size from the cold start, one from the base, and a `dpo_rate_record` per rate of DPO.
+
+    The folder keeps finished ones.
+    """
     key = {"steps": steps, "cold": cold_steps, "base": checkpoint_digest(), "source": runtime.source_hash(RATE_ENTRIES)}
-    given = {"steps": steps, "cold_steps": cold_steps}
+    tried = [*(["cold", size] for size in SIZES), ["base", GROUP]]
     found = []
-    for name, items, one in (("rl-rates", SIZES, rate_record), ("dpo-rates", DPO_RATES, dpo_rate_record)):
-        one = functools.partial(one, **given)
-        found += runtime.resumable(list(items), one, {"study": name} | key, folder, progress)[0]
+    for name, items, one in (("rl-rates", tried, rate_record), ("dpo-rates", list(DPO_RATES), dpo_rate_record)):
+        one = functools.partial(one, steps=steps, cold_steps=cold_steps)
+        found += runtime.resumable(items, one, {"study": name} | key, folder, progress)[0]
     return found
+
+
+def best(tried: Sequence[dict], start: str, size: int) -> float:
+    """The rate of GRPO that did best from a start with a size."""
+    return next(row["best"] for row in tried if (row.get("start"), row.get("size")) == (start, size))
 
 
 def size_study(
@@ -213,10 +235,9 @@ def size_study(
 ) -> tuple[list[dict], list[dict], float]:
     """One `size_record` per seed at the rates that `rates_study` finds best, these, and the seconds spent on the records."""
     tried = rates_study(folder, steps=steps, cold_steps=cold_steps, progress=progress)
-    rates = {row["size"]: row["best"] for row in tried if "size" in row}
-    given = {"steps": steps, "cold_steps": cold_steps, "questions": questions, "rates": rates}
-    key = {"study": "rl-sizes", "seeds": list(seeds), "base": checkpoint_digest(), "source": runtime.source_hash(SIZE_ENTRIES)}
-    records, seconds = runtime.resumable(list(seeds), functools.partial(size_record, **given), key | given, folder, progress)
+    given = {"steps": steps, "cold_steps": cold_steps, "questions": questions}
+    given["rates"] = {size: best(tried, "cold", size) for size in SIZES}
+    records, seconds = by_seed("rl-sizes", size_record, SIZE_ENTRIES, seeds, folder, progress, **given)
     return records, tried, seconds
 
 
@@ -230,13 +251,12 @@ def rl_study(
     rate_steps: int = SIZE_STEPS,
     progress: bool = False,
 ) -> tuple[list[dict], list[dict], float]:
-    """One `rl_record` per seed at the rate that `rates_study` finds best for all samples, the rates, and the seconds."""
+    """One `rl_record` per seed, every arm at the rate that `rates_study` finds best for it, the rates, and the seconds."""
     tried = rates_study(folder, steps=rate_steps, cold_steps=cold_steps, progress=progress)
-    rate = next(row["best"] for row in tried if row.get("size") == GROUP)
-    dpo_rate = max((row for row in tried if "dpo" in row), key=lambda row: row["right"])["dpo"]
-    given = {"steps": steps, "cold_steps": cold_steps, "questions": questions, "peak_lr": rate, "dpo_lr": dpo_rate}
-    key = {"study": "rl", "seeds": list(seeds), "base": checkpoint_digest(), "source": runtime.source_hash(ENTRIES)}
-    records, seconds = runtime.resumable(list(seeds), functools.partial(rl_record, **given), key | given, folder, progress)
+    rates = {"warm": best(tried, "cold", GROUP), "zero": best(tried, "base", GROUP)}
+    rates["dpo"] = max((row for row in tried if "dpo" in row), key=lambda row: row["right"])["dpo"]
+    given = {"steps": steps, "cold_steps": cold_steps, "questions": questions, "rates": rates}
+    records, seconds = by_seed("rl", rl_record, ENTRIES, seeds, folder, progress, **given)
     return records, tried, seconds
 
 
@@ -307,14 +327,13 @@ def material(preset: str, *, model: str = "", adapter: str = "", n: int, seed: i
     if n < 1:
         raise ValueError(f"n={n} questions cannot tell a model before from one after: ask for at least 1")
     task, budget = models.preset(preset).task, BUDGETS[preset]
+    lm = lora_study.load(preset, model=model, adapter=adapter, reasoner="tiny-short")
     if task == "programs":
-        if adapter:
-            raise ValueError(f"adapter={adapter!r} is for text models: leave it empty at preset {preset!r}")
-        lm, shown = models.load(preset, model=model or models.shipped("tiny-short")), questions(SHOWN, seed)
+        shown = questions(SHOWN, seed)
         by_steps = [programs.questions(n, seed, "held_out", steps=steps) for steps in range(1, programs.STEPS + 1)]
         asked = [by_steps[k % len(by_steps)][k // len(by_steps)] for k in range(n)]
         return Material(lm, shown, asked, program_reward, programs.graded, rates=PEAK_RATES[task], **budget)
-    lm, asked = lora_study.load(preset, model=model, adapter=adapter), lora_study.held_out_questions(n, seed)
+    asked = lora_study.held_out_questions(n, seed)
     texts = {question.text for question in asked}
     shown = [question for question in lora_study.training_questions(SHOWN, seed) if question.text not in texts]
     return Material(lm, shown, asked, text_reward, answers.grade, rates=PEAK_RATES[task], **budget)
