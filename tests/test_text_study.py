@@ -102,7 +102,7 @@ def test_a_group_that_writes_nothing_counts_as_wrong_and_has_no_loss(tiny_lm, tm
     tests = [f"{claim}.{test['name']}" for claim in ("C3", "C6") for test in ledger.claims()[claim]["tests"]]
     curves = {"shares": [0.0, 0.25, 0.5, 0.75, 1.0], "right": [0.0, 0.0, 0.0, 0.0, 1.0]}
     written = {"cuts": curves | {"nll": [5.0, 4.0, 3.0, 2.0, 1.0], "empty": 1}, "values": dict.fromkeys(tests, [1.0] * 3)}
-    silent = {"cuts": curves | {"right": [0.0] * 5, "nll": [], "empty": 1}, "values": dict.fromkeys(tests, [0.0])}
+    silent = {"cuts": curves | {"right": [0.0] * 5, "nll": [], "empty": 1}, "values": {test: [0.0] for test in tests}}
     records = [record | {"tokens": [["Wait", 1.0, 0.5]]} for record in (written, silent)]
     given = {"n": 4, "seed": 0, "command": "a test", "seconds": 1.0}
     cuts = json.loads(text_study.write_evidence(tmp_path, "small", tiny_lm, records, **given).read_text())["cuts"]
