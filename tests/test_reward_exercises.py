@@ -50,10 +50,73 @@ VARIED = [
 ]
 
 
+def kept_variance(values, n, ddof=1):
+    return np.var(values, ddof=ddof) / n * (1 - n / len(values))
+
+
+def speedup(sampling, update, n):
+    return (sampling + update) / (sampling + update * n / 16)
+
+
+VARIANCE = [
+    (None, None, "not attempted"),
+    (kept_variance, True, "all that a larger n buys is less noise"),
+    (lambda v, n: kept_variance(v, n, 0), False, "ddof=1"),
+    (lambda v, n: v.var(ddof=1) / n, False, "*with* replacement"),
+    (lambda v, n: v.var() / n, False, "*with* replacement"),
+    (lambda v, n: v.var(ddof=1) * (1 - n / len(v)), False, "divide by n"),
+    (lambda v, n: kept_variance(v, n) ** 0.5, False, "square it"),
+    (lambda v, n: 7.0, False, "many random draws"),
+    (lambda v, n: kept_variance(v, n) if n > 1 else 0.0, False, "and n=1 you return"),
+]
+SPEEDUP = [
+    (None, None, "not attempted"),
+    (speedup, True, "right: where writing"),
+    (lambda s, u, n: 16 / n, False, "all 16 are still written"),
+    (lambda s, u, n: 1 / speedup(s, u, n), False, "the share of the time that is left"),
+    (lambda s, u, n: 0.0, False, "old time of a step"),
+    (lambda s, u, n: speedup(s, u, n) if n < 16 else 0.5, False, "n=16"),
+]
+STEPS_WITHIN = [
+    (None, None, "not attempted"),
+    (lambda s, u: int((s <= u).sum()), True, "every curve over steps"),
+    (lambda s, u: int((s < u).sum()), False, "has ended"),
+    (lambda s, u: int((s <= u).sum()) + 1, False, "under way"),
+    (lambda s, u: int((s <= u).sum()) - 1, False, "no index"),
+    (lambda s, u: 0, False, "how many of the times"),
+]
+
+
+def gain(before, after):
+    return after - before, 100 * (after - before) / before
+
+
+GAIN = [
+    (None, None, "not attempted"),
+    (gain, True, "state both"),
+    (lambda b, a: gain(b, a)[::-1], False, "points come first"),
+    (lambda b, a: (a - b, (a - b) / b), False, "that is a share"),
+    (lambda b, a: (a - b, 100 * (a - b) / a), False, "not of `after`"),
+    (lambda b, a: (a - b, 100 * a / b), False, "taking the 100 % away"),
+    (lambda b, a: a - b, False, "return points and percent"),
+    (lambda b, a: (b, a), False, "after minus before"),
+]
+
+
+def test_kept_variance_is_that_of_random_draws():
+    values, rng = np.random.default_rng(0).normal(size=16), np.random.default_rng(1)
+    drawn = [rng.permutation(values)[:4].mean() for _ in range(20000)]
+    assert kept_variance(values, 4) == pytest.approx(np.var(drawn), rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("check", "case"),
     [(reward_exercises.check_advantages, case) for case in ADVANTAGES]
-    + [(reward_exercises.check_varied, case) for case in VARIED],
+    + [(reward_exercises.check_varied, case) for case in VARIED]
+    + [(reward_exercises.check_kept_variance, case) for case in VARIANCE]
+    + [(reward_exercises.check_speedup, case) for case in SPEEDUP]
+    + [(reward_exercises.check_steps_within, case) for case in STEPS_WITHIN]
+    + [(reward_exercises.check_gain, case) for case in GAIN],
 )
 def test_checkers_tell_right_from_wrong_and_why(check, case, capsys):
     attempt, right, says = case
