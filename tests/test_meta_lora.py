@@ -89,6 +89,24 @@ def test_without_inner_steps_all_methods_agree_on_the_query(meta):
         assert torch.allclose(a, b)
 
 
+def test_a_row_gives_its_question_back():
+    rng = random.Random(3)
+    program = programs.split_program(rng, "held_out")
+    question = meta_lora.asked(meta_lora._row(program, rng))
+    assert (question.text, question.answer) == (program.text, program.answer())
+    assert question.trajectories[0].correct
+
+
+def test_query_losses_are_those_of_inner_steps_one_by_one(meta):
+    made = meta_lora.pairs(0, 2, steps=1)(0)
+    found = meta_lora.query_losses(meta, made, steps=2, inner_lr=0.3)
+    assert found.shape == (2, 3)
+    for k, (support, query) in enumerate(made):
+        for steps in range(3):
+            theta = meta.adapted(meta.theta, support, steps=steps, inner_lr=0.3)
+            assert found[k, steps] == pytest.approx(meta.loss(theta, [query]).item())
+
+
 @pytest.mark.parametrize("method", meta_lora.METHODS)
 def test_every_outer_loop_lowers_its_loss(method):
     lm = models.load("tiny", device="cpu")

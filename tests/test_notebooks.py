@@ -168,7 +168,10 @@ def test_stored_evidence_is_current_and_large_enough():
         "G2",
         "G3",
         "C4a",
+        "C4b",
+        "C5",
         "C7",
+        "C8",
         "C9",
     }
     for row in table:

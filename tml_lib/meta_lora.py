@@ -14,6 +14,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -57,6 +58,14 @@ def pairs(seed: int, batch: int, *, split: str = "train", steps: int = programs.
 
 def _row(program: Program, rng: random.Random) -> Row:
     return tiny.row(program.text, programs.trajectory(program, "long", rng).text.split(), program.answer())
+
+
+def asked(row: Row) -> Question:
+    """The question that a row of `pairs` asks, with its answer."""
+    ids, start = row
+    words = list(tiny.VOCABULARY)  # in the order of their ids
+    program = programs.parse(" ".join(words[k] for k in ids[1 : start - 2]))  # between '<user>' and the instruction
+    return programs.question(program, f"meta/{program.text}", random.Random(0))
 
 
 class MetaLora:
@@ -142,6 +151,20 @@ class MetaLora:
                 if name in theta and p is not theta[name]:
                     p.data = theta[name].detach()
         return LanguageModel(self.model, self.lm.tokenizer, f"{self.lm.name}+meta")
+
+
+def query_losses(meta: MetaLora, made: Sequence[Pair], *, steps: int, inner_lr: float) -> np.ndarray:
+    """Loss of each query row after 0..steps inner steps on the row before it: (pairs, steps + 1), nats per token."""
+    found = np.empty((len(made), steps + 1))
+    for k, (support, query) in enumerate(made):
+        theta = meta.theta
+        for step in range(steps + 1):
+            if step:
+                moved = meta.adapted(theta, support, steps=1, inner_lr=inner_lr)
+                theta = {name: p.detach().requires_grad_() for name, p in moved.items()}
+            with torch.no_grad():
+                found[k, step] = float(meta.loss(theta, [query]))
+    return found
 
 
 def answered(meta: MetaLora, made: Sequence[tuple[Question, Row]], *, steps: int, inner_lr: float) -> list[bool]:
