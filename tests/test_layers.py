@@ -9,8 +9,8 @@ import tml_lib
 
 LAYERS = {
     0: {"records", "runtime", "stats"},
-    1: {"tasks", "toy", "models", "answers", "programs", "blocks", "one_layer"},
-    2: {"maml", "optimisers", "descent", "probe", "implicit", "paths", "landscape", "rollouts", "tiny", "rewards"},
+    1: {"tasks", "toy", "models", "answers", "programs", "blocks", "one_layer", "hub", "thinking"},
+    2: {"maml", "optimisers", "descent", "probe", "implicit", "paths", "landscape", "rollouts", "tiny", "rewards", "quantised"},
     3: {
         "outer",
         "outer_dpo",
@@ -37,6 +37,13 @@ LAYERS = {
         "reward_exercises",
         "meta_exercises",
         "checkpoints",
+        "replication",
+        "replication_exercises",
+        "published",
+        "published_exercises",
+        "plan",
+        "sweep",
+        "site",
         "notebooks",
         "bench",
         "report",
@@ -50,6 +57,7 @@ RISKY = {"trust_remote_code", "pickle", "dill", "cloudpickle", "joblib", "marsha
 RISKY |= {"torch.load", "torch.hub", "np.load"}
 TRAINERS = {"outer", "outer_dpo", "outer_grpo"}
 ONLY_IN = {"matplotlib": {"plots"}, "trl": TRAINERS, "peft": {"outer", "implicit"}}  # implicit: writes an adapter
+ONLY_IN |= {"bitsandbytes": {"quantised"}, "sphinx": {"site"}, "joblib": {"sweep"}}
 
 
 def imports(tree: ast.AST) -> list[str]:

@@ -112,6 +112,11 @@ def test_cells_are_short_and_few(book):
 
 
 @each_book
+def test_solutions_are_folded(book):
+    assert all(cell.metadata.get("jupyter", {}).get("source_hidden") for cell in tagged(book, "solution"))
+
+
+@each_book
 def test_prose_outweighs_code(book):
     words = sum(len(cell.source.split()) for cell in cells(book, "markdown"))
     lines = sum(len(cell.source.splitlines()) for cell in cells(book) if "setup" not in cell.metadata.get("tags", []))

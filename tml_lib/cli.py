@@ -1,4 +1,4 @@
-"""Command line: `python -m tml_lib run|list|check|bench|report`."""
+"""Command line: `python -m tml_lib run|list|check|bench|report|site|plan|sweep|checkpoints`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tml_lib", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="run|list|check|bench|report|checkpoints")
+    commands = parser.add_subparsers(required=True, metavar="run|list|check|bench|report|site|plan|sweep|checkpoints")
     run = commands.add_parser("run", help="execute notebooks headless into runs/<time>/")
     run.add_argument("notebook", nargs="*", help="names or beginnings of names (05); all by default")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a notebook parameter")
@@ -52,8 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     table = commands.add_parser("report", help="the ledger: every claim's estimates, intervals and verdicts")
     table.add_argument("--json", action="store_true")
     table.add_argument("--write", action="store_true", help="renew the generated parts of README and notebooks")
+    table.add_argument(
+        "--repository", metavar="URL", help="maintainers: the public address, for links, badges and set-up cells"
+    )
     table.add_argument("--record", action="store_true", help="maintainers: keep this clone's set-up and test times")
     table.set_defaults(command=_report)
+    pages = commands.add_parser("site", help="build the kit as a static site: the report, README, notebooks with their outputs")
+    pages.add_argument("--out", type=Path, help="folder (default: runs/site)")
+    pages.set_defaults(command=_site)
     weights = commands.add_parser("checkpoints", help="maintainers: train the shipped tiny models anew (half an hour)")
     weights.add_argument("name", nargs="*", help="which ones (default: all, the base first)")
     weights.set_defaults(command=_checkpoints)
@@ -157,12 +163,21 @@ def _checkpoints(options) -> int:
     return 0
 
 
+def _site(options) -> int:
+    from tml_lib import site
+
+    print(f"open {_short(site.build(options.out))}")
+    return 0
+
+
 def _report(options) -> int:
     if options.record:
         venv = runtime.project_root() / ".venv"
         held = {name: venv / f".{name}-seconds" for name in ("setup", "test")}
         report.record(commands={name: int(path.read_text()) for name, path in held.items() if path.is_file()})
-    if options.write:
+    if options.repository:
+        report.set_home(options.repository)
+    if options.write or options.repository:
         for path in report.outdated(write=True):
             print(f"renewed {_short(path)}", file=sys.stderr)
     table = ledger.rows([notebooks.stored_evidence()])

@@ -17,9 +17,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.transforms import Bbox
 
 from tml_lib.ledger import Row, claims
 from tml_lib.records import Interval, Landscape, ProbeCurve
+from tml_lib.replication import Settled
 from tml_lib.stats import bootstrap_interval, on_grid, smooth
 
 COLOURS = {
@@ -197,6 +199,28 @@ def forest(table: list[Row]) -> Figure:
         ax.axvline(0, color="0.8", lw=0.8, zorder=0)
     note = "Estimate and 95 % interval; circles decide, diamonds explain; grey: threshold, arrow: the side claimed"
     figure.suptitle(note, fontsize=9)
+    return figure
+
+
+def verdicts(found: list[Settled]) -> Figure:
+    """Every claim's settling test at each scale, in smallest effects that matter beyond its threshold (0: the threshold).
+
+    The axis is linear between -1 and 1 and logarithmic outside.
+    """
+    figure, ax = plt.subplots(figsize=(7, 0.6 + 0.2 * len(found)), layout="constrained")
+    for y, item in enumerate(found):
+        low, middle, high = item.margin
+        colour = VERDICT_COLOURS.get(item.verdict, "0.35")
+        ax.plot([low, high], [y, y], color=colour, lw=2)
+        ax.plot(middle, y, {"holds": "o", "contradicted": "X"}.get(item.verdict, "D"), color=colour, ms=5)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.axvline(0, color="0.4", lw=1)
+    ax.set_yticks(range(len(found)), [f"{item.claim} ({item.scale}), {item.row.test}" for item in found], fontsize=7)
+    ax.set(xlabel="beyond the threshold, in smallest effects that matter", ylim=(len(found) - 0.5, -0.5))
+    for name, marker in {"holds": "o", "inconclusive": "D", "contradicted": "X"}.items():
+        ax.plot([], [], marker, color=VERDICT_COLOURS.get(name, "0.35"), ms=5, label=name)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
     return figure
 
 
@@ -405,3 +429,56 @@ def rewards(log: list[dict], figure: Figure | None = None) -> Figure:
     for ax in figure.axes[2:]:
         ax.set(xlabel="outer step")
     return figure
+
+
+def published_models(ax: Axes, models: list[dict]) -> Axes:
+    """AIME24 accuracy against training questions, a mark per model by whose trajectories it learnt; base models are lines.
+
+    models: records of published.published.json, an accuracy each or None (not drawn). Hollow: only trajectories, or nothing,
+    is stated. Thin lines reach to the accuracies that other texts give. Models of almost one size stand side by side.
+    """
+    styles = {"off-policy": ("gold", "o"), "on-policy": ("corrupted", "s"), "both": ("sampled", "^")}
+    unknown, places, boxes = 8e6, {}, []
+    ax.set(xscale="log", xlim=(250, 2e7), ylim=(0, 0.85), ylabel="AIME24 accuracy (share)")
+    ax.set_xlabel("training questions (hollow: trajectories, where questions are not stated)")
+    ax.set_xticks([1e3, 1e4, 1e5, 1e6, unknown], ["1,000", "10,000", "100,000", "1,000,000", "neither\nstated"])
+    ax.minorticks_off()
+    for kind, (colour, marker) in styles.items():
+        ax.plot([], [], marker, color=COLOURS[colour], label=f"{kind}: own and others'" if kind == "both" else kind)
+    ax.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+    for m in sorted((m for m in models if m["accuracy"] is not None), key=lambda m: -m["accuracy"]):
+        if m["group"] == "base":
+            ax.axhline(m["accuracy"], color="0.6", lw=0.9, ls="--")
+            places[m["name"]] = (270, m["accuracy"], "0.35")
+            continue
+        colour, marker = COLOURS[styles[m["group"]][0]], styles[m["group"]][1]
+        x = m["questions"] or m["samples"] or unknown
+        while any(0.87 < x / other < 1.15 for other, *_ in boxes):
+            x *= 1.15
+        span = [m["accuracy"], *(other["accuracy"] for other in m["others"])]
+        boxes.append((x, min(span), max(span)))
+        ax.plot([x, x], boxes[-1][1:], color=colour, lw=1, alpha=0.6)
+        ax.plot(x, m["accuracy"], marker, color=colour, mfc=colour if m["questions"] else "white", ms=6)
+        places[m["name"]] = (x, m["accuracy"], colour)
+    _names_apart(ax, places, boxes)
+    return ax
+
+
+def _names_apart(ax: Axes, places: dict[str, tuple[float, float, str]], lines: list[tuple[float, float, float]]) -> None:
+    """Write names beside their points (x, y, colour) where they cover no other name, point or line (x, low, high)."""
+    ax.figure.draw_without_rendering()  # the layout moves the axes
+    spots = [(7, 0, "left", "center"), (-7, 0, "right", "center"), (5, 6, "left", "bottom"), (-5, 6, "right", "bottom")]
+    spots += [(5, -6, "left", "top"), (-5, -6, "right", "top"), (0, 9, "center", "bottom"), (0, -9, "center", "top")]
+    taken = [ax.transData.transform([(x, low), (x, high)]) for x, low, high in lines]
+    taken = [Bbox(ends).padded(4) for ends in taken]
+    for name, (x, y, colour) in places.items():
+        choice = spots if colour != "0.35" else [(0, 2, "left", "bottom")]
+        for dx, dy, ha, va in choice:
+            style = {"textcoords": "offset points", "ha": ha, "va": va, "fontsize": 7, "color": colour}
+            text = ax.annotate(name, (x, y), xytext=(dx, dy), **style)
+            box = text.get_window_extent()
+            inside = ax.bbox.x0 < box.x0 and box.x1 < ax.bbox.x1
+            if (inside and not any(box.overlaps(other) for other in taken)) or (dx, dy, ha, va) == choice[-1]:
+                break
+            text.remove()
+        taken.append(box)

