@@ -281,6 +281,26 @@ def test_storing_outputs_drops_progress_and_run_metadata(tiny_books, tmp_path):
     assert "papermill" not in json.dumps(stored)
 
 
+def test_a_kernel_that_takes_too_much_memory_is_ended(tiny_books, tmp_path, monkeypatch):
+    """The same watch ends any kernel of these tests at 1.9 GB, nbval's with the committed defaults too."""
+    monkeypatch.setenv("TML_MEMORY_LIMIT_MB", "400")
+    tiny_book(notebooks.folder(), "03_small", "held = bytearray(10**7)\nimport time; time.sleep(1)")
+    tiny_book(notebooks.folder(), "04_large", "held = bytearray(b'1') * 5 * 10**8\nimport time; time.sleep(600)")
+    books = notebooks.discover()[2:]
+    small, large = notebooks.run(books, notebooks.check_given(books, {}), tmp_path / "run")
+    assert small.ok
+    assert not large.ok
+    assert "Kernel died" in large.message
+
+
+@each_book
+def test_measured_memory_fits_binder(book):
+    """A full run's peak: 1 GB on the tiny models, 1.9 GB where SmolLM2 takes part."""
+    for preset, cost in report.measured()["notebooks"][book.name].items():
+        if preset != "gpu":
+            assert cost["memory_mb"] <= (1900 if preset == "small" else 1000), (preset, cost)
+
+
 def test_the_network_guard_is_in_force_here_and_in_children():
     code = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,7 +1,11 @@
-"""On PYTHONPATH of every notebook under test: a connection that leaves this machine is an error."""
+"""On PYTHONPATH of every notebook under test: a connection that leaves this machine is an error, and so is too much memory."""
 
 import ipaddress
+import os
 import socket
+import sys
+import threading
+import time
 
 _connect, _lookup = socket.socket.connect, socket.getaddrinfo
 
@@ -26,3 +30,25 @@ def getaddrinfo(host, *args, **kwargs):
 
 
 socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
+
+
+# --- memory: Binder stops what takes 2 GB; here a kernel ends itself a little earlier ---------------------------------
+
+LIMIT_MB = float(os.environ.get("TML_MEMORY_LIMIT_MB", 1900))
+
+
+def _resident_mb() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _watch() -> None:
+    while (found := _resident_mb()) <= LIMIT_MB:
+        time.sleep(0.05)
+    sys.stderr.write(f"the kernel holds {found:.0f} MB and may have {LIMIT_MB:.0f}\n")
+    sys.stderr.flush()
+    os._exit(137)
+
+
+if any("ipykernel_launcher" in word for word in sys.orig_argv) and os.path.exists("/proc/self/statm"):
+    threading.Thread(target=_watch, daemon=True).start()
