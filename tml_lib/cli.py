@@ -60,6 +60,22 @@ def _parser() -> argparse.ArgumentParser:
     pages = commands.add_parser("site", help="build the kit as a static site: the report, README, notebooks with their outputs")
     pages.add_argument("--out", type=Path, help="folder (default: runs/site)")
     pages.set_defaults(command=_site)
+    plan = commands.add_parser(
+        "plan", help="what claims cost at the paper's scale or on a free T4: tokens, memory, GPU-hours"
+    )
+    plan.add_argument("--claim", nargs="+", default=[], metavar="C4", help="which claims (default: all)")
+    plan.add_argument("--model", default="", help="a known name or a folder with config.json (default: the paper's)")
+    plan.add_argument("--gpu", default="", help="a known device (default: the scale's)")
+    plan.add_argument("--scale", choices=["paper", "colab"], default="paper")
+    plan.add_argument("--json", action="store_true")
+    plan.set_defaults(command=_plan)
+    grid = commands.add_parser("sweep", help="run a notebook or an outer loop over a grid of parameters and seeds")
+    grid.add_argument("file", type=Path, metavar="FILE.yaml", help="notebook or outer, grid, fixed, out (see tml_lib/sweep.py)")
+    grid.add_argument("--engine", choices=["loky", "dask", "ray"], default="loky", help="loky: this machine (default)")
+    grid.add_argument("--workers", type=int, help="runs side by side on this machine (default: one per core)")
+    grid.add_argument("--address", default="", help="of a running cluster of dask or ray")
+    grid.add_argument("--json", action="store_true")
+    grid.set_defaults(command=_sweep)
     weights = commands.add_parser("checkpoints", help="maintainers: train the shipped tiny models anew (half an hour)")
     weights.add_argument("name", nargs="*", help="which ones (default: all, the base first)")
     weights.set_defaults(command=_checkpoints)
@@ -168,6 +184,18 @@ def _site(options) -> int:
 
     print(f"open {_short(site.build(options.out))}")
     return 0
+
+
+def _plan(options) -> int:
+    from tml_lib import plan
+
+    return plan.run(options)
+
+
+def _sweep(options) -> int:
+    from tml_lib import sweep
+
+    return sweep.run(options)
 
 
 def _report(options) -> int:
