@@ -253,6 +253,20 @@ def test_the_answers_gradient_is_its_finite_difference_with_and_without_the_traj
     assert float(other @ direction) != pytest.approx(slope, rel=5e-3)
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_trained_model_runs_its_own_weights_and_not_those_it_was_copied_from(start, rows, tmp_path, rank):
+    """trl leaves a forward in the model it trains, by which a copy would run the weights of what it was copied from."""
+    first = outer.sft(start, rows[:4], tmp_path / "first", steps=1, batch=4, lora_rank=rank)
+    second = outer.sft(first.lm, rows[4:8], tmp_path / "second", steps=1, batch=4, peak_lr=1e-2, lora_rank=rank)
+    for run in (first, second):
+        assert not {"forward", "_original_forward"} & set(run.lm.model.__dict__)
+    ids = torch.tensor([rows[0][0]])
+    fresh = type(start.model)(start.model.config)
+    fresh.load_state_dict(second.lm.model.state_dict())
+    assert torch.allclose(second.lm.model(ids).logits, fresh.eval()(ids).logits, atol=1e-5)
+    assert not torch.allclose(second.lm.model(ids).logits, first.lm.model(ids).logits, atol=1e-3)
+
+
 def test_an_adapter_acts_on_a_model_that_was_trained_in_this_process(start, rows, tmp_path):
     first = outer.sft(start, rows[:8], tmp_path / "first", steps=1, batch=8).lm
     ids = torch.tensor([rows[0][0]])

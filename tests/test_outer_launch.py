@@ -1,10 +1,6 @@
-"""`accelerate launch` of `outer.sft`: two CPU processes over the loopback do together what one does with both their batches.
+"""`accelerate launch` of `outer.sft`: two CPU processes over the loopback share the run of one.
 
-What `outer.sft` gives as it stands: `batch` is each process's own, step k takes rows k*n*batch.. of n processes in order, and
-gradients are averaged over all learnt tokens of all processes. But steps * batch rows are then gone through n times. Where the
-trainer is told to split batches, `batch` is that of all processes together, and a launched run is the run of one process.
-Two things the launched script has to see to: the first process must claim the folder before the others look into it, and on
-CPUs the launcher needs `--multi_gpu`, for `--cpu` starts one process whatever `--num_processes` says.
+On CPUs the launcher needs `--multi_gpu`, for `--cpu` starts one process whatever `--num_processes` says.
 """
 
 import json
@@ -22,7 +18,7 @@ from tml_lib import outer, tiny
 STEPS, BATCH, RATE = 4, 8, 3e-3
 
 SCRIPT = f"""
-import functools, json, shutil, sys
+import json, shutil, sys
 from pathlib import Path
 import torch
 from accelerate import PartialState
@@ -37,12 +33,7 @@ start = LanguageModel(tiny.new_model(0), tiny.tokenizer(), "start")
 found = {{"processes": process.num_processes, "backend": process.backend}}
 
 def sft(name, rows, **settings):
-    settings = {{"steps": {STEPS}, "peak_lr": {RATE}, "lora_rank": 0, "seed": 0}} | settings
-    if process.is_main_process:
-        claim = {{key: settings[key] for key in ("steps", "batch", "peak_lr", "lora_rank", "seed")}}
-        outer._claim(here / name, start, claim, rows)
-    process.wait_for_everyone()
-    run = outer.sft(start, rows, here / name, log_every=1, **settings)
+    run = outer.sft(start, rows, here / name, log_every=1, **({{"steps": {STEPS}, "peak_lr": {RATE}}} | settings))
     process.wait_for_everyone()
     found.setdefault(name, []).append({{
         "losses": [entry["loss"] for entry in run.log if "loss" in entry],
@@ -50,13 +41,11 @@ def sft(name, rows, **settings):
         "epoch": run.log[-1]["epoch"],
     }})
 
-sft("as it stands", rows[: {STEPS * BATCH // 2}], batch={BATCH // 2})
-outer.SFTConfig = functools.partial(outer.SFTConfig, accelerator_config={{"split_batches": True}})
-sft("split", rows, batch={BATCH}, save_every=2)
+sft("shared", rows, batch={BATCH}, save_every=2)
 if process.is_main_process:  # as if killed between steps 3 and 4
-    shutil.rmtree(here / "split" / "checkpoint-4")
+    shutil.rmtree(here / "shared" / "checkpoint-4")
 process.wait_for_everyone()
-sft("split", rows, batch={BATCH}, save_every=2)
+sft("shared", rows, batch={BATCH}, save_every=2)
 sft("adapter", rows, batch={BATCH}, lora_rank=2)
 try:
     sft("uneven", rows[:28], batch=7)
@@ -119,19 +108,19 @@ def test_rows_differ_in_learnt_tokens_so_a_mean_of_means_would_show(rows):
     assert sum(abs(a - b) > 0.1 * a for a, b in zip(halves[::2], halves[1::2], strict=True)) >= STEPS // 2
 
 
-def test_with_split_batches_a_launched_run_is_the_run_of_one_process(launched, start, rows, tmp_path):
+def test_a_launched_run_is_the_run_of_one_process(launched, start, rows, tmp_path):
     folder, (found, _) = launched
     run = alone(start, rows, tmp_path / "run")
-    assert found["split"][0]["losses"] == pytest.approx(losses(run), rel=1e-5)
-    assert_close(load_file(folder / "split" / "model.safetensors"), run.lm.model.state_dict())
+    assert found["shared"][0]["losses"] == pytest.approx(losses(run), rel=1e-5)
+    assert_close(load_file(folder / "shared" / "model.safetensors"), run.lm.model.state_dict())
     moved = [(run.lm.model.state_dict()[name] - old).abs().max() for name, old in start.model.state_dict().items()]
     assert max(moved) > 1e-3  # a hundred times what is allowed above
-    assert found["split"][0]["epoch"] == 1.0
+    assert found["shared"][0]["epoch"] == 1.0
 
 
 def test_a_launched_run_that_was_cut_off_ends_in_the_same_bits(launched):
     _, (found, _) = launched
-    whole, again = found["split"]
+    whole, again = found["shared"]
     assert again["weights"] == whole["weights"]
     assert again["losses"] == whole["losses"]
 
@@ -143,15 +132,6 @@ def test_an_adapter_is_trained_together_too(launched, start, rows, tmp_path):
     assert_close(outer.adapted(start, folder / "adapter").model.state_dict(), run.lm.model.state_dict())
 
 
-def test_as_it_stands_batch_is_each_process_s_own_and_the_rows_are_gone_through_twice(launched, start, rows, tmp_path):
-    folder, (found, _) = launched
-    half = rows[: STEPS * BATCH // 2]
-    run = alone(start, half * 2, tmp_path / "run")
-    assert found["as it stands"][0]["losses"] == pytest.approx(losses(run), rel=1e-5)
-    assert_close(load_file(folder / "as it stands" / "model.safetensors"), run.lm.model.state_dict())
-    assert found["as it stands"][0]["epoch"] == 2.0
-
-
 def test_a_batch_that_does_not_split_evenly_is_refused(launched):
     _, (found, _) = launched
-    assert "batch size (7) needs to be a round multiple of the number of processes (2)" in found["uneven"]
+    assert "batch=7 for 2 processes: give a multiple" in found["uneven"]

@@ -12,6 +12,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -69,10 +70,11 @@ def sft(
     rows: steps * batch of (token ids, index of the first learnt token). Trains a copy: lm stays as it is. folder: receives
     the result and, every `save_every` steps, a checkpoint; the same call with the same folder goes on from the newest whole
     one and ends in the same bits. on_log: called with the log history whenever it grows.
+    Under `accelerate launch` the processes share a step's rows, and what comes out is the run of one process up to rounding.
     Raises ValueError where rows are too few or longer than the context, where the folder belongs to another run or the
-    tokenizer to another model, and where the loss is not finite.
+    tokenizer to another model, where batch is no multiple of the processes, and where the loss is not finite.
     """
-    check_tokenizer(lm)
+    check_tokenizer(without_patches(lm))
     if steps < 1 or len(rows) != steps * batch:
         raise ValueError(f"{len(rows)} rows for {steps} steps of {batch}: give steps * batch of them, and at least 1 step")
     longest, context = max(len(ids) for ids, _ in rows), lm.model.config.max_position_embeddings
@@ -80,12 +82,14 @@ def sft(
         raise ValueError(
             f"a row of {longest} tokens is longer than the context of {context}: cut or leave out long trajectories"
         )
+    if batch % (world := int(os.environ.get("WORLD_SIZE", 1))):  # processes, as `accelerate launch` and torchrun set it
+        raise ValueError(f"batch={batch} for {world} processes: give a multiple, for they share the rows of a step")
     folder, began = Path(folder), time.perf_counter()
-    _claim(folder, lm, {"steps": steps, "batch": batch, "peak_lr": peak_lr, "lora_rank": lora_rank, "seed": seed}, rows)
     arguments = SFTConfig(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=batch,
+        accelerator_config={"split_batches": True},  # batch is that of all processes together
         learning_rate=peak_lr,
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={"num_decay_steps": int(tiny.DECAY * steps)},
@@ -107,17 +111,19 @@ def sft(
         disable_tqdm=True,
         seed=seed,
     )
+    with arguments.main_process_first():  # one process alone claims the folder and removes what a kill cut off
+        _claim(folder, lm, {"steps": steps, "batch": batch, "peak_lr": peak_lr, "lora_rank": lora_rank, "seed": seed}, rows)
+        newest = _newest_whole(folder)
     model = _copy(lm, lora_rank, seed)
     data = Dataset.from_list([{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in rows])
     trainer = SFTTrainer(
         model=model, args=arguments, train_dataset=data, processing_class=lm.tokenizer, callbacks=[_Follow(on_log)]
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_newest_whole(folder))
+    trainer.train(resume_from_checkpoint=newest)
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    return OuterRun(
-        _finished(trainer.model, lm, folder), trainer.state.log_history, time.perf_counter() - began, trained, folder
-    )
+    done = _finished(trainer.model, lm, folder) if trainer.is_world_process_zero() else _merged(trainer.model, lm)
+    return OuterRun(without_patches(done), trainer.state.log_history, time.perf_counter() - began, trained, folder)
 
 
 def answer_gradient(lm: LanguageModel, prompt: str, trajectory: str, answer: str, *, through: bool = True) -> torch.Tensor:
