@@ -109,8 +109,10 @@ def sft(
         logging_nan_inf_filter=False,  # a loss that is not finite must be seen
         report_to="none",
         disable_tqdm=True,
+        skip_memory_metrics=lm.device.type == "cpu",  # on a GPU the log's last entry has the peak memory
         seed=seed,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: else trl takes a batch for each that it sees
     with arguments.main_process_first():  # one process alone claims the folder and removes what a kill cut off
         _claim(folder, lm, {"steps": steps, "batch": batch, "peak_lr": peak_lr, "lora_rank": lora_rank, "seed": seed}, rows)
         newest = _newest_whole(folder)
