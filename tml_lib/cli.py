@@ -60,9 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     pages = commands.add_parser("site", help="build the kit as a static site: the report, README, notebooks with their outputs")
     pages.add_argument("--out", type=Path, help="folder (default: runs/site)")
     pages.set_defaults(command=_site)
-    plan = commands.add_parser(
-        "plan", help="what claims cost at the paper's scale or on a free T4: tokens, memory, GPU-hours"
-    )
+    plan = commands.add_parser("plan", help="what claims cost at the paper's scale or on a free T4: tokens, memory, GPU-hours")
     plan.add_argument("--claim", nargs="+", default=[], metavar="C4", help="which claims (default: all)")
     plan.add_argument("--model", default="", help="a known name or a folder with config.json (default: the paper's)")
     plan.add_argument("--gpu", default="", help="a known device (default: the scale's)")
