@@ -57,7 +57,7 @@ RISKY = {"trust_remote_code", "pickle", "dill", "cloudpickle", "marshal", "shelv
 RISKY |= {"torch.load", "torch.hub", "np.load", "joblib.load", "joblib.dump"}
 TRAINERS = {"outer", "outer_dpo", "outer_grpo"}
 ONLY_IN = {"matplotlib": {"plots"}, "trl": TRAINERS, "peft": {"outer", "implicit"}}  # implicit: writes an adapter
-ONLY_IN |= {"bitsandbytes": {"quantised"}, "sphinx": {"site"}, "joblib": {"sweep"}}
+ONLY_IN |= {"bitsandbytes": {"quantised"}, "sphinx": {"site"}, "joblib": {"sweep"}, "dask": {"sweep"}, "ray": {"sweep"}}
 
 
 def imports(tree: ast.AST) -> list[str]:
@@ -83,7 +83,7 @@ def unsafe(tree: ast.AST) -> set[str]:
     names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword | ast.arg) and node.arg}
     names |= {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     names |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value == "trust_remote_code"}
-    names |= {part for name in imports(tree) for part in name.split(".")}
+    names |= {part for name in imports(tree) for part in (name, *name.split("."))}
     return names & RISKY | called(tree)
 
 
@@ -145,6 +145,8 @@ def test_no_module_can_run_foreign_code(trees, name):
         ("import pickle", {"pickle"}),
         ("from pickle import loads", {"pickle"}),
         ("import torch\ntorch.load(x)", {"torch.load"}),
+        ("from joblib import load", {"joblib.load"}),
+        ("import joblib\njoblib.Parallel()", set()),
         ("eval(x)", {"eval"}),
         ("model.eval()", set()),
         ("'''Never torch.load, pickle or trust_remote_code.'''", set()),

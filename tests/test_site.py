@@ -141,7 +141,7 @@ def test_a_folder_that_is_no_site_is_left_alone(tmp_path):
 
 def test_missing_packages_are_named_with_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(site.importlib.util, "find_spec", lambda name: None if name == "furo" else name)
-    with pytest.raises(LookupError, match=r"needs the packages furo: run `pip install -e '\.\[dev\]'`"):
+    with pytest.raises(LookupError, match=r"needs the packages furo: run `pip install -e '\.\[site\]'`"):
         site.build(tmp_path / "site")
 
 

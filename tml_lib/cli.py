@@ -19,7 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options)
     except KeyboardInterrupt:
-        print("\ninterrupted; what had finished is kept, and `python -m tml_lib run --resume` goes on", file=sys.stderr)
+        again = "`python -m tml_lib run --resume` goes on" if options.command is _run else "the same command goes on"
+        print(f"\ninterrupted; what had finished is kept, and {again}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, LookupError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(command=_check)
     bench = commands.add_parser("bench", help="benchmarks, as ratios in one interleaved run")
     bench.add_argument(
-        "what", nargs="*", metavar="probe|path|maml|rollouts|sft|landscape", help="which benchmarks (default: all)"
+        "what", nargs="*", metavar="probe|path|maml|rollouts|sft|grpo|landscape|plan", help="which benchmarks (default: all)"
     )
     bench.add_argument("--json", action="store_true")
     bench.add_argument("--rounds", type=int, default=3, help="turns of each comparison (default 3)")

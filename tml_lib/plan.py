@@ -366,7 +366,8 @@ def memory_bytes(stage: Stage, model: Shape, on: Device, gpus: int = 1) -> tuple
     """
     weights, longest = model.parameters * on.number, cache_bytes(model, stage.prompt + stage.longest + stage.suffix, on.number)
     row = longest if on.eager else cache_bytes(model, stage.prompt + stage.length, on.number)
-    rows = max(min(stage.side, FEWEST), min(stage.side, int((gpus * FILL * on.memory - weights) / row)))
+    room = int((gpus * FILL * on.memory - weights) / max(row, 1))
+    rows = max(min(stage.side, FEWEST), min(stage.side, room))
     needed = (4 if stage.kind == "landscape" else 1) * weights
     if stage.kind in ("sft", "dpo", "grpo"):
         start = needed if stage.kind == "dpo" and not stage.lora_rank else 0  # the model that it started from

@@ -166,7 +166,8 @@ def check(site: Path) -> None:
         for file in sorted(site.rglob("*.*"))
         if file.suffix in (".html", ".svg", ".css", ".js")
     }
-    pages = {file: BeautifulSoup(page, "html.parser") for file, page in text.items() if file.suffix in (".html", ".svg")}
+    parsed = {file: re.sub(r"<\?xml.*?\?>", "", page) for file, page in text.items() if file.suffix in (".html", ".svg")}
+    pages = {file: BeautifulSoup(page, "html.parser") for file, page in parsed.items()}
     places = {
         file: {tag[name] for name in ("id", "name") for tag in page.find_all(attrs={name: True})}
         for file, page in pages.items()
