@@ -26,6 +26,7 @@ SETTINGS = {
     "extensions": ["myst_nb", "sphinx.ext.mathjax"],
     "nb_execution_mode": "off",  # the stored outputs are shown
     "nb_merge_streams": True,
+    "nb_render_markdown_format": "gfm",  # the outputs' tables
     "nb_render_image_options": {"alt": "Figure drawn by the code above"},
     "myst_enable_extensions": ["dollarmath", "amsmath"],
     "myst_heading_anchors": 4,
@@ -86,6 +87,7 @@ def _assemble(source: Path) -> None:
                 cell.source = _flat_links(cell.source, front)
             else:
                 _collapse(cell)
+                _link_outputs(cell, front)
         if book.name == front:
             content.cells[0].source += contents
         runtime.write_text(source / f"{'index' if book.name == front else book.name}.ipynb", nbformat.writes(content))
@@ -106,6 +108,14 @@ def _flat_links(text: str, front: str) -> str:
     text = re.sub(r"!\[([^\]]*)\]\(https?:[^)]*\)", r"\1", text)
     text = re.sub(r"\]\((?:\.\./|notebooks/)?(README\.md|\d\d_\w+\.ipynb|\w+\.(?:svg|png))", r"](\1", text)
     return text.replace(f"]({front}.ipynb", "](index.ipynb") if front else text
+
+
+def _link_outputs(cell, front: str) -> None:
+    """Links to notebooks in a Markdown output, which Sphinx leaves as they are, lead to the pages."""
+    for output in cell.get("outputs", []):
+        if "text/markdown" in (data := output.get("data", {})):
+            text = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", data["text/markdown"])
+            data["text/markdown"] = text.replace(f"]({front}.html)", "](index.html)")
 
 
 def _collapse(cell) -> None:
