@@ -55,8 +55,9 @@ GPU_CASES = {
 
 
 @pytest.mark.parametrize("start", GPU_CASES)
-def test_the_gpu_preset_runs_the_same_cells(start, tmp_path, lm):
+def test_the_gpu_preset_runs_the_same_cells(start, tmp_path, lm, monkeypatch):
     """A hub model's stand-in, a folder with a tiny random decoder, in bfloat16 but for 06, on whatever device there is."""
+    monkeypatch.setenv("TML_MEMORY_LIMIT_MB", "8000")  # Binder's limit is not a GPU machine's
     study, settings = GPU_CASES[start]
     tiny = models.random_model("qwen2", vocab_size=len(lm.tokenizer), initializer_range=0.05)
     tiny.save_pretrained(tmp_path / "model")

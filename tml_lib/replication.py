@@ -125,8 +125,10 @@ def coverage() -> list[Item]:
             raise ValueError(f"coverage.toml, {item.id}: not covered, and note does not say why")
         if item.how != "not covered" and item.where[1] not in known.get(item.where[0], ()):
             raise ValueError(f"coverage.toml, {item.id}: notebook {item.where[0]!r} has no heading {item.where[1]!r}")
-        if (item.how == "tested") != bool(item.claims) or (missing := set(item.claims) - set(ledger.claims())):
-            wrong = f"no claim {', '.join(sorted(missing))}" if item.claims else "tested, and no claim is named"
+        if missing := sorted(set(item.claims) - set(ledger.claims())):
+            raise ValueError(f"coverage.toml, {item.id}: no claim {', '.join(missing)}; see claims.toml")
+        if (item.how == "tested") != bool(item.claims):
+            wrong = f"is {item.how} and names {', '.join(item.claims)}" if item.claims else "tested, and no claim is named"
             raise ValueError(f"coverage.toml, {item.id}: {wrong}; see claims.toml")
     return items
 
@@ -144,6 +146,7 @@ def coverage_table() -> str:
     for item in coverage():
         how = item.how + (f": {', '.join(item.claims)}" if item.claims else "")
         name, heading = item.where
-        where = f"[{name[:2]}]({name}.ipynb), '{heading}'" if name else "–"
+        said = heading.replace(r"$\hat L$", "L̂")  # an output on a web page has no formulas
+        where = f"[{name[:2]}]({name}.ipynb), '{said}'" if name else "–"
         lines.append(f"| {item.id} | {item.what} | {how} | {where} | {item.note} |")
     return "\n".join(lines)
