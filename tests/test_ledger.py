@@ -295,11 +295,10 @@ def test_json_has_the_promised_fields_and_null_for_what_does_not_exist(table, tm
     assert json.loads(ledger.to_json([empty]), parse_constant=pytest.fail)[0]["estimate"] is None
 
 
-@pytest.mark.parametrize("render", [ledger.to_markdown, ledger.to_text])
-def test_every_row_is_rendered_with_its_numbers(table, render):
-    lines = render(table).split("\n")
+def test_every_row_is_rendered_with_its_numbers(table):
+    lines = ledger.to_text(table).split("\n")
     for row in table:
-        (line,) = [line for line in lines if row.test in line.replace("*", " ").replace("|", " ").split()]
+        (line,) = [line for line in lines if row.test in line.replace("*", " ").split()]
         assert f"{row.estimate:.3f}" in line
         assert f"[{row.low:.3f}, {row.high:.3f}]" in line
         assert row.verdict in line

@@ -241,17 +241,6 @@ def to_json(table: list[Row]) -> str:
     return json.dumps(_rounded([asdict(row) for row in table]), indent=1, ensure_ascii=False)
 
 
-def to_markdown(table: list[Row]) -> str:
-    """The table in Markdown, decisive tests in bold."""
-    lines = ["| claim | scale | test | estimate [95 % interval] | unit | n | verdict |", "|---|---|---|---|---|---|---|"]
-    for row in table:
-        name = f"**{row.test}**" if row.decisive else row.test
-        numbers = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]"
-        count = f"{row.n_seeds} × {row.n_questions}" if row.n_seeds > 1 else row.n_questions
-        lines.append(f"| {row.claim} | {row.scale} | {name} | {numbers} | {row.unit} | {count} | {row.verdict} |")
-    return "\n".join(lines)
-
-
 def to_text(table: list[Row]) -> str:
     """The table for a terminal, with the claims' verdicts below it."""
     lines = [f"{'claim':6}{'test':27}{'scale':7}{'estimate':>9}  {'95 % interval':20}{'unit':16}{'n':>6}  verdict"]

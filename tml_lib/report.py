@@ -88,7 +88,8 @@ def setup_cell() -> str:
         """    raise ModuleNotFoundError("the kit is not installed: run `make setup`, or see 'Without make' in README.md")"""
     )
     imports = "import importlib.util\nimport os\n" + ("import subprocess\nimport sys\n" if owned() else "")
-    return f"""# Generated set-up: does nothing where the kit is installed, and installs it on Colab.
+    colab = ", and installs it on Colab" if owned() else ""
+    return f"""# Generated set-up: does nothing where the kit is installed{colab}.
 {imports}
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads: do not spin where notebooks share the cores
 if importlib.util.find_spec("tml_lib") is None:
@@ -193,7 +194,9 @@ def _figure() -> str:
     from tml_lib import plots
 
     buffer = io.StringIO()
-    plots.verdicts(replication.settled(_stored())).savefig(buffer, format="svg", metadata={"Source": _figure_digest()})
+    plots.verdicts(replication.settled(_stored())).savefig(
+        buffer, format="svg", metadata={"Source": _figure_digest(), "Date": None}
+    )
     return buffer.getvalue()
 
 
