@@ -285,6 +285,16 @@ def test_what_is_no_set_or_cannot_be_graded_is_refused(ask):
         ask("livecodebench")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_questions_are_drawn_one_by_one_in_the_order_of_questions(saved, stream):
+    place = f"{saved['aime24']}"
+    if stream:
+        place = f"{saved['aime24']}.jsonl"
+        datasets.load_from_disk(str(saved["aime24"])).to_json(place)
+    drawn = hub.draw("aime24", seed=5, source=place, stream=stream)
+    assert [next(drawn), next(drawn)] == hub.questions("aime24", 2, seed=5, source=place, stream=stream)
+
+
 # --- what the kit does with them -------------------------------------------------------------------------------------
 
 

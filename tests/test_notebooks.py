@@ -16,7 +16,7 @@ import papermill
 import pytest
 import yaml
 
-from tml_lib import ledger, models, notebooks, report, runtime
+from tml_lib import hub, ledger, models, notebooks, report, runtime
 
 BOOKS = notebooks.discover()
 each_book = pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
@@ -45,10 +45,10 @@ def test_executes_with_its_small_parameters(book, tmp_path):
 
 GPU_CASES = {
     "01": ("updates", {"n_questions": 1, "stride": 16}),
-    "05": ("trajectories", {"n_questions": 1, "tries": 0, "stride": 16}),
+    "05": ("trajectories", {"n_questions": 1, "tries": 0, "stride": 16, "data": "orz_14b"}),
     "06": ("", {"n_questions": 2, "grid": 3, "stride": 8}),
-    "07": ("text", {"n_questions": 2, "study_seeds": 1}),
-    "11": ("", {"n_questions": 2}),
+    "07": ("text", {"n_questions": 2, "study_seeds": 1, "data": "aime24"}),
+    "11": ("", {"n_questions": 2, "data": "math500_5"}),
     "12": ("", {"n_questions": 2, "steps": 1, "update": 2}),
     "08": ("lora", {"live_steps": 1, "most_tokens": 4, "study_questions": 2, "study_steps": 1}),
 }
@@ -56,20 +56,26 @@ GPU_CASES = {
 
 @pytest.mark.parametrize("start", GPU_CASES)
 def test_the_gpu_preset_runs_the_same_cells(start, tmp_path, lm, monkeypatch):
-    """A hub model's stand-in, a folder with a tiny random decoder, in bfloat16 but for 06, on whatever device there is."""
+    """A hub model's stand-in, a folder with a tiny random decoder, in bfloat16 but for 06, on whatever device there is.
+
+    The paper's sets are stood in for by folders of the same columns.
+    """
     monkeypatch.setenv("TML_MEMORY_LIMIT_MB", "8000")  # Binder's limit is not a GPU machine's
     study, settings = GPU_CASES[start]
     tiny = models.random_model("qwen2", vocab_size=len(lm.tokenizer), initializer_range=0.05)
     tiny.save_pretrained(tmp_path / "model")
     lm.tokenizer.save_pretrained(tmp_path / "model")
     given = {"preset": "gpu", "model": str(tmp_path / "model"), **settings}
+    if data := settings.get("data", ""):
+        given["data"] = f"{data}={hub.fixture(data, tmp_path / data)}"
     book = next(b for b in BOOKS if b.name.startswith(start))
     (result,) = notebooks.run([book], notebooks.check_given([book], given), tmp_path)
     assert result.ok, result.message
     if not study:
         return
-    evidence = ledger.read_evidence(tmp_path / "evidence" / f"{study}.gpu.json")
-    assert evidence["scale"] == "gpu"
+    scale = f"gpu-{data}" if data else "gpu"
+    evidence = ledger.read_evidence(tmp_path / "evidence" / f"{study}.{scale}.json")
+    assert evidence["scale"] == scale
     assert "-p preset gpu" in evidence["command"]
 
 
@@ -88,7 +94,7 @@ def test_begins_with_question_set_up_and_parameters(book):
 def test_parameters_are_few_typed_and_explained(book):
     (cell,) = tagged(book, "parameters")
     lines = cell.source.splitlines()
-    assert 1 <= len(lines) <= 8
+    assert 1 <= len(lines) <= 9
     assert all(re.fullmatch(r"\w+: (int|float|str|bool) = .+  # .+", line) for line in lines), lines
     annotated = [name for c in cells(book) if c is not cell for name in declared(c.source)]
     assert not set(annotated) - set(book.parameters), "only parameters are annotated: check_parameters relies on it"
@@ -284,7 +290,7 @@ def test_storing_outputs_drops_progress_and_run_metadata(tiny_books, tmp_path):
 
 
 def test_a_kernel_that_takes_too_much_memory_is_ended(tiny_books, tmp_path, monkeypatch):
-    """The same watch ends any kernel of these tests at 1.9 GB, nbval's with the committed defaults too."""
+    """The same watch ends any kernel of these tests that holds 1.9 GB, nbval's with the committed defaults too."""
     monkeypatch.setenv("TML_MEMORY_LIMIT_MB", "400")
     tiny_book(notebooks.folder(), "03_small", "held = bytearray(10**7)\nimport time; time.sleep(1)")
     tiny_book(notebooks.folder(), "04_large", "held = bytearray(b'1') * 5 * 10**8\nimport time; time.sleep(600)")

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from tml_lib import studies, tasks
+from tml_lib import hub, studies, tasks
 from tml_lib.answers import chat_prompt, encode
 from tml_lib.ledger import claims
 from tml_lib.records import ProbeCurve, Trajectory
@@ -29,6 +29,43 @@ def test_study_questions_are_those_that_do_not_hold_their_answer():
 
 def test_the_first_study_questions_do_not_depend_on_how_many_are_asked_for():
     assert studies.study_questions(5, seed=1) == studies.study_questions(40, seed=1)[:5]
+
+
+@pytest.mark.parametrize("name", ["aime24", "orz_14b"])
+def test_questions_of_the_paper_have_a_right_trajectory_and_no_answer_to_copy(name, tmp_path):
+    folder = hub.fixture(name, tmp_path / name, n=60, seed=4)
+    found = studies.chosen_questions(f"{name}={folder}", 40, 1)
+    assert found == studies.chosen_questions(f"{name}={folder}", 50, 1)[:40]
+    assert all(tasks.gold(q).correct and tasks.first_mention(q.text, q.answer) is None for q in found)
+    assert [q.answer for q in studies.chosen_questions(f"{name}={folder}", 3, 1, lambda q: "7" in q.answer)]
+    sound = [q for q in tasks.gsm_symbolic(60, 4) if tasks.first_mention(q.text, q.answer) is None]
+    with pytest.raises(ValueError, match=f"{name}.* has {len(sound)} of 61 questions .*ask for fewer"):
+        studies.chosen_questions(f"{name}={folder}", 61, 1)
+
+
+def test_questions_without_a_number_as_answer_are_passed_over(tmp_path):
+    rows = [{"problem": f"Find x{k}.", "solution": "x = 1/2 = 0.5", "answer": a} for k, a in enumerate(("1/2", "0.5", "x+1"))]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found,) = studies.chosen_questions(f"aime24={tmp_path / 'own.jsonl'}", 1, 0)
+    assert found.answer == "0.5"
+
+
+def test_no_set_is_gsm_symbolic_and_an_unknown_one_an_error():
+    assert studies.chosen_questions("", 3, 2) == studies.study_questions(3, 2)
+    with pytest.raises(ValueError, match="'aime25' is no question set of the paper: choose one of orz_14b"):
+        studies.chosen_questions("aime25", 3, 2)
+
+
+def test_text_is_not_given_to_what_reads_programs():
+    studies.check_data("aime24", "small")
+    studies.check_data("", "tiny")
+    with pytest.raises(ValueError, match="'aime24' is text, and preset 'tiny' reads programs"):
+        studies.check_data("aime24", "tiny")
+
+
+def test_evidence_of_another_set_has_a_scale_of_its_own():
+    assert studies.scale_name("small") == "small"
+    assert studies.scale_name("gpu", "aime24=a/folder", tuned=True) == "gpu-aime24-sft"
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tml_lib import ledger, lora_study, outer, text_study
+from tml_lib import hub, ledger, lora_study, outer, text_study
 
 
 def test_a_trajectory_is_cut_after_sentences_and_lines():
@@ -51,6 +51,12 @@ def test_questions_can_be_reflected_on_and_were_not_trained():
     assert len({question.id for question in found}) == 12
     assert all(text_study.tasks.reflecting(question, 1) for question in found)
     assert all(lora_study.fresh(found, lora_study.STEPS, 0))
+
+
+def test_questions_of_the_paper_can_be_reflected_on_too(tmp_path):
+    found = text_study.questions(5, 1, f"math500_5={hub.fixture('math500_5', tmp_path / 'set', n=30)}")
+    assert len(found) == 5
+    assert all(text_study.tasks.reflecting(question, 1) for question in found)
 
 
 def test_material_is_a_presets_own(tiny_lm, monkeypatch):

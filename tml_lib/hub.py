@@ -47,16 +47,28 @@ def questions(
     first n as they come instead of keeping the whole set on disk; the rollouts are large. Raises ValueError naming the set,
     what is wrong and the next step, NotImplementedError for LiveCodeBench.
     """
-    chosen = _source(name)
     if n is not None and n < 1:
         raise ValueError(f"n={n} questions make no set: ask for at least 1, or leave n out for all")
-    data, place = _open(name, chosen, split, source, stream)
-    found = []
-    for k, row in itertools.islice(_rows(data, name, place, n, seed), n):
-        found.append(chosen.read(row, f"{name}/{k}", seed))
+    found = list(itertools.islice(_draw(name, seed, split, source, stream, shuffled=n is not None), n))
     if not found or len(found) < (n or 1):
+        place = source or SETS[name].hub
         raise ValueError(f"{place} has {len(found)} questions for {name}, {n or 'some'} are wanted: ask for fewer, or no n")
     return found
+
+
+def draw(name: str, *, seed: int = 0, source: str = "", stream: bool = False) -> Iterator[Question]:
+    """The questions of a set one by one, in the seed's order (stream: as they come), for a caller who passes some over.
+
+    Parameters and errors as of `questions`.
+    """
+    return _draw(name, seed, "", source, stream, shuffled=True)
+
+
+def _draw(name: str, seed: int, split: str, source: str, stream: bool, *, shuffled: bool) -> Iterator[Question]:
+    chosen = _source(name)
+    data, place = _open(name, chosen, split, source, stream)
+    for k, row in _rows(data, name, place, seed if shuffled else None):
+        yield chosen.read(row, f"{name}/{k}", seed)
 
 
 def right_as_gold(asked: Sequence[Question]) -> list[Question]:
@@ -121,10 +133,10 @@ def _open(name: str, chosen: Source, split: str, source: str, stream: bool):
     return data, source or chosen.hub
 
 
-def _rows(data, name: str, place: str, n: int | None, seed: int) -> Iterator[tuple[int, Mapping]]:
-    """(place in the set, row) of the rows that count: shuffled by the seed where only n are taken and any can be reached."""
+def _rows(data, name: str, place: str, seed: int | None) -> Iterator[tuple[int, Mapping]]:
+    """(place in the set, row) of the rows that count: shuffled by a seed where any row can be reached."""
     chosen, order = SETS[name], enumerate(data)
-    if n is not None and hasattr(data, "__len__"):
+    if seed is not None and hasattr(data, "__len__"):
         places = list(range(len(data)))
         random.Random(f"hub/{seed}").shuffle(places)
         order = ((k, data[k]) for k in places)

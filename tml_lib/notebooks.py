@@ -42,7 +42,10 @@ class Notebook:
 
 @dataclass(frozen=True)
 class Result:
-    """One executed notebook: wall seconds and the kernel's peak resident memory in MB."""
+    """One executed notebook: wall seconds and the kernel's peak resident memory in MB.
+
+    Linux counts the starting process's own peak as the child's: start from one that is small, as the command line is.
+    """
 
     name: str
     ok: bool

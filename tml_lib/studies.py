@@ -10,11 +10,12 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from tml_lib import tasks
+from tml_lib import hub, models, tasks
 from tml_lib.answers import chat_prompt, encode
 from tml_lib.models import LanguageModel
 from tml_lib.probe import probe
@@ -39,6 +40,42 @@ def study_questions(n: int, seed: int) -> list[Question]:
     wanted = n + 32 + n // 8  # about one question in twenty-three is passed over
     found = [q for q in tasks.gsm_symbolic(wanted, seed) if tasks.first_mention(q.text, q.answer) is None]
     return found[:n]
+
+
+def chosen_questions(data: str, n: int, seed: int, keep: Callable[[Question], object] = bool) -> list[Question]:
+    """n questions of a set of the paper: `data` names one of `hub.SETS`, or `name=place` the same columns from elsewhere.
+
+    Taken are those with a right trajectory and a number as answer, which the question does not state: what the controls
+    against copying need. keep: others are passed over too. data='': `study_questions`. Raises ValueError where the set has
+    fewer.
+    """
+    if not data:
+        return study_questions(n, seed)
+    name, _, source = data.partition("=")
+    stream = name.startswith("orz") and not source  # 64 long generations a question: not the whole set onto the disk
+    found = []
+    for drawn in hub.draw(name, seed=seed, source=source, stream=stream):
+        number = tasks.NUMBER.fullmatch(drawn.answer) and tasks.first_mention(drawn.text, drawn.answer) is None
+        found += [question for question in hub.right_as_gold([drawn]) if number and keep(question)]
+        if len(found) == n:
+            return found
+    raise ValueError(
+        f"{data} has {len(found)} of {n} questions with what this study needs (a right trajectory, and a number as answer, "
+        "which the question does not state): ask for fewer, or take another set"
+    )
+
+
+def check_data(data: str, preset: str) -> None:
+    """Raise ValueError where a set of questions in text is given to a preset that reads programs."""
+    if data and models.preset(preset).task == "programs":
+        raise ValueError(
+            f"data={data!r} is text, and preset {preset!r} reads programs: take preset 'small' or 'gpu', or no data"
+        )
+
+
+def scale_name(preset: str, data: str = "", tuned: bool = False) -> str:
+    """What evidence calls its scale: the preset, the set where it is one of the paper's, 'sft' with an adapter."""
+    return "-".join([preset, *filter(None, [data.partition("=")[0]]), *["sft"] * tuned])
 
 
 def build_conditions(
@@ -146,9 +183,11 @@ def trajectory_study(
     return records, seconds
 
 
-def checkpoint_file(folder: Path, lm: LanguageModel, *, n_questions: int, seed: int, stride: int, tries: int) -> Path:
+def checkpoint_file(
+    folder: Path, lm: LanguageModel, *, n_questions: int, seed: int, stride: int, tries: int, data: str = ""
+) -> Path:
     """Where a study keeps its progress: a file of its own per model, settings and code."""
-    settings = f"{lm.name}-{n_questions}-{seed}-{stride}-{tries}-{source_hash(ENTRIES)}"
+    settings = f"{lm.name}{data}-{n_questions}-{seed}-{stride}-{tries}-{source_hash(ENTRIES)}"
     return Path(folder) / f"trajectories-{settings.replace('/', '_')}.checkpoint"
 
 

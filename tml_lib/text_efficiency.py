@@ -51,11 +51,15 @@ class Shortened:
         return [grade(text, question.answer) for text, question in zip(whole, self.questions, strict=True)]
 
 
-def material(preset: str, *, model: str = "", adapter: str = "", n: int, seed: int, worth: dict[str, float]) -> Shortened:
+def material(
+    preset: str, *, model: str = "", adapter: str = "", data: str = "", n: int, seed: int, worth: dict[str, float]
+) -> Shortened:
     """A preset's model, n questions and their trajectories in every way. worth: of word classes, for programs.
 
-    Raises ValueError for n < 2: the other question's summary needs another question.
+    data: a set of the paper in place of gsm_symbolic, as `studies.chosen_questions` reads it.
+    Raises ValueError for n < 2 (the other question's summary needs another question), or data given for programs.
     """
+    studies.check_data(data, preset)
     if n < 2:
         raise ValueError(f"n={n} questions leave no other question to compare with: ask for at least 2")
     lm = lora_study.load(preset, model=model, adapter=adapter)
@@ -63,7 +67,7 @@ def material(preset: str, *, model: str = "", adapter: str = "", n: int, seed: i
         asked = programs.questions(n, seed, "held_out")
         found = efficiency_study.own_trajectories(lm, asked, seed, 1)
         return Shortened(lm, asked, [_program_ways(asked, found, k, worth, seed) for k in range(n)], True)
-    asked = studies.study_questions(n, seed)
+    asked = studies.chosen_questions(data, n, seed) if data else studies.study_questions(n, seed)
     return Shortened(lm, asked, text_ways(lm, asked, seed), False)
 
 

@@ -43,25 +43,32 @@ class Material:
     words: list[list[str]]  # per question the gold trajectory's
 
 
-def material(preset: str, *, model: str = "", adapter: str = "", n: int, seed: int) -> Material:
+def material(preset: str, *, model: str = "", adapter: str = "", data: str = "", n: int, seed: int) -> Material:
     """A preset's model, n of its questions and their reflecting trajectories by rule. `tiny` takes `tiny-long` unless told.
 
-    Raises ValueError for n < 1, or where an adapter is given for the tiny reasoner.
+    data: a set of the paper in place of gsm_symbolic, as `studies.chosen_questions` reads it.
+    Raises ValueError for n < 1, or where an adapter or data are given for the tiny reasoner.
     """
     if n < 1:
         raise ValueError(f"n={n} questions have no tokens: ask for at least 1")
+    studies.check_data(data, preset)
     lm = lora_study.load(preset, model=model, adapter=adapter)
     if models.preset(preset).task == "programs":
         asked, pieces = programs.questions(n, seed, "held_out"), role_study.program_pieces
         found = [role_study.reflecting(q, seed) for q in asked]
     else:
-        asked, pieces = questions(n, seed), role_study.text_pieces
+        asked, pieces = questions(n, seed, data), role_study.text_pieces
         found = [tasks.reflecting(q, seed) for q in asked]
     return Material(lm, asked, found, pieces, [tasks.gold(q).text.split() for q in asked])
 
 
-def questions(n: int, seed: int) -> list[Question]:
-    """n gsm_symbolic questions into whose gold solution both reflections can be written, none shown to the stored adapter."""
+def questions(n: int, seed: int, data: str = "") -> list[Question]:
+    """n questions into whose gold solution both reflections can be written, none shown to the stored adapter.
+
+    data: a set of the paper in place of gsm_symbolic; ValueError where it or the seed gives fewer.
+    """
+    if data:
+        return studies.chosen_questions(data, n, seed, lambda question: tasks.reflecting(question, seed))
     wanted = studies.study_questions(n + 16 + n // 8, seed)
     trained = lora_study.fresh(wanted, lora_study.STEPS, 0)
     found = [q for q, fresh in zip(wanted, trained, strict=True) if fresh and tasks.reflecting(q, seed)]
@@ -142,23 +149,32 @@ def text_record(start: int, folder: Path, lm: LanguageModel, asked: list[Questio
 
 
 def study(
-    lm: LanguageModel, n: int, seed: int, folder: Path, *, group: int = 20, progress: bool = False
+    lm: LanguageModel, n: int, seed: int, folder: Path, *, data: str = "", group: int = 20, progress: bool = False
 ) -> tuple[list[dict], float]:
     """One `text_record` per `group` of n questions and the seconds spent.
 
     The folder keeps finished groups; the same call with a larger n goes on from them.
     """
-    asked = questions(n, seed)
-    key = {"study": "text", "model": outer.fingerprint(lm.model), "seed": seed, "group": group}
+    asked = questions(n, seed, data)
+    key = {"study": "text", "model": outer.fingerprint(lm.model), "seed": seed, "group": group, "data": data}
     key |= {"source": runtime.source_hash(ENTRIES)}
     one = functools.partial(text_record, folder=folder, lm=lm, asked=asked, group=group, seed=seed)
     return runtime.resumable(list(range(0, n, group)), one, key, folder, progress)
 
 
 def write_evidence(
-    folder: Path, scale: str, lm: LanguageModel, records: Sequence[dict], *, n: int, seed: int, command: str, seconds: float
+    folder: Path,
+    preset: str,
+    lm: LanguageModel,
+    records: Sequence[dict],
+    *,
+    n: int,
+    seed: int,
+    data: str = "",
+    command: str,
+    seconds: float,
 ) -> Path:
-    """Write text.<scale>.json: values of C3 and C6, curves by share, token classes. A model with an adapter: <scale>-sft."""
+    """Write text.<scale>.json: values of C3 and C6, curves by share, token classes; the scale as of `studies.scale_name`."""
     tests = records[0]["values"]
     asked = np.array([len(r["values"]["C3.optimum"]) for r in records])
     drawn = asked - np.array([r["cuts"]["empty"] for r in records])  # a group that writes nothing has no L̂ to show
@@ -169,21 +185,23 @@ def write_evidence(
     return ledger.write_evidence(
         folder,
         "text",
-        f"{scale}-sft" if lm.name.endswith("+sft") else scale,
+        studies.scale_name(preset, data, lm.name.endswith("+sft")),
         {test: [[x for record in records for x in record["values"][test]]] for test in tests},
         entries=ENTRIES,
         command=command,
         settings={"model": lm.name, "seed": seed},
         wall_seconds=seconds,
         extra={
-            "templates": [question.template for question in questions(n, seed)],
+            "templates": [question.template for question in questions(n, seed, data)],
             "cuts": cuts,
             "classes": role_study.by_class([row for record in records for row in record["tokens"]]),
         },
     )
 
 
-def make_evidence(preset: str, given: Material, *, n: int, seeds: int, seed: int, folder: Path, settings: dict) -> Path | None:
+def make_evidence(
+    preset: str, given: Material, *, n: int, seeds: int, seed: int, folder: Path, settings: dict, data: str = ""
+) -> Path | None:
     """The evidence at a preset: C1, C2, C3 and C6 from `seeds` tiny reasoners, or C3 and C6 from n questions of text.
 
     seeds=0 makes none. settings: the notebook's parameters, for the command that makes it again.
@@ -194,6 +212,6 @@ def make_evidence(preset: str, given: Material, *, n: int, seeds: int, seed: int
         records, seconds = probe_study.study(range(seeds), folder, progress=True)
         command = runtime.run_command("07", {"study_seeds": seeds})
         return probe_study.write_evidence(folder, records, command=command, seconds=seconds)
-    records, seconds = study(given.lm, n, seed, folder, progress=True)
+    records, seconds = study(given.lm, n, seed, folder, data=data, progress=True)
     command = runtime.run_command("07", settings)
-    return write_evidence(folder, preset, given.lm, records, n=n, seed=seed, command=command, seconds=seconds)
+    return write_evidence(folder, preset, given.lm, records, n=n, seed=seed, data=data, command=command, seconds=seconds)

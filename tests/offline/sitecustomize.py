@@ -33,17 +33,20 @@ socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
 
 
 # --- memory: Binder stops what takes 2 GB; here a kernel ends itself a little earlier ---------------------------------
+# Counted is what a limit cannot take back. Weights read from their file are pages of that file, which the system drops and
+# reads again when memory is short; how many of them are resident at a moment is left to it.
 
 LIMIT_MB = float(os.environ.get("TML_MEMORY_LIMIT_MB", 1900))
 
 
-def _resident_mb() -> float:
+def _held_mb() -> float:
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        _, resident, of_files = map(int, file.read().split()[:3])
+    return (resident - of_files) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def _watch() -> None:
-    while (found := _resident_mb()) <= LIMIT_MB:
+    while (found := _held_mb()) <= LIMIT_MB:
         time.sleep(0.05)
     sys.stderr.write(f"the kernel holds {found:.0f} MB and may have {LIMIT_MB:.0f}\n")
     sys.stderr.flush()
