@@ -29,18 +29,22 @@ def made(right, boxed=(0, 0)):
 def test_values_by_hand():
     rights = {"base": (0, 0), "cold": (1, 1), "long": (2, 2), "warm": (4, 2), "zero": (0, 4)}
     records = [made(right, (4, 0) if arm == "zero" else (0, 0)) | {"arm": arm} for arm, right in rights.items()]
+    for record in records:
+        record["room"] = {"right": [record["arm"] == "warm", True]}
     found = chain_study.estimands(records)
     assert found["C5s.sampled"].tolist() == [1.0, -0.5]
     assert found["C5s.sampled_over_long"].tolist() == [0.5, 0.0]
     assert found["C5s.cold"].tolist() == [0.75, 0.25]
     assert found["C5s.zero_boxed"].tolist() == [1.0, 0.0]
     assert found["C5s.greedy"].tolist() == [0, 0]
+    assert found["C5s.room"].tolist() == [1, 0]
     assert set(found) == {f"C5s.{test['name']}" for test in ledger.claims()["C5s"]["tests"]}
 
 
 @pytest.mark.filterwarnings("ignore:for .* steps no group")
 def test_a_study_trains_every_arm_once_and_writes_evidence(lm, tmp_path, monkeypatch):
     monkeypatch.setattr(chain_study, "MOST_TOKENS", 8)
+    monkeypatch.setattr(chain_study, "ROOM", 16)
     monkeypatch.setattr(chain_study, "GROUP", 4)
     monkeypatch.setattr(chain_study, "BATCH", 2)
     model = models.random_model("llama", vocab_size=len(lm.tokenizer), initializer_range=0.05)
@@ -52,6 +56,10 @@ def test_a_study_trains_every_arm_once_and_writes_evidence(lm, tmp_path, monkeyp
     assert all((before[name] == value).all() for name, value in model.state_dict().items()), "the start is left as it is"
     assert [len(record["log"]) for record in records] == [0, 0, 0, 2, 3]
     assert (tmp_path / "warm" / "adapter_model.safetensors").is_file()
+    assert {record["arm"] for record in records if "room" in record} == set(chain_study.ROOM_ARMS)
+    assert all(
+        len(record["room"]["tokens"]) == 2 and max(record["room"]["tokens"]) > 8 for record in records if "room" in record
+    )
     monkeypatch.setattr(chain_study, "trained", None)
     again, _ = chain_study.study(start, tmp_path, **settings)
     assert json.dumps(again) == json.dumps(records), "finished arms are kept"

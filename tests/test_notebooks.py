@@ -156,9 +156,28 @@ def test_costs_are_kept_under_the_preset_that_was_run(monkeypatch):
     monkeypatch.setattr(report, "measured", lambda: {"notebooks": {}})
     monkeypatch.setattr(report, "record", lambda **parts: kept.update(parts["notebooks"]))
     names = {book.name[:2]: book for book in BOOKS}
-    given = {"02": {}, "05": {}, "01": {"preset": "gpu"}}
+    given = {"02": {}, "05": {"seed": 3}, "01": {"preset": "gpu"}}
     report.record_notebooks([notebooks.Result(names[k].name, True, 1.0, 2.0, parameters) for k, parameters in given.items()])
     assert {name[:2]: list(costs) for name, costs in kept.items()} == {"02": ["any"], "05": ["small"], "01": ["gpu"]}
+    assert kept[names["05"].name]["small"] == {"seconds": 1.0, "memory_mb": 2.0, "settings": {"seed": 3}}
+    assert "settings" not in kept[names["01"].name]["gpu"], "the preset is the key"
+
+
+@pytest.mark.parametrize(
+    ("value", "bar", "met"),
+    [
+        (2.0, "≥ 2", True),
+        (1.9, "≥ 2", False),
+        (2, "≤ 2", True),
+        (2.1, "≤ 2", False),
+        (0.6, "0.5 to 2", True),
+        (0.4, "0.5 to 2", False),
+        (0, "0", True),
+        (0.1, "0", False),
+    ],
+)
+def test_a_missed_bar_is_told(value, bar, met):
+    assert report.meets(value, bar) == met
 
 
 def test_stored_evidence_is_current_and_large_enough():

@@ -5,14 +5,13 @@ import os
 import re
 from argparse import Namespace
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import psutil
 import pytest
 import yaml
 
-from tml_lib import models, notebooks, outer_study, rl_study, sweep
+from tml_lib import models, notebooks, outer_study, sweep, sweep_run
 
 PARAMETERS = """
 fate: str = "fine"
@@ -31,7 +30,7 @@ me = psutil.Process()
 fatal = fate == "once" and first or fate == "always" and not Path(f"{log}.mended").exists()
 for process in reversed(me.parents()[:2]) if fatal else ():
     process.kill()  # the worker, then its child
-if fatal or fate == "kernel":
+if fatal:
     me.kill()
 if fate == "error" and not Path(f"{log}.mended").exists():
     raise ValueError("as | told")
@@ -81,7 +80,7 @@ def in_this_process(monkeypatch):
             monkeypatch.setenv("TML_EVIDENCE", str(folder / "evidence"))
             monkeypatch.setenv("OMP_NUM_THREADS", "1")
             (folder / "tries").write_text("now\n")
-            sweep._try(folder, json.loads((folder / "settings.json").read_text()))
+            sweep_run._try(folder)
 
     monkeypatch.setattr(sweep, "_round", one_round)
 
@@ -143,13 +142,6 @@ def test_the_grid_is_covered_once_and_only_what_failed_is_run_again(books, file,
     assert not sweep.read(file(**given)).keys() & runs.keys()
 
 
-def test_a_run_whose_kernel_is_killed_leaves_no_result(books, file, tmp_path, in_this_process):
-    path = file(notebook="00", grid={"fate": ["kernel"]}, fixed={"log": str(tmp_path / "log")})
-    with pytest.raises(SystemExit, match="the kernel died"):
-        sweep.execute(sweep.read(path))
-    assert not list((tmp_path / "out").glob("*/run.json"))
-
-
 def test_an_engine_that_breaks_off_without_progress_is_an_error(books, file, monkeypatch):
     def lost(*rest):
         return FileNotFoundError("no such folder here")
@@ -183,27 +175,13 @@ def test_outer_runs_over_seeds_and_rates(file, tmp_path, in_this_process, monkey
     assert models.load("tiny", model=str(tmp_path / "out" / rows[0]["run"] / "model"), device="cpu").parameters > 0
 
 
-def test_dpo_and_grpo_get_their_settings_and_a_model_of_other_words_is_refused(
-    file, tmp_path, in_this_process, monkeypatch, start, tiny_lm
-):
-    monkeypatch.setattr(outer_study, "MOST_TOKENS", 4)
-    got = []
-
-    def pretended(lm, seed, steps, **settings):
-        got.append({"seed": seed, "steps": steps} | settings)
-        return SimpleNamespace(lm=start, log=[{"reward": k, "loss": 0.0} for k in range(10)])
-
-    monkeypatch.setattr(rl_study, "rewarded", pretended)
-    monkeypatch.setattr(rl_study, "preferred", pretended)
-    (row,) = sweep.execute(sweep.read(file(outer="grpo", grid={"update": [2]}, fixed={"steps": 3, "questions": 2})))
-    assert row["result"]["reward"] == 8.5
-    sweep.execute(sweep.read(file(outer="dpo", grid={"seed": [4]}, fixed={"questions": 2})))
-    assert got == [{"seed": 0, "steps": 3, "update": 2, "peak_lr": 3e-4}, {"seed": 4, "steps": 100, "peak_lr": 1e-4}]
-    tiny_lm.model.save_pretrained(tmp_path / "other")
-    tiny_lm.tokenizer.save_pretrained(tmp_path / "other")
-    (row,) = sweep.execute(sweep.read(file(outer="sft", grid={"model": [str(tmp_path / "other")]})))
-    assert row["state"] == "failed"
-    assert "is no tiny reasoner: give one of tiny-base" in row["message"]
+def test_every_outer_loop_takes_its_own_settings(file):
+    own = {"sft": {"style": "short"}, "dpo": {"peak_lr": 1e-4}, "grpo": {"update": 2}}
+    assert own.keys() == sweep_run.OUTER.keys()
+    for method, fixed in own.items():
+        runs = sweep.read(file(outer=method, grid={"seed": [0, 1]}, fixed=fixed)).values()
+        assert [run["parameters"] for run in runs] == [fixed | {"seed": seed} for seed in (0, 1)]
+        assert {run["outer"] for run in runs} == {method}
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from unittest import mock
 
 import torch
 
-from tml_lib import landscape, maml, models, plan, programs, rollouts, tasks, toy
+from tml_lib import landscape, maml, models, plan_cpu, programs, rollouts, tasks, toy
 from tml_lib.answers import ANSWER_TEMPLATE, chat_prompt, encode
 from tml_lib.implicit import update_from_ids
 from tml_lib.paths import path_from_ids
@@ -451,7 +451,7 @@ BENCHMARKS = {
     "sft": sft_rows,
     "grpo": grpo_rows,
     "landscape": landscape_rows,
-    "plan": plan.benchmark,
+    "plan": plan_cpu.benchmark,
 }
 
 

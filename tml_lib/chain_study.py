@@ -4,6 +4,9 @@ GRPO teaches nothing where no sample is ever right, as on `gsm_symbolic` with Sm
 `chain_sum`: two to four numbers of one or two digits. A rule writes the gold trajectory, one partial sum after another. Arms
 take equal steps from the same model: SFT; a shorter SFT, the cold start; GRPO from the cold start; GRPO from the model as it
 is. Deviations from the paper: one small model, one seed, a LoRA adapter, one question a step, no tuning of rates.
+
+A text is cut after MOST_TOKENS, in training and when asked: enough for every gold trajectory, and not for what the model writes
+before any training. So three arms are asked again with ROOM, where nearly all texts end by themselves.
 """
 
 from __future__ import annotations
@@ -28,8 +31,10 @@ SFT_RATE = 1e-3  # that of C4s
 GRPO_RATE = 3e-4
 MOST_TOKENS = 96  # a gold trajectory with its answer has at most about 80
 SAMPLES = 4  # of a held-out question, at temperature 1
+ROOM = 512  # tokens of a text of the control with room to finish, one sample at temperature 1 a question
+ROOM_ARMS = ("base", "zero", "warm")
 HELD_OUT = 10_000  # added to the seed
-ENTRIES = ("chain_study.arm_record", "chain_study.estimands")
+ENTRIES = ("chain_study.arm_record", "chain_study.room_record", "chain_study.estimands")
 
 
 def sums(n: int, seed: int, *, avoid: Sequence[Question] = ()) -> list[Question]:
@@ -104,6 +109,21 @@ def arm_record(arm: str, lm: LanguageModel, folder: Path, *, seed: int, steps: i
     return {"arm": arm, "log": log} | asked(lm, held_out, seed)
 
 
+def room_record(arm: str, lm: LanguageModel, folder: Path, *, seed: int, steps: int, cold_steps: int, questions: int) -> dict:
+    """A trained arm's samples with ROOM tokens: right or not, whether they end in a box, and their tokens (ROOM: cut)."""
+    held_out = sums(questions, seed + HELD_OUT, avoid=sums(steps * BATCH, seed))
+    if arm != "base":
+        lm, _ = trained(lm, Path(folder), arm, seed, steps=steps, cold_steps=cold_steps)
+    prompts = [answers.chat_prompt(lm.tokenizer, question.text) for question in held_out]
+    settings = {"seed": seed, "temperature": 1.0, "max_new_tokens": ROOM, "batch_size": 200}
+    texts = rollouts.completions(lm, prompts, **settings)
+    return {
+        "right": [answers.grade(text, question.answer) for text, question in zip(texts, held_out, strict=True)],
+        "boxed": [rewards.boxed_at_the_end(text) for text in texts],
+        "tokens": [len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts],
+    }
+
+
 def study(
     lm: LanguageModel,
     folder: Path,
@@ -115,11 +135,22 @@ def study(
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[list[dict], float]:
-    """One `arm_record` per arm, and the seconds spent; the folder keeps finished arms and training steps."""
+    """One `arm_record` per arm, with its `room_record` as 'room' where it has one, and the seconds spent.
+
+    The folder keeps finished arms and training steps.
+    """
     given = {"steps": steps, "cold_steps": cold_steps, "questions": questions, "seed": seed}
-    key = {"study": "chain", "model": outer.fingerprint(lm.model), "arms": list(arms), "source": runtime.source_hash(ENTRIES)}
-    one = functools.partial(arm_record, lm=lm, folder=Path(folder), **given)
-    return runtime.resumable(list(arms), one, key | given, folder, progress)
+    key = {"model": outer.fingerprint(lm.model), "source": runtime.source_hash(ENTRIES)} | given
+    more = {"lm": lm, "folder": Path(folder), **given}
+    free = [arm for arm in ROOM_ARMS if arm in arms]
+    tables = []
+    for name, one, wanted in (("chain", arm_record, list(arms)), ("chain-room", room_record, free)):
+        one = functools.partial(one, **more)
+        tables.append(runtime.resumable(wanted, one, {"study": name, "arms": wanted} | key, folder, progress))
+    (records, seconds), (rooms, extra) = tables
+    for arm, room in zip(free, rooms, strict=True):
+        records[list(arms).index(arm)]["room"] = room
+    return records, seconds + extra
 
 
 def estimands(records: Sequence[dict]) -> dict[str, np.ndarray]:
@@ -139,6 +170,7 @@ def estimands(records: Sequence[dict]) -> dict[str, np.ndarray]:
         "C5s.zero": gain("zero", "base"),
         "C5s.zero_boxed": gain("zero", "base", what="boxed"),
         "C5s.long": gain("long", "base"),
+        "C5s.room": gain("warm", "zero", "room"),
     }
 
 

@@ -93,8 +93,9 @@ def _run(options) -> int:
     index = notebooks.write_index(out, results)
     seconds = time.perf_counter() - began
     if options.store:
+        own = {book.name for book in books if given[book.name].get("preset", book.preset) == book.preset}
         for result in results:
-            if result.ok:
+            if result.ok and result.name in own:  # at another preset only the costs are kept
                 notebooks.store(result, out)
         report.record_notebooks([r for r in results if r.ok])
         if not options.notebook and not options.resume:

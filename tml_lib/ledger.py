@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,13 +47,14 @@ class Row:
 
 
 def claims() -> dict[str, dict]:
-    """The claims of `claims.toml`, by id."""
+    """The claims of `claims.toml`, by id: the paper's by number, then the kit's own."""
     return copy.deepcopy(_parsed((Path(__file__).parent / "claims.toml").read_text(encoding="utf8")))
 
 
 @functools.cache
 def _parsed(text: str) -> dict[str, dict]:
-    return {key: item for key, item in tomllib.loads(text).items() if isinstance(item, dict)}
+    found = {key: item for key, item in tomllib.loads(text).items() if isinstance(item, dict)}
+    return dict(sorted(found.items(), key=lambda pair: ("CMG".index(pair[0][0]), int(re.sub(r"\D", "", pair[0])), pair[0])))
 
 
 def rules_hash(names: list[str]) -> str:
@@ -149,7 +151,7 @@ def _is_nested(seeds) -> bool:
 
 
 def rows(folders: list[Path]) -> list[Row]:
-    """The replication table from every evidence file in the folders, in the order of claims.toml."""
+    """The replication table from every evidence file in the folders, in the order of `claims`."""
     table = []
     for folder in folders:
         for path in sorted(Path(folder).glob("*.json")):

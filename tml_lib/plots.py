@@ -435,7 +435,7 @@ def published_models(ax: Axes, models: list[dict]) -> Axes:
     """AIME24 accuracy against training questions, a mark per model by whose trajectories it learnt; base models are lines.
 
     models: records of published.published.json, an accuracy each or None (not drawn). Hollow: only trajectories, or nothing,
-    is stated. Thin lines reach to the accuracies that other texts give. Models of almost one size stand side by side.
+    is stated. Thin lines reach to the accuracies that other texts give.
     """
     styles = {"off-policy": ("gold", "o"), "on-policy": ("corrupted", "s"), "both": ("sampled", "^")}
     unknown, places, boxes = 8e6, {}, []
@@ -453,8 +453,6 @@ def published_models(ax: Axes, models: list[dict]) -> Axes:
             continue
         colour, marker = COLOURS[styles[m["group"]][0]], styles[m["group"]][1]
         x = m["questions"] or m["samples"] or unknown
-        while any(0.87 < x / other < 1.15 for other, *_ in boxes):
-            x *= 1.15
         span = [m["accuracy"], *(other["accuracy"] for other in m["others"])]
         boxes.append((x, min(span), max(span)))
         ax.plot([x, x], boxes[-1][1:], color=colour, lw=1, alpha=0.6)

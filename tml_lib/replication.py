@@ -48,7 +48,7 @@ def smallest_effect(unit: str) -> float:
 
 
 def settled(table: list[Row]) -> list[Settled]:
-    """One entry per claim and scale of the table, in the order of claims.toml."""
+    """One entry per claim and scale of the table, in the order of `ledger.claims`."""
     found = []
     for (claim, scale, evidence), verdict in ledger.summary(table).items():
         rows = [row for row in table if (row.claim, row.scale, row.evidence) == (claim, scale, evidence) and row.decisive]
@@ -93,8 +93,8 @@ def details(table: list[Row]) -> str:
         if row.decisive:
             numbers = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}] {row.unit}"
             count = f"{row.n_seeds} × {row.n_questions}" if row.n_seeds > 1 else f"{row.n_questions}"
-            name = f"{row.claim}.{row.test}"
-            lines.append(f"| {name} | {row.scale} | {row.estimand} | {row.control} | {numbers} | {count} | {row.verdict} |")
+            cells = (f"{row.claim}.{row.test}", row.scale, row.estimand, row.control, numbers, count, row.verdict)
+            lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     return "\n".join(lines)
 
 

@@ -59,11 +59,13 @@ def record(**parts) -> None:
 
 
 def record_notebooks(results: list[notebooks.Result]) -> None:
-    """Keep the notebooks' measured wall seconds and peak memory under their preset ('any' where a notebook takes none)."""
+    """Keep the notebooks' wall seconds, peak memory and settings under their preset ('any' where a notebook takes none)."""
     held, defaults = measured()["notebooks"], {book.name: book.preset for book in notebooks.discover()}
     for result in results:
-        key = result.parameters.get("preset") or defaults.get(result.name) or "any"
-        held.setdefault(result.name, {})[key] = {"seconds": result.seconds, "memory_mb": result.memory_mb}
+        given = dict(result.parameters)
+        key = given.pop("preset", "") or defaults.get(result.name) or "any"
+        cost = {"seconds": result.seconds, "memory_mb": result.memory_mb}
+        held.setdefault(result.name, {})[key] = cost | ({"settings": given} if given else {})
     record(notebooks=held)
 
 
@@ -123,27 +125,27 @@ def needs(name: str) -> str:
     """What one notebook takes: measured time and memory per preset, or of its only way to run."""
     held = measured()
     costs = held["notebooks"].get(name, {})
-    if "any" in costs:
-        parts = [f"{_cost(costs['any'])}, no pretrained model"]
-    else:
-        (book,) = [book for book in notebooks.discover() if book.name == name]
+    (book,) = [book for book in notebooks.discover() if book.name == name]
+    if book.preset:
         parts = [f"`{p}` {_cost(costs[p])}" if p in costs else f"`{p}` not measured yet" for p in book.presets]
+    else:
+        parts = [f"{_cost(costs['any'])}, no pretrained model" if "any" in costs else "not measured yet"]
     return f"**Measured time and peak memory:** {'; '.join(parts)} (on {held['machine'] or 'no machine yet'}).{links(name)}"
 
 
 def _cost(cost: dict) -> str:
-    return f"{cost['seconds']:.0f} s, {cost['memory_mb'] / 1000:.2f} GB"
+    settings = ", ".join(f"{name} {value}" for name, value in cost.get("settings", {}).items())
+    return f"{cost['seconds']:.0f} s, {cost['memory_mb'] / 1000:.2f} GB{f' ({settings})' * bool(settings)}"
 
 
 def map_table() -> str:
-    """All notebooks with links, measured time and memory per preset."""
-    held = measured()["notebooks"]
-    lines = [f"| notebook | {' | '.join(f'preset `{p}`' for p in models.PRESETS)} |", "|---" * (1 + len(models.PRESETS)) + "|"]
+    """All notebooks with links, measured time and memory per preset; one that takes no preset needs no pretrained model."""
+    held, presets = measured()["notebooks"], [p for p in ("tiny", "small", "gpu") if p in models.PRESETS]
+    lines = [f"| notebook | no preset | {' | '.join(f'`{p}`' for p in presets)} |", "|---" * (2 + len(presets)) + "|"]
     for book in notebooks.discover():
-        costs = [held.get(book.name, {}).get("any" if "preset" not in book.parameters else p) for p in models.PRESETS]
-        gaps = ["not measured yet" if not book.preset or p in book.presets else "–" for p in models.PRESETS]
-        cells = " | ".join(_cost(c) if c else gap for c, gap in zip(costs, gaps, strict=True))
-        lines.append(f"| [{book.name}]({book.name}.ipynb): {book.title} | {cells} |")
+        costs, ways = held.get(book.name, {}), book.presets if book.preset else ["any"]
+        cells = [(_cost(costs[p]) if p in costs else "not measured yet") if p in ways else "" for p in ("any", *presets)]
+        lines.append(f"| [{book.name}]({book.name}.ipynb): {book.title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -161,12 +163,22 @@ def _clock(seconds: float) -> str:
 
 
 def bench_table() -> str:
-    """The benchmark figures of the last recorded `make bench`."""
+    """The figures of the last recorded `make bench` that have a bar to meet; measured.json holds the others."""
     lines = ["| figure | setting | value | bar |", "|---|---|---|---|"]
-    for row in measured()["bench"]:
+    for row in (row for row in measured()["bench"] if row["bar"]):
         setting = row["setting"].replace("|", "\\|")  # |t| would end the cell
-        lines.append(f"| {row['name']} | {setting} | {row['value']:g} {row['unit']} | {row['bar']} |")
+        bar = row["bar"] + ("" if meets(row["value"], row["bar"]) else " (**missed**)")
+        lines.append(f"| {row['name']} | {setting} | {row['value']:g} {row['unit']} | {bar} |")
     return "\n".join(lines)
+
+
+def meets(value: float, bar: str) -> bool:
+    """Whether a benchmark's value meets its bar: '≥ 2', '≤ 2', '0.5 to 2', or the one number that it must be."""
+    low, _, high = bar.partition(" to ")
+    if high:
+        return float(low) <= value <= float(high)
+    sign, _, limit = bar.rpartition(" ")
+    return {"≥": value >= float(limit), "≤": value <= float(limit)}.get(sign, value == float(limit))
 
 
 def ledger_table() -> str:
