@@ -30,12 +30,14 @@ class Settled:
 
     @property
     def margin(self) -> tuple[float, float, float]:
-        """Low end, estimate and high end beyond the threshold on the claimed side, in smallest effects that matter."""
+        """Low end, estimate and high end beyond the threshold on the claimed side, in smallest effects that matter.
+
+        That is the threshold's own size, or, where it is 0, what other tests of the unit have.
+        """
         rule = next(t for t in ledger.claims()[self.claim]["tests"] if t["name"] == self.row.test)
-        sign = 1 if rule["side"] == "above" else -1
-        ends = [sign * (x - rule["threshold"]) / smallest_effect(rule["unit"]) for x in (self.row.low, self.row.high)]
-        middle = sign * (self.row.estimate - rule["threshold"]) / smallest_effect(rule["unit"])
-        return min(ends), middle, max(ends)
+        unit = (1 if rule["side"] == "above" else -1) * (abs(rule["threshold"]) or smallest_effect(rule["unit"]))
+        low, middle, high = ((x - rule["threshold"]) / unit for x in (self.row.low, self.row.estimate, self.row.high))
+        return min(low, high), middle, max(low, high)
 
 
 def smallest_effect(unit: str) -> float:
@@ -70,20 +72,25 @@ def why_not(claim: str, scale: str) -> str:
 
 
 def overview(table: list[Row]) -> str:
-    """Markdown, a line per claim: the paper's number, and verdict, estimate and interval of the settling test at each scale."""
-    found = {(item.claim, item.scale): item for item in settled(table)}
+    """Markdown, a line per claim: the paper's number, and verdict, estimate and interval of the settling test at each scale.
+
+    Where several evidence files speak of one claim and scale, each has its say.
+    """
+    found: dict[tuple[str, str], list[Settled]] = {}
+    for item in settled(table):
+        found.setdefault((item.claim, item.scale), []).append(item)
     lines = [f"| claim | paper | {' | '.join(SCALES)} |", "|---" * (2 + len(SCALES)) + "|"]
     for claim, item in ledger.claims().items():
-        cells = [_cell(found.get((claim, scale)), why_not(claim, scale)) for scale in SCALES]
+        cells = [_cell(found.get((claim, scale), []), why_not(claim, scale)) for scale in SCALES]
         lines.append(f"| **{claim}** {item['title']} | {item['paper']}: {item['reported']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(found: Settled | None, reason: str) -> str:
-    if found is None:
+def _cell(found: list[Settled], reason: str) -> str:
+    if not found:
         return f"*{reason}*" if reason else "–"
-    row = found.row
-    return f"**{found.verdict}** {row.test}: {row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}] {row.unit}"
+    rows = [(item.verdict, item.row) for item in found]
+    return "; ".join(f"**{v}** {r.test}: {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}] {r.unit}" for v, r in rows)
 
 
 def details(table: list[Row]) -> str:
