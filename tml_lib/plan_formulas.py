@@ -321,8 +321,11 @@ def cache_bytes(model: Shape, tokens: float, number: int = 2) -> float:
     return 2 * model.layers * model.key * number * tokens
 
 
-def training_bytes(model: Shape, stage: Stage, number: int = 2, devices: int = 1) -> float:
-    """Weights, gradients and Adam's states, once in all, and on each device the activations of `rows` rows, the longest.
+def training_bytes(model: Shape, stage: Stage, number: int = 2) -> float:
+    """Weights, gradients and Adam's states, and the activations of `rows` rows of the longest length.
+
+    Once in all: several devices share the rows as they share the states (sequence parallelism). With rows of its own on each,
+    as data parallelism has them, a plan may need a third more devices.
 
     All weights: STATE_BYTES each; LoRA: `number` a weight, STATE_BYTES an adapter's. A block keeps 4d + 2q + 2k + 4f values a
     token for its backward pass (inputs of norms, projections, attention, gate); with recomputation its input only, and one
@@ -331,7 +334,7 @@ def training_bytes(model: Shape, stage: Stage, number: int = 2, devices: int = 1
     """
     lora = number * model.parameters + STATE_BYTES * model.adapter(stage.lora_rank)
     states = lora if stage.lora_rank else STATE_BYTES * model.parameters
-    tokens = devices * stage.rows * (stage.prompt + max(stage.longest, stage.length) + stage.suffix)
+    tokens = stage.rows * (stage.prompt + max(stage.longest, stage.length) + stage.suffix)
     block = 4 * model.width + 2 * model.query + 2 * model.key + 4 * model.ffn
     kept = model.layers * model.width + block if stage.recompute else model.layers * block
     return states + tokens * (kept * number + model.vocabulary * (number + 8))
@@ -343,7 +346,7 @@ def memory_bytes(stage: Stage, model: Shape, on: Device, gpus: int = 1) -> tuple
     Sampling: weights and the caches of those rows, at the mean length under a serving engine and at the limit in the kit's own
     loop, FEWEST rows at least, and one of the longest. Landscape: weights, two directions and the place written to.
     """
-    weights, trained = model.parameters * on.number, training_bytes(model, stage, on.number, gpus)
+    weights, trained = model.parameters * on.number, training_bytes(model, stage, on.number)
     longest = cache_bytes(model, stage.prompt + stage.longest + stage.suffix, on.number)
     row = longest if on.eager else cache_bytes(model, stage.prompt + stage.length, on.number)
     room = int((gpus * FILL * on.memory - weights) / max(row, 1))
