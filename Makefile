@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 TORCH_PIN := $(shell grep '^torch==' constraints.txt)
 ARGS ?=
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lab site bench checkpoints
@@ -38,7 +39,7 @@ test: $(STAMP)  ## everything that CI runs: ruff, unit tests, every notebook by 
 	@date +%s > $(VENV)/.test-started
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-cell-timeout 600 $(ARGS)
+	$(BIN)/python -m pytest tests notebooks -n $(WORKERS) --dist loadfile --nbval-lax --nbval-cell-timeout 600 $(ARGS)
 	@echo $$(( $$(date +%s) - $$(cat $(VENV)/.test-started) )) > $(VENV)/.test-seconds
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab

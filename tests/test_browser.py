@@ -1,4 +1,4 @@
-"""JupyterLab in a real browser: headless Chromium opens two notebooks, runs all their cells and finds figures and no error.
+"""In a real browser: JupyterLab runs two notebooks to their end, and the site's pages show their figures and formulas.
 
 Needs Chromium and its driver (Debian: `apt-get install chromium chromium-driver`); without them these tests are skipped.
 TML_SCREENSHOTS names a folder for what was seen.
@@ -25,7 +25,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tml_lib import notebooks
+from tml_lib import notebooks, site
 
 FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
 FLAGS += "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1200,1600"
@@ -50,6 +50,7 @@ pytestmark = pytest.mark.skipif(None in BINARIES.values(), reason="no Chromium w
 def driver(tmp_path_factory):
     options = webdriver.ChromeOptions()
     options.binary_location = BINARIES["chromium"]
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
         options.add_argument(flag)
     found = webdriver.Chrome(options, Service(BINARIES["chromedriver"]))
@@ -142,3 +143,21 @@ def test_jupyterlab_shows_where_a_notebook_fails(lab, driver):
     found = run_all(driver, lab, "bad.ipynb")
     (error,) = [output for cell in found["cells"] for output in cell["outputs"] if output["output_type"] == "error"]
     assert re.search("ZeroDivisionError", error["ename"])
+
+
+def test_the_site_shows_figures_formulas_and_no_error(driver, tmp_path):
+    """Every page, opened from the disk without a server."""
+    front, formulas, figures = site.build(tmp_path / "site"), 0, 0
+    driver.get_log("browser")
+    for page in sorted(front.parent.glob("*.html")):
+        driver.get(page.as_uri())
+        wanted = driver.execute_script("return document.querySelectorAll('.math').length")
+        shown = "return document.querySelectorAll('.math mjx-container').length >= arguments[0]"
+        WebDriverWait(driver, 60).until(lambda d, shown=shown, wanted=wanted: d.execute_script(shown, wanted))
+        sizes = driver.execute_script("return [...document.querySelectorAll('article img')].map(i => i.naturalWidth)")
+        assert min(sizes, default=1) > 0, page.name
+        assert driver.execute_script("return document.querySelectorAll('mjx-merror').length") == 0, page.name
+        assert [row["message"] for row in driver.get_log("browser") if row["level"] == "SEVERE"] == [], page.name
+        formulas, figures = formulas + wanted, figures + len(sizes)
+    assert formulas > 100
+    assert figures > 50

@@ -197,7 +197,7 @@ def forest(table: list[Row]) -> Figure:
         ax.set_yticks(range(len(rows)), [f"{row.claim} {row.test}: {row.verdict}" for row in rows], fontsize=8)
         ax.set(xlabel=unit, ylim=(len(rows) - 0.4, -0.6))
         ax.axvline(0, color="0.8", lw=0.8, zorder=0)
-    note = "Estimate and 95 % interval; circles decide, diamonds explain; grey: threshold, arrow: the side claimed"
+    note = "Estimate and 95 % interval; circles decide, diamonds explain; tick with arrow: threshold and side claimed"
     figure.suptitle(note, fontsize=9)
     return figure
 
