@@ -6,7 +6,7 @@ take equal steps from the same model: SFT; a shorter SFT, the cold start; GRPO f
 is. Deviations from the paper: one small model, one seed, a LoRA adapter, one question a step, no tuning of rates.
 
 A text is cut after MOST_TOKENS, in training and when asked: enough for every gold trajectory, and not for what the model writes
-before any training. So three arms are asked again with ROOM, where nearly all texts end by themselves.
+before any training. So three arms are asked again with ROOM, where most texts end by themselves.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, ScaledTranslation
 
 from tml_lib.ledger import Row, claims
 from tml_lib.records import Interval, Landscape, ProbeCurve
@@ -446,6 +446,7 @@ def published_models(ax: Axes, models: list[dict]) -> Axes:
     for kind, (colour, marker) in styles.items():
         ax.plot([], [], marker, color=COLOURS[colour], label=f"{kind}: own and others'" if kind == "both" else kind)
     ax.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+    sizes = [m["questions"] or m["samples"] for m in models]
     for m in sorted((m for m in models if m["accuracy"] is not None), key=lambda m: -m["accuracy"]):
         if m["group"] == "base":
             ax.axhline(m["accuracy"], color="0.6", lw=0.9, ls="--")
@@ -454,12 +455,20 @@ def published_models(ax: Axes, models: list[dict]) -> Axes:
         colour, marker = COLOURS[styles[m["group"]][0]], styles[m["group"]][1]
         x = m["questions"] or m["samples"] or unknown
         span = [m["accuracy"], *(other["accuracy"] for other in m["others"])]
+        beside = ScaledTranslation(_aside(x, sizes, boxes) * 3.5 / 72, 0, ax.figure.dpi_scale_trans)
         boxes.append((x, min(span), max(span)))
-        ax.plot([x, x], boxes[-1][1:], color=colour, lw=1, alpha=0.6)
+        ax.plot([x, x], boxes[-1][1:], color=colour, lw=1, alpha=0.6, transform=ax.transData + beside)
         ax.plot(x, m["accuracy"], marker, color=colour, mfc=colour if m["questions"] else "white", ms=6)
         places[m["name"]] = (x, m["accuracy"], colour)
     _names_apart(ax, places, boxes)
     return ax
+
+
+def _aside(x: float, sizes: list, drawn: list[tuple[float, float, float]]) -> int:
+    """The side of its mark on which a line is drawn: 0 on it; of models that share a size the first -1, left, the others 1."""
+    if sizes.count(x) < 2:
+        return 0
+    return 1 if any(x == other for other, *_ in drawn) else -1
 
 
 def _names_apart(ax: Axes, places: dict[str, tuple[float, float, str]], lines: list[tuple[float, float, float]]) -> None:
