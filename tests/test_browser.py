@@ -148,7 +148,8 @@ def test_jupyterlab_shows_where_a_notebook_fails(lab, driver):
 def test_the_site_shows_figures_formulas_and_no_error(driver, tmp_path):
     """Every page, opened from the disk without a server."""
     front, formulas, figures = site.build(tmp_path / "site"), 0, 0
-    driver.get_log("browser")
+    driver.get("about:blank")
+    driver.get_log("browser")  # what the page before had to say, and what it says when it is left
     for page in sorted(front.parent.glob("*.html")):
         driver.get(page.as_uri())
         wanted = driver.execute_script("return document.querySelectorAll('.math').length")
