@@ -68,6 +68,15 @@ def test_a_margin_lies_on_the_side_of_its_verdict(table):
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
+def test_evidence_of_another_scale_has_a_column_and_a_second_file_its_say():
+    other = row("C5", "pass", -0.3, -0.2, "contradicted", evidence="another.json")
+    further = row("C5", "pass", 0.15, 0.25, "holds", scale="gpu-aime24")
+    table = replication.overview([row("C5", "pass", 0.15, 0.25, "holds"), other, further])
+    assert "| gpu-aime24 |" in table.splitlines()[0]
+    (line,) = [line for line in table.splitlines() if line.startswith("| **C5** ")]
+    assert line.count("pass: ") == 3
+
+
 def test_every_claim_has_a_verdict_or_a_reason_at_every_scale(table):
     done = {(row.claim, row.scale) for row in table}
     for claim, item in ledger.claims().items():

@@ -110,7 +110,7 @@ def arm_record(arm: str, lm: LanguageModel, folder: Path, *, seed: int, steps: i
 
 
 def room_record(arm: str, lm: LanguageModel, folder: Path, *, seed: int, steps: int, cold_steps: int, questions: int) -> dict:
-    """A trained arm's samples with ROOM tokens: right or not, whether they end in a box, and their tokens (ROOM: cut)."""
+    """A trained arm's samples with ROOM tokens: right or not, whether they end in a box, and their tokens, read back."""
     held_out = sums(questions, seed + HELD_OUT, avoid=sums(steps * BATCH, seed))
     if arm != "base":
         lm, _ = trained(lm, Path(folder), arm, seed, steps=steps, cold_steps=cold_steps)

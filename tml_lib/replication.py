@@ -74,14 +74,15 @@ def why_not(claim: str, scale: str) -> str:
 def overview(table: list[Row]) -> str:
     """Markdown, a line per claim: the paper's number, and verdict, estimate and interval of the settling test at each scale.
 
-    Where several evidence files speak of one claim and scale, each has its say.
+    Where several evidence files speak of one claim and scale, each has its say. Other scales than SCALES follow.
     """
     found: dict[tuple[str, str], list[Settled]] = {}
     for item in settled(table):
         found.setdefault((item.claim, item.scale), []).append(item)
-    lines = [f"| claim | paper | {' | '.join(SCALES)} |", "|---" * (2 + len(SCALES)) + "|"]
+    scales = [*SCALES, *sorted({scale for _, scale in found} - set(SCALES))]
+    lines = [f"| claim | paper | {' | '.join(scales)} |", "|---" * (2 + len(scales)) + "|"]
     for claim, item in ledger.claims().items():
-        cells = [_cell(found.get((claim, scale), []), why_not(claim, scale)) for scale in SCALES]
+        cells = [_cell(found.get((claim, scale), []), why_not(claim, scale)) for scale in scales]
         lines.append(f"| **{claim}** {item['title']} | {item['paper']}: {item['reported']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

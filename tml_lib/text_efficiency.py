@@ -67,7 +67,7 @@ def material(
         asked = programs.questions(n, seed, "held_out")
         found = efficiency_study.own_trajectories(lm, asked, seed, 1)
         return Shortened(lm, asked, [_program_ways(asked, found, k, worth, seed) for k in range(n)], True)
-    asked = studies.chosen_questions(data, n, seed) if data else studies.study_questions(n, seed)
+    asked = studies.chosen_questions(data, n, seed)
     return Shortened(lm, asked, text_ways(lm, asked, seed), False)
 
 
