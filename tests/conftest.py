@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tml_lib import models, tasks, tiny
-from tml_lib.models import LanguageModel
+from tml_lib.data import gsm, tiny
+from tml_lib.lm import models
+from tml_lib.lm.models import LanguageModel
 
 torch.set_num_threads(1)
 
@@ -51,4 +52,4 @@ def start() -> LanguageModel:
 @pytest.fixture(scope="session")
 def questions():
     """200 gsm_symbolic questions of seed 0."""
-    return tasks.gsm_symbolic(200, seed=0)
+    return gsm.gsm_symbolic(200, seed=0)

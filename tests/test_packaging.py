@@ -11,7 +11,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from tml_lib import report, runtime
+from tml_lib import runtime
+from tml_lib.lessons import generated
 
 ROOT = runtime.project_root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -84,24 +85,24 @@ def copy(tmp_path, monkeypatch):
 
 
 def test_without_an_owner_nothing_points_to_an_address_that_is_not_there():
-    if report.owned():
+    if generated.owned():
         pytest.skip("the owner is known")
     files = [ROOT / "README.md", *(ROOT / "notebooks").glob("*.ipynb")]
     assert [path.name for path in files if "/OWNER/" in path.read_text(encoding="utf8")] == []
 
 
 def test_naming_the_repository_brings_links_badges_and_the_set_up(copy):
-    assert report.links("05_probing_trajectories") == report.badges() == ""
-    assert "clone" not in report.setup_cell()
-    report.set_home("https://github.com/someone/kit")
-    assert report.home() == "https://github.com/someone/kit"
-    assert "colab.research.google.com/github/someone/kit/blob/main/notebooks/05_probing" in report.links(
+    assert generated.links("05_probing_trajectories") == generated.badges() == ""
+    assert "clone" not in generated.setup_cell()
+    generated.set_home("https://github.com/someone/kit")
+    assert generated.home() == "https://github.com/someone/kit"
+    assert "colab.research.google.com/github/someone/kit/blob/main/notebooks/05_probing" in generated.links(
         "05_probing_trajectories"
     )
-    assert "mybinder.org/v2/gh/someone/kit/main?urlpath=lab" in report.links("05_probing_trajectories")
-    assert 'home = "https://github.com/someone/kit"' in report.setup_cell()
-    assert "someone/kit/blob/main/notebooks/00_start_here.ipynb" in report.badges()
-    compile(report.setup_cell(), "cell", "exec")
+    assert "mybinder.org/v2/gh/someone/kit/main?urlpath=lab" in generated.links("05_probing_trajectories")
+    assert 'home = "https://github.com/someone/kit"' in generated.setup_cell()
+    assert "someone/kit/blob/main/notebooks/00_start_here.ipynb" in generated.badges()
+    compile(generated.setup_cell(), "cell", "exec")
     before = tomllib.loads((ROOT / "pyproject.toml").read_text())
     after = tomllib.loads((copy / "pyproject.toml").read_text())
     assert after["project"].pop("urls") != before["project"].pop("urls")
@@ -114,7 +115,7 @@ def test_naming_the_repository_brings_links_badges_and_the_set_up(copy):
 def test_an_address_that_colab_cannot_open_is_refused(copy, address):
     before = (copy / "pyproject.toml").read_text()
     with pytest.raises(ValueError, match="is no address like"):
-        report.set_home(address)
+        generated.set_home(address)
     assert (copy / "pyproject.toml").read_text() == before
 
 
@@ -138,6 +139,6 @@ def test_make_help_lists_every_target():
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, tml_lib, tml_lib.answers; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, tml_lib, tml_lib.lm.answers; print('torch' in sys.modules or 'transformers' in sys.modules)"
     out = subprocess.run([os.sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "False"

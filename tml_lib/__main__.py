@@ -1,8 +1,8 @@
-"""`python -m tml_lib`: see `tml_lib.cli`."""
+"""`python -m tml_lib`: see `tml_lib.tools.cli`."""
 
 import sys
 
-from tml_lib.cli import main
+from tml_lib.tools.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

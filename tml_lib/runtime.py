@@ -1,11 +1,10 @@
-"""The machine and the run: folders, devices, versions, resources, notebook parameters, safe writing, source hashes."""
+"""The machine and the run: folders, devices, versions, resources, notebook parameters, safe writing."""
 
 from __future__ import annotations
 
 import ast
 import ctypes
 import difflib
-import functools
 import gc
 import hashlib
 import importlib.metadata
@@ -121,57 +120,6 @@ def write_text(path: Path, text: str) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
-
-
-def source_hash(entries: Iterable[str]) -> str:
-    """Hash of the code that functions of tml_lib run: they and all they refer to within the package; 16 hexadecimals.
-
-    entries: 'module.function' names. Comments, docstrings and layout do not count, nor does code that they never reach,
-    so that evidence is told from evidence made by other code, and only from that. Raises ValueError for unknown names.
-    """
-    found: dict[str, str] = {}
-    waiting = list(entries)
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        module, _, item = name.partition(".")
-        definitions, imported = _definitions(module)
-        if item not in definitions:
-            raise ValueError(f"{name!r} is not defined in tml_lib: give 'module.function' names")
-        node = definitions[item]
-        found[name] = ast.dump(node)
-        for part in ast.walk(node):
-            if isinstance(part, ast.Name) and part.id in definitions:
-                waiting.append(f"{module}.{part.id}")
-            elif isinstance(part, ast.Name) and "." in imported.get(part.id, ""):
-                waiting.append(imported[part.id])
-            elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id in imported:
-                source = imported[part.value.id]  # a module, whose attribute counts, or something defined in one
-                waiting.append(source if "." in source else f"{source}.{part.attr}")
-    return hashlib.sha256("\n".join(f"{name}={found[name]}" for name in sorted(found)).encode()).hexdigest()[:16]
-
-
-@functools.cache
-def _definitions(module: str) -> tuple[dict[str, ast.AST], dict[str, str]]:
-    """Top-level definitions of a module without docstrings, and what it imports from tml_lib ('module' or 'module.name')."""
-    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf8"))
-    definitions: dict[str, ast.AST] = {}
-    imported: dict[str, str] = {}
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            node.body = body[1:] or [ast.Pass()]
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tml_lib":
-            prefix = node.module.removeprefix("tml_lib").lstrip(".")
-            imported |= {a.asname or a.name: f"{prefix}.{a.name}".lstrip(".") for a in node.names}
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            definitions[node.name] = node
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            definitions |= {target.id: node for target in targets if isinstance(target, ast.Name)}
-    return definitions, imported
 
 
 def resumable(items: list, one: Callable[[object], dict], key: dict, folder: Path, progress: bool) -> tuple[list[dict], float]:

@@ -1,0 +1,322 @@
+"""Rules, evidence files and the replication table."""
+
+import json
+import math
+
+import pytest
+
+from tml_lib import runtime
+from tml_lib.claims import ledger
+from tml_lib.claims.stats import bootstrap_interval
+from tml_lib.records import Interval
+
+ENTRIES = ("studies.estimands",)
+TESTS = [(claim, test) for claim, item in ledger.claims().items() for test in item["tests"]]
+MANY = [k / 64 for k in range(64)]  # as many questions as C1 asks for at scale small
+
+
+def write(folder, values, **changes):
+    settings = {"entries": ENTRIES, "command": "make it", "settings": {"seed": 0}, "wall_seconds": 1.23}
+    return ledger.write_evidence(folder, "study", "small", values, **settings | changes)
+
+
+def alter(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "side", "wanted"),
+    [
+        (0.11, 0.5, "above", "holds"),
+        (-0.2, 0.09, "above", "contradicted"),
+        (0.05, 0.5, "above", "inconclusive"),
+        (0.10, 0.5, "above", "inconclusive"),
+        (-0.2, 0.09, "below", "holds"),
+        (0.11, 0.5, "below", "contradicted"),
+        (0.05, 0.5, "below", "inconclusive"),
+        (math.nan, math.nan, "above", "inconclusive"),
+    ],
+)
+def test_verdict_is_where_the_interval_lies(low, high, side, wanted):
+    assert ledger.verdict(Interval(0.1, low, high, 9), side, threshold=0.1) == wanted
+
+
+def test_a_negative_threshold_is_mirrored_rightly():
+    falls, flat = Interval(-0.5, -0.6, -0.4, 9), Interval(0.0, -0.05, 0.05, 9)
+    assert [ledger.verdict(i, "below", -0.1) for i in (falls, flat)] == ["holds", "contradicted"]
+    assert [ledger.verdict(i, "above", -0.1) for i in (falls, flat)] == ["contradicted", "holds"]
+
+
+def test_an_unknown_side_is_refused():
+    with pytest.raises(ValueError, match="side='over'"):
+        ledger.verdict(Interval(0, 0, 0, 9), "over", 0.1)
+
+
+@pytest.mark.parametrize("test", [test for _, test in TESTS], ids=[f"{claim}.{test['name']}" for claim, test in TESTS])
+def test_every_rule_is_complete(test):
+    assert {"name", "decisive", "estimand", "unit", "control", "side", "threshold"} == set(test) - {"added"}
+    assert not (test.get("added") and test["decisive"]), "a test written after a first look must not decide"
+    assert test["side"] in ("above", "below")
+    assert isinstance(test["decisive"], bool)
+    assert isinstance(test["threshold"], float)
+    assert all(test[field].strip() for field in ("name", "estimand", "unit", "control"))
+
+
+@pytest.mark.parametrize("claim", ledger.claims().values(), ids=ledger.claims().keys())
+def test_every_claim_has_a_title_its_place_scales_and_a_decisive_test(claim):
+    assert claim["title"].strip()
+    assert claim["paper"].strip()
+    assert all(scale["questions"] >= 2 and scale["seeds"] >= 1 for scale in claim["scales"].values())
+    assert any(test["decisive"] for test in claim["tests"])
+    assert len({test["name"] for test in claim["tests"]}) == len(claim["tests"])
+
+
+def test_the_rules_hash_changes_with_a_rule_of_a_named_test_only(monkeypatch):
+    before = [ledger.rules_hash(names) for names in (["C1.trend", "C1.fall"], ["C1.fall", "C1.trend"], ["C1.fall"])]
+    assert before[0] == before[1] != before[2]
+    changed = ledger.claims()
+    next(test for test in changed["C1"]["tests"] if test["name"] == "trend")["threshold"] = -0.2
+    monkeypatch.setattr(ledger, "claims", lambda: changed)
+    assert ledger.rules_hash(["C1.trend", "C1.fall"]) != before[0]
+    assert ledger.rules_hash(["C1.fall"]) == before[2]
+
+
+# --- evidence files --------------------------------------------------------------------------------------------------
+
+
+def test_evidence_comes_back_as_it_was_written(tmp_path):
+    path = write(tmp_path, {"C1.fall": [[1.0, math.nan, 0.123456789]]}, extra={"curves": [{"L̂": (1.0, math.nan)}]})
+    found = ledger.read_evidence(path)
+    assert path == tmp_path / "study.small.json"
+    assert found["values"] == {"C1.fall": [[1.0, None, 0.12346]]}
+    assert found["curves"] == [{"L̂": [1.0, None]}]
+    assert (found["study"], found["scale"], found["command"], found["wall_seconds"]) == ("study", "small", "make it", 1.2)
+    assert found["settings"] == {"seed": 0}
+    assert found["source_hash"] == runtime.source_hash(ENTRIES)
+    assert found["versions"]["torch"] == runtime.versions()["torch"]
+
+
+def test_a_test_without_a_rule_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"'C1\.made_up' has no rule"):
+        write(tmp_path, {"C1.fall": [[1.0]], "C1.made_up": [[1.0]]})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "not json", b"\xff\xfe"], ids=repr)
+def test_evidence_that_is_no_json_is_refused_by_path(tmp_path, content):
+    path = tmp_path / "bad.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=f"{path} is not valid JSON"):
+        ledger.read_evidence(path)
+
+
+@pytest.mark.parametrize("field", sorted(ledger._FIELDS))
+def test_evidence_that_lacks_a_field_is_refused_by_path_and_field(tmp_path, field):
+    path = write(tmp_path, {"C1.fall": [[1.0]]})
+    held = json.loads(path.read_text())
+    del held[field]
+    path.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=f"{path} lacks {field}: make it again"):
+        ledger.read_evidence(path)
+
+
+def test_evidence_that_is_no_object_is_refused_by_path(tmp_path):
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ValueError, match=rf"{tmp_path}/list\.json holds a list"):
+        ledger.read_evidence(tmp_path / "list.json")
+
+
+def test_evidence_of_another_schema_is_refused_by_path(tmp_path):
+    path = write(tmp_path, {"C1.fall": [[1.0]]})
+    alter(path, schema=99)
+    with pytest.raises(ValueError, match=f"{path} has schema 99"):
+        ledger.read_evidence(path)
+
+
+@pytest.mark.parametrize("values", [[1.0], 1.0, [], "ab", [["x"]], [[[1.0]]], [1.0, [2.0]], {"a": [1.0]}], ids=repr)
+def test_values_that_are_no_lists_of_lists_of_numbers_are_refused_by_path(tmp_path, values):
+    path = write(tmp_path, {"C1.fall": [[1.0]]})
+    alter(path, values={"C1.fall": values})
+    with pytest.raises(ValueError, match=rf"{path}: values\['C1\.fall'\] is no list of lists of numbers"):
+        ledger.read_evidence(path)
+
+
+def test_values_that_are_no_object_are_refused_by_path(tmp_path):
+    path = write(tmp_path, {"C1.fall": [[1.0]]})
+    alter(path, values=[[1.0]])
+    with pytest.raises(ValueError, match=f"{path}"):
+        ledger.read_evidence(path)
+
+
+def test_a_missing_evidence_file_is_refused_by_path(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/none\.json does not exist"):
+        ledger.read_evidence(tmp_path / "none.json")
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def only_row(folder, values, /, **changes):
+    path = write(folder, values)
+    alter(path, **changes)
+    (row,) = ledger.rows([folder])
+    return row
+
+
+def test_a_row_is_the_bootstrap_over_questions_where_there_is_one_seed(tmp_path):
+    row = only_row(tmp_path, {"C1.fall": [[*MANY, math.nan]]})
+    wanted = bootstrap_interval([round(x, 5) for x in MANY], seed=ledger.INTERVAL_SEED)
+    assert (row.estimate, row.low, row.high) == (wanted.estimate, wanted.low, wanted.high)
+    assert (row.n_questions, row.n_seeds, row.verdict) == (64, 1, "holds")
+    assert (row.claim, row.test, row.scale, row.decisive) == ("C1", "fall", "small", False)
+
+
+def test_a_row_is_the_bootstrap_over_seed_means_where_there_are_several(tmp_path):
+    seeds = [[x + shift for x in MANY] for shift in (0.0, 1.0, 5.0)]
+    row = only_row(tmp_path, {"C1.fall": [*seeds[:2], [*seeds[2], 5.0]]})
+    means = [sum(round(x, 5) for x in seed) / len(seed) for seed in (*seeds[:2], [*seeds[2], 5.0])]
+    wanted = bootstrap_interval(means, seed=ledger.INTERVAL_SEED)
+    assert (row.estimate, row.low, row.high) == pytest.approx((wanted.estimate, wanted.low, wanted.high))
+    assert (row.n_seeds, row.n_questions) == (3, 64)  # the smallest number of questions
+
+
+@pytest.mark.parametrize(("kept", "wanted"), [(63, "too few"), (64, "holds")])
+def test_below_the_asked_number_of_questions_there_is_no_verdict(tmp_path, kept, wanted):
+    assert only_row(tmp_path, {"C1.fall": [[*MANY[:kept], *[math.nan] * 10]]}).verdict == wanted
+
+
+def test_below_the_asked_number_of_seeds_there_is_no_verdict(tmp_path, monkeypatch):
+    asked = ledger.claims()
+    asked["C1"]["scales"]["small"]["seeds"] = 2
+    monkeypatch.setattr(ledger, "claims", lambda: asked)
+    assert only_row(tmp_path, {"C1.fall": [MANY]}).verdict == "too few"
+
+
+@pytest.mark.parametrize("values", [[[math.nan] * 70], [[0.5]]], ids=["none", "one"])
+def test_too_few_values_for_an_interval_give_nan_bounds(tmp_path, values):
+    row = only_row(tmp_path, {"C1.fall": values})
+    assert row.verdict == "too few"
+    assert math.isnan(row.low)
+    assert math.isnan(row.high)
+
+
+@pytest.mark.parametrize("field", ["source_hash", "rules_hash"])
+def test_evidence_of_other_code_or_rules_is_stale(tmp_path, field):
+    assert only_row(tmp_path, {"C1.fall": [MANY]}, **{field: "0" * 16}).verdict == "stale"
+
+
+def test_evidence_of_a_function_that_is_gone_is_stale(tmp_path):
+    assert only_row(tmp_path, {"C1.fall": [MANY]}, entries=["studies.gone"]).verdict == "stale"
+
+
+def test_evidence_of_a_test_that_is_gone_is_stale(tmp_path):
+    gone = {"C1.fall": [MANY], "C1.gone": [MANY]}
+    assert only_row(tmp_path, {"C1.fall": [MANY]}, values=gone).verdict == "stale"
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Two files: a claim whose decisive tests hold, contradict and leave open; and one with too few questions."""
+    low = [-x for x in MANY]
+    write(tmp_path, {"C1.copying": [low], "C1.trend": [low], "C1.unstated": [MANY], "C1.content": [low]})
+    ledger.write_evidence(
+        tmp_path / "b",
+        "other",
+        "small",
+        {"C2.sampled_trend": [MANY], "C2.corrupted_trend": [MANY[:5]]},
+        entries=ENTRIES,
+        command="c",
+        settings={},
+        wall_seconds=0,
+    )
+    return ledger.rows([tmp_path / "b", tmp_path])
+
+
+def test_rows_stand_in_the_order_of_the_rules(table):
+    names = [f"{claim}.{test['name']}" for claim, test in TESTS]
+    found = [f"{row.claim}.{row.test}" for row in table]
+    assert found == sorted(found, key=names.index)
+    assert len(found) == 6
+
+
+def test_the_verdicts_of_the_table(table):
+    assert {f"{row.claim}.{row.test}": row.verdict for row in table} == {
+        "C1.trend": "holds",
+        "C1.unstated": "holds",
+        "C1.content": "contradicted",
+        "C1.copying": "contradicted",
+        "C2.sampled_trend": "holds",
+        "C2.corrupted_trend": "too few",
+    }
+
+
+def test_a_claim_is_contradicted_where_one_decisive_test_is_and_blocked_where_one_lacks_numbers(table):
+    found = ledger.summary(table)
+    assert {(claim, scale): verdict for (claim, scale, _), verdict in found.items()} == {
+        ("C1", "small"): "contradicted",
+        ("C2", "small"): "too few",
+    }
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "wanted"),
+    [
+        (["holds", "holds", "holds"], "holds"),
+        (["holds", "inconclusive", "holds"], "inconclusive"),
+        (["holds", "inconclusive", "contradicted"], "contradicted"),
+        (["stale", "contradicted", "holds"], "stale"),
+    ],
+)
+def test_summary_of_decisive_verdicts(verdicts, wanted):
+    decisive = [test["name"] for claim, test in TESTS if claim == "C1" and test["decisive"]]
+    fixed = ("e", "u", 0.0, 0.0, 0.0, 1, 64, "c")
+    lines = [ledger.Row("C1", n, "small", *fixed, True, v, "f") for n, v in zip(decisive, verdicts, strict=True)]
+    explaining = ledger.Row("C1", "fall", "small", *fixed, False, "contradicted", "f")
+    assert ledger.summary([*lines, explaining]) == {("C1", "small", "f"): wanted}
+
+
+def test_a_claim_does_not_hold_on_some_of_its_decisive_tests(tmp_path):
+    only = only_row(tmp_path, {"C1.unstated": [MANY]})
+    assert only.verdict == "holds"
+    assert "holds" not in ledger.summary([only]).values()
+
+
+FIELDS = {"claim", "scale", "estimand", "estimate", "low", "high", "n_seeds", "n_questions", "control", "verdict", "evidence"}
+
+
+def test_json_has_the_promised_fields_and_null_for_what_does_not_exist(table, tmp_path):
+    found = json.loads(ledger.to_json(table), parse_constant=pytest.fail)
+    assert len(found) == len(table)
+    assert all(set(row) >= FIELDS for row in found)
+    assert found[0]["evidence"] == (tmp_path / "study.small.json").resolve().as_posix()
+    empty = only_row(tmp_path / "new", {"C1.fall": [[math.nan]]})
+    assert json.loads(ledger.to_json([empty]), parse_constant=pytest.fail)[0]["estimate"] is None
+
+
+def test_every_row_is_rendered_with_its_numbers(table):
+    lines = ledger.to_text(table).split("\n")
+    for row in table:
+        (line,) = [line for line in lines if row.test in line.replace("*", " ").split()]
+        assert f"{row.estimate:.3f}" in line
+        assert f"[{row.low:.3f}, {row.high:.3f}]" in line
+        assert row.verdict in line
+        assert ("*" in line) == row.decisive
+
+
+def test_evidence_of_the_project_is_named_from_its_folder():
+    folder = runtime.project_root() / "notebooks" / "evidence"
+    assert ledger._named(folder / "a.small.json") == "notebooks/evidence/a.small.json"
+
+
+def test_intervals_resample_whole_templates_where_the_evidence_names_them(tmp_path):
+    values = [float(k // 16) for k in range(64)]
+    path = write(tmp_path, {"C1.fall": [values]})
+    single = ledger.rows([tmp_path])[0]
+    alter(path, templates=[str(k // 16) for k in range(64)])
+    whole = ledger.rows([tmp_path])[0]
+    assert whole.estimate == single.estimate
+    assert whole.high - whole.low > 2 * (single.high - single.low)
+    assert whole.n_questions == 64

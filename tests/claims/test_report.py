@@ -1,0 +1,207 @@
+"""The replication report: margins, settling tests, coverage of the paper, and its exercises."""
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from tml_lib import runtime
+from tml_lib.claims import ledger, report
+from tml_lib.lessons import coverage, notebooks, plots
+from tml_lib.lessons.exercises import replication_report
+
+PAPER = [f"Fig. {k}" for k in range(1, 17)] + [f"Table {k}" for k in range(1, 8)] + [f"Algorithm {k}" for k in range(1, 5)]
+PAPER += [f"Eq. {k}" for k in range(1, 9)] + ["Eq. 9–20"] + [f"Eq. {k}" for k in range(21, 24)]
+
+
+@pytest.fixture(scope="module")
+def table():
+    return ledger.rows([notebooks.stored_evidence()])
+
+
+def row(claim, test, low, high, verdict, *, scale="tiny", evidence="e.json"):
+    rule = next(t for t in ledger.claims()[claim]["tests"] if t["name"] == test)
+    middle = (low + high) / 2
+    return ledger.Row(
+        claim, test, scale, rule["estimand"], rule["unit"], middle, low, high, 5, 300, "c", rule["decisive"], verdict, evidence
+    )
+
+
+# --- margins and settling tests --------------------------------------------------------------------------------------
+
+
+def test_a_margin_is_counted_in_smallest_effects_beyond_the_threshold():
+    above = report.Settled("C5", "tiny", "holds", row("C5", "pass", 0.15, 0.25, "holds"))
+    assert above.margin == pytest.approx((2.0, 3.0, 4.0))  # (x - 0.05) / 0.05
+    below = report.Settled("C1", "tiny", "holds", row("C1", "trend", -0.6, -0.4, "holds"))
+    assert below.margin == pytest.approx((3.0, 4.0, 5.0))  # (-0.1 - x) / 0.1
+
+
+@pytest.mark.parametrize(("unit", "size"), [("share", 0.05), ("tau", 0.1), ("nats per token", 0.1), ("squared error", 0.4)])
+def test_the_smallest_effects_are_those_that_claims_toml_states(unit, size):
+    assert report.smallest_effect(unit) == size
+
+
+def test_a_unit_without_a_threshold_has_no_margin():
+    with pytest.raises(ValueError, match="no decisive test has a threshold in 'metres'"):
+        report.smallest_effect("metres")
+
+
+def test_the_settling_test_is_the_least_favourable_of_those_with_the_verdict():
+    good = row("C5", "mgpass", 0.2, 0.4, "holds")
+    (found,) = report.settled([good, row("C5", "pass", 0.1, 0.2, "holds")])
+    assert (found.verdict, found.row.test) == ("holds", "pass")
+    (found,) = report.settled([good, row("C5", "pass", -0.2, 0.0, "contradicted")])
+    assert (found.verdict, found.row.test) == ("contradicted", "pass")
+    (found,) = report.settled([row("C5", "mgpass", -0.9, 0.4, "inconclusive"), row("C5", "pass", 0.06, 0.07, "holds")])
+    assert (found.verdict, found.row.test) == ("inconclusive", "mgpass")
+
+
+def test_a_margin_lies_on_the_side_of_its_verdict(table):
+    for item in report.settled(table):
+        low, middle, high = item.margin
+        assert low <= middle <= high
+        if item.verdict == "holds":
+            assert low > 0
+        if item.verdict == "contradicted":
+            assert high < 0
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_evidence_of_another_scale_has_a_column_and_a_second_file_its_say():
+    other = row("C5", "pass", -0.3, -0.2, "contradicted", evidence="another.json")
+    further = row("C5", "pass", 0.15, 0.25, "holds", scale="gpu-aime24")
+    table = report.overview([row("C5", "pass", 0.15, 0.25, "holds"), other, further])
+    assert "| gpu-aime24 |" in table.splitlines()[0]
+    (line,) = [line for line in table.splitlines() if line.startswith("| **C5** ")]
+    assert line.count("pass: ") == 3
+
+
+def test_every_claim_has_a_verdict_or_a_reason_at_every_scale(table):
+    done = {(row.claim, row.scale) for row in table}
+    for claim, item in ledger.claims().items():
+        assert item["reported"].strip()
+        assert any((claim, scale) in done for scale in item["scales"]), f"{claim} has no evidence at all"
+        if claim[0] == "C" and "published" not in item["scales"]:
+            assert (claim, "gpu") in done or report.why_not(claim, "gpu")
+            for scale in ("tiny", "small"):
+                assert (claim, scale) in done or report.why_not(claim, scale) or claim[-1] == "s", (claim, scale)
+
+
+def test_the_overview_has_a_line_per_claim_and_each_verdict(table):
+    text = report.overview(table)
+    for claim in ledger.claims():
+        assert re.search(rf"^\| \*\*{claim}\*\* ", text, re.MULTILINE)
+    for item in report.settled(table):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| **{item.claim}** ")]
+        assert f"**{item.verdict}** {item.row.test}: {item.row.estimate:.2f}" in line
+    assert len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_the_details_have_a_line_per_decisive_row(table):
+    lines = report.details(table).splitlines()[2:]
+    decisive = [row for row in table if row.decisive]
+    assert len(lines) == len(decisive)
+    for line, found in zip(lines, decisive, strict=True):
+        assert f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]" in line
+        assert line.endswith(f"| {found.verdict} |")
+
+
+def test_the_figure_has_a_mark_and_an_interval_per_verdict(table):
+    found = report.settled(table)
+    ax = plots.verdicts(found).axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        f"{item.claim} ({item.scale}), {item.row.test}" for item in found
+    ]
+    marks = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
+    assert marks[: len(found)] == pytest.approx([item.margin[1] for item in found])
+
+
+# --- coverage --------------------------------------------------------------------------------------------------------
+
+
+def test_every_item_of_the_paper_stands_once():
+    assert [item.id for item in coverage.coverage()] == PAPER
+
+
+def test_every_claim_of_the_paper_is_named_by_an_item():
+    named = {claim for item in coverage.coverage() for claim in item.claims}
+    assert {claim for claim in ledger.claims() if claim[0] == "C"} - named <= {"C11t"}
+
+
+def test_the_coverage_table_links_to_notebooks():
+    text = coverage.coverage_table()
+    for name in re.findall(r"\]\((\S+\.ipynb)\)", text):
+        assert (notebooks.folder() / name).is_file()
+    assert text.count("\n") == len(PAPER) + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"how": "glanced at"}, "how='glanced at'"),
+        ({"where": ("01_theory", "No such heading")}, "no heading 'No such heading'"),
+        ({"where": ("99_none", "Direction")}, "notebook '99_none'"),
+        ({"how": "not covered", "note": "", "claims": ()}, "does not say why"),
+        ({"how": "tested", "claims": ()}, "no claim is named"),
+        ({"how": "tested", "claims": ("C99",)}, "no claim C99"),
+        ({"how": "shown", "claims": ("C1",)}, "see claims.toml"),
+    ],
+)
+def test_a_wrong_item_is_refused_by_name(change, message, monkeypatch):
+    good = coverage.coverage()[0]
+    bad = replace(good, **change)
+    monkeypatch.setattr(coverage, "Item", lambda **fields: bad)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        coverage.coverage()
+    assert "Fig. 1" in str(caught.value)
+
+
+# --- README ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_number_in_readmes_prose_is_typed():
+    """Decimals and percentages stand in generated blocks and code only; what is left are addresses and versions."""
+    text = (runtime.project_root() / "README.md").read_text(encoding="utf8")
+    text = re.sub(r"<!-- generated.*?<!-- end -->|```.*?```|`[^`]*`|\]\([^)]*\)", "", text, flags=re.DOTALL)
+    names = r"arXiv \d+\.\d+|Python 3\.\d+|0\.2 M parameters|Apache( License |-)2\.0|Qwen2\.5"
+    assert re.findall(r"[^\n]*(?:\d\.\d|\d ?%)[^\n]*", re.sub(names, "", text)) == []
+
+
+# --- exercises -------------------------------------------------------------------------------------------------------
+
+
+def rule(low, high, side, threshold):
+    if side == "below":
+        low, high, threshold = -high, -low, -threshold
+    return "holds" if low > threshold else "contradicted" if high < threshold else "inconclusive"
+
+
+VERDICTS = [
+    (None, None, "not attempted"),
+    (rule, True, "right"),
+    (lambda low, high, side, t: rule((low + high) / 2, (low + high) / 2, side, t), False, "the whole interval"),
+    (lambda low, high, side, t: "holds" if rule(low, high, side, t) == "holds" else "inconclusive", False, "smaller than what"),
+    (lambda low, high, side, t: rule(low, high, "above", t), False, "mirrors"),
+    (lambda low, high, side, t: "contradicted", False, "where does the whole interval lie"),
+]
+MISSES = [
+    (None, None, "not attempted"),
+    (lambda n, level: 1 - level**n, True, "right"),
+    (lambda n, level: level**n, False, "none misses"),
+    (lambda n, level: n * (1 - level), False, "expected number"),
+    (lambda n, level: (1 - level) ** n, False, "all of them miss"),
+    (lambda n, level: math.inf, False, "when does none"),
+]
+
+
+@pytest.mark.parametrize(
+    ("check", "attempt", "wanted", "said"),
+    [("check_verdict", *case) for case in VERDICTS] + [("check_misses", *case) for case in MISSES],
+)
+def test_exercises_say_what_is_right_and_what_is_wrong(check, attempt, wanted, said, capsys):
+    assert getattr(replication_report, check)(attempt) is wanted
+    assert said in capsys.readouterr().out

@@ -1,0 +1,329 @@
+"""The paper's question sets: each schema from disk, what the hub is asked for, and what is refused by name."""
+
+import json
+import random
+
+import datasets
+import pytest
+
+from tml_lib.data import gsm, hub
+from tml_lib.lm import answers, thinking
+from tml_lib.lm.answers import chat_prompt, encode
+from tml_lib.studies import trajectories
+
+READ = [name for name, source in hub.SETS.items() if source.read]
+WITH_GOLD = ["aime24", "math500_5"]
+ROLLOUTS = ["orz_14b", "orz_72b"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with a set of eight questions per schema."""
+    root = tmp_path_factory.mktemp("sets")
+    return {name: hub.fixture(name, root / name, n=8, seed=3) for name in READ}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    """What `datasets` converts stays in the test's own folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def made():
+    return gsm.gsm_symbolic(8, 3)
+
+
+def rows_of(folder):
+    return list(datasets.load_from_disk(str(folder)))
+
+
+def write(rows, path):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# --- every schema ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_fixture_has_the_columns_that_are_read_and_loads_from_disk(saved, made, name):
+    assert set(hub.SETS[name].columns) <= set(rows_of(saved[name])[0])
+    found = hub.questions(name, source=str(saved[name]))
+    assert len(found) == 8
+    assert all(q.id.startswith(f"{name}/") and q.template == q.id for q in found)
+    assert len({q.id for q in found}) == 8
+    assert all(own.text in q.text for own, q in zip(made, found, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in READ if name != "gpqa_diamond"])
+def test_answers_are_the_questions_own_and_graded_right(saved, made, name):
+    found = hub.questions(name, source=str(saved[name]))
+    assert [q.answer for q in found] == [q.answer for q in made]
+    assert answers.grade(f"so \\boxed{{{found[0].answer}}}", found[0].answer)
+
+
+@pytest.mark.parametrize("name", WITH_GOLD)
+def test_a_set_s_own_solution_is_gold(saved, made, name):
+    for question, own in zip(hub.questions(name, source=str(saved[name])), made, strict=True):
+        assert gsm.gold(question) == gsm.gold(own)
+
+
+def test_only_level_5_of_math500_is_read(saved):
+    rows = rows_of(saved["math500_5"])
+    assert sorted({row["level"] for row in rows}) == [1, 2, 3, 4, 5]
+    found = hub.questions("math500_5", source=str(saved["math500_5"]))
+    assert [q.id for q in found] == [f"math500_5/{k}" for k, row in enumerate(rows) if row["level"] == 5][:8]
+
+
+@pytest.mark.parametrize("levels", [("Level 5", "Level 4"), ("5", "15"), (5, 4)])
+def test_a_level_may_be_a_number_or_written_in_words(tmp_path, levels):
+    rows = [{"problem": "p", "solution": "s", "answer": "1", "level": level} for level in levels]
+    assert [q.id for q in hub.questions("math500_5", source=write(rows, tmp_path / "math.jsonl"))] == ["math500_5/0"]
+
+
+@pytest.mark.parametrize("name", ROLLOUTS)
+def test_labels_say_which_samples_are_right(saved, made, name):
+    for question, own in zip(hub.questions(name, source=str(saved[name])), made, strict=True):
+        right, wrong = question.trajectories
+        assert (right.kind, right.correct, right.answer) == ("sampled", True, own.answer)
+        assert (wrong.kind, wrong.correct, wrong.answer) == ("sampled", False, None)
+        assert gsm.gold(own).text in right.text
+        assert not set(thinking.THINK) & set(right.text.split())
+
+
+def test_marked_thinking_is_the_trajectory_and_unmarked_text_all_of_it(saved):
+    long, short = (hub.questions(name, 1, source=str(saved[name]))[0].trajectories[0].text for name in ROLLOUTS)
+    assert "boxed" not in long
+    assert short.startswith(long)
+    assert short.endswith("}.")
+
+
+@pytest.mark.parametrize("labels", [[1.0, 0.0], [True, False]])
+def test_labels_may_be_numbers_or_truth_values(tmp_path, labels):
+    row = {"problem": "p", "answer": "1", "generations": ["a", "b"], "labels": labels}
+    (question,) = hub.questions("orz_72b", source=write([row], tmp_path / "orz.jsonl"))
+    assert [(t.text, t.correct) for t in question.trajectories] == [("a", True), ("b", False)]
+
+
+def test_a_generation_without_thinking_is_no_trajectory(tmp_path):
+    row = {"problem": "p", "answer": "1", "generations": ["<think>\n\n</think>\n\n1", "so 1"], "labels": [1, 1]}
+    (question,) = hub.questions("orz_14b", source=write([row], tmp_path / "orz.jsonl"))
+    assert [t.text for t in question.trajectories] == ["so 1"]
+
+
+@pytest.mark.parametrize(("labels", "said"), [([1], r"2 generations and the labels \[1\]"), ([1, 2], r"labels \[1, 2\]")])
+def test_labels_that_do_not_fit_are_refused_by_row(tmp_path, labels, said):
+    row = {"problem": "p", "answer": "1", "generations": ["a", "b"], "labels": labels}
+    with pytest.raises(ValueError, match=f"orz_14b/0 has .*{said}.*leave this row out"):
+        hub.questions("orz_14b", source=write([row], tmp_path / "orz.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"), [("$\\frac{1}{2}$", "\\frac{1}{2}"), ("$$7$$", "7"), (" 7 ", "7"), ("$7", "$7")]
+)
+def test_an_answer_loses_the_dollars_around_it(tmp_path, written, answer):
+    row = {"question": "q", "answer": written}
+    (question,) = hub.questions("livemathbench_hard", source=write([row], tmp_path / "live.jsonl"))
+    assert question.answer == answer
+
+
+@pytest.mark.parametrize("answer", [None, "", ["1", "2"]])
+def test_an_answer_that_is_no_text_is_refused_by_row(tmp_path, answer):
+    rows = [{"question": "q", "answer": answer}]
+    with pytest.raises(ValueError, match=r"livemathbench_hard/0 has .* in column 'answer', which is no text"):
+        hub.questions("livemathbench_hard", source=write(rows, tmp_path / "live.jsonl"))
+
+
+# --- multiple choice -------------------------------------------------------------------------------------------------
+
+
+def test_gpqa_s_answer_is_the_letter_of_the_right_option(saved, made):
+    found = hub.questions("gpqa_diamond", source=str(saved["gpqa_diamond"]))
+    for question, own in zip(found, made, strict=True):
+        options = dict(line.split(") ", 1) for line in question.text.splitlines() if line[:2] in ("A)", "B)", "C)", "D)"))
+        assert sorted(options) == list(hub.LETTERS)
+        assert options[question.answer] == own.answer
+        assert len(set(options.values())) == 4
+    assert len({q.answer for q in found}) > 1
+
+
+def test_gpqa_s_options_are_shuffled_by_the_seed_alone(saved):
+    source = str(saved["gpqa_diamond"])
+    first, again, other = (hub.questions("gpqa_diamond", source=source, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert all(q in first for q in hub.questions("gpqa_diamond", 5, source=source))
+
+
+@pytest.mark.parametrize("letter", hub.LETTERS)
+def test_letters_are_graded(letter):
+    others = hub.LETTERS.replace(letter, "")
+    assert answers.grade(f"so \\boxed{{{letter}}}", letter)
+    assert answers.grade(f"so \\boxed{{\\text{{({letter})}}}}", letter)
+    assert not any(answers.grade(f"so \\boxed{{{other}}}", letter) for other in others)
+
+
+# --- which questions -------------------------------------------------------------------------------------------------
+
+
+def test_n_questions_are_random_fixed_and_nested(saved):
+    source = str(saved["math500_5"])
+    three, five = (hub.questions("math500_5", n, seed=1, source=source) for n in (3, 5))
+    whole = hub.questions("math500_5", source=source)
+    assert three == five[:3]
+    assert all(q in whole for q in five)
+    assert five != whole[:5]
+    assert {q.id for q in five} != {q.id for q in hub.questions("math500_5", 5, seed=2, source=source)}
+
+
+def test_the_caller_s_random_numbers_are_left_alone(saved):
+    random.seed(5)
+    state = random.getstate()
+    hub.questions("gpqa_diamond", 3, source=str(saved["gpqa_diamond"]))
+    assert random.getstate() == state
+
+
+@pytest.mark.parametrize(("n", "said"), [(0, "n=0 questions make no set"), (9, "has 8 questions for aime24, 9 are wanted")])
+def test_too_few_or_too_many_are_refused(saved, n, said):
+    with pytest.raises(ValueError, match=said):
+        hub.questions("aime24", n, source=str(saved["aime24"]))
+
+
+def test_a_set_without_a_question_is_refused(tmp_path):
+    row = {"problem": "p", "solution": "s", "answer": "1", "level": 4}
+    with pytest.raises(ValueError, match="has 0 questions for math500_5, some are wanted"):
+        hub.questions("math500_5", source=write([row], tmp_path / "math.jsonl"))
+
+
+# --- where from ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_file_reads_as_the_folder_does(saved, tmp_path, kind, stream):
+    data = datasets.load_from_disk(str(saved["gpqa_diamond"]))
+    file = tmp_path / f"gpqa.{kind}"
+    {"jsonl": data.to_json, "parquet": data.to_parquet, "csv": data.to_csv}[kind](str(file))
+    wanted = hub.questions("gpqa_diamond", source=str(saved["gpqa_diamond"]))
+    assert hub.questions("gpqa_diamond", source=str(file), stream=stream) == wanted
+
+
+def test_streaming_takes_the_first_questions(saved, tmp_path):
+    file = write(rows_of(saved["math500_5"]), tmp_path / "math.jsonl")
+    found = hub.questions("math500_5", 3, source=file, stream=True, seed=4)
+    assert found == hub.questions("math500_5", source=str(saved["math500_5"]))[:3]
+
+
+def test_parts_of_a_saved_set_are_chosen_by_split(saved, tmp_path):
+    data = datasets.load_from_disk(str(saved["aime24"]))
+    datasets.DatasetDict(train=data, few=data.select(range(2))).save_to_disk(str(tmp_path / "both"))
+    assert len(hub.questions("aime24", source=str(tmp_path / "both"))) == 8
+    assert len(hub.questions("aime24", source=str(tmp_path / "both"), split="few")) == 2
+    with pytest.raises(ValueError, match=r"split 'many' \(KeyError.*check the path and the split"):
+        hub.questions("aime24", source=str(tmp_path / "both"), split="many")
+    with pytest.raises(ValueError, match=r"has no parts, so that split='few' names none"):
+        hub.questions("aime24", source=str(saved["aime24"]), split="few")
+
+
+def test_a_folder_of_files_is_read_by_its_parts(saved, tmp_path):
+    data = datasets.load_from_disk(str(saved["aime24"]))
+    data.to_parquet(str(tmp_path / "set" / "train-00000-of-00001.parquet"))
+    assert hub.questions("aime24", source=str(tmp_path / "set")) == hub.questions("aime24", source=str(saved["aime24"]))
+
+
+@pytest.mark.parametrize("name", READ)
+def test_the_hub_is_asked_for_data_only(monkeypatch, saved, name):
+    asked = []
+
+    def load_dataset(*place, **settings):
+        asked.append((place, settings))
+        return datasets.load_from_disk(str(saved[name]))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = hub.SETS[name]
+    assert hub.questions(name) == hub.questions(name, source=str(saved[name]))
+    assert asked == [((source.hub, source.config or None), {"split": source.split, "streaming": False})]
+    hub.questions(name, 2, source="someone/copy", split="other", stream=True)
+    assert asked[1] == (("someone/copy", None), {"split": "other", "streaming": True})
+
+
+def test_a_hub_that_does_not_answer_is_an_error_with_the_next_step(monkeypatch):
+    def load_dataset(*place, **settings):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(ValueError, match=r"gpqa_diamond cannot be read.*ConnectionError: no route.*hub login.*GPQA is gated"):
+        hub.questions("gpqa_diamond")
+
+
+def test_a_missing_path_is_refused_before_the_hub_is_asked(tmp_path):
+    for place in (tmp_path / "nowhere", "aime.parquet"):
+        with pytest.raises(ValueError, match="does not exist; give a folder or file"):
+            hub.questions("aime24", source=str(place))
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_path(tmp_path):
+    (tmp_path / "aime.parquet").write_text("no parquet")
+    with pytest.raises(ValueError, match=r"aime24 cannot be read from .*aime\.parquet"):
+        hub.questions("aime24", source=str(tmp_path / "aime.parquet"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_missing_columns_are_named_with_those_found(tmp_path, stream):
+    file = write([{"question": "q", "answer": "1"}], tmp_path / "other.jsonl")
+    said = (
+        r"aime24 needs the columns problem, solution, answer; .*other\.jsonl has question, answer and lacks problem, solution"
+    )
+    with pytest.raises(ValueError, match=f"{said}: give a set.*rename_columns"):
+        hub.questions("aime24", source=file, stream=stream)
+
+
+@pytest.mark.parametrize("ask", [hub.questions, lambda name: hub.fixture(name, "unused")])
+def test_what_is_no_set_or_cannot_be_graded_is_refused(ask):
+    with pytest.raises(ValueError, match=r"'aime' is no question set of the paper: choose one of orz_14b"):
+        ask("aime")
+    with pytest.raises(NotImplementedError, match=r"livecodebench is not read here.*sandbox.*lcb_runner.*gpqa_diamond"):
+        ask("livecodebench")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_questions_are_drawn_one_by_one_in_the_order_of_questions(saved, stream):
+    place = f"{saved['aime24']}"
+    if stream:
+        place = f"{saved['aime24']}.jsonl"
+        datasets.load_from_disk(str(saved["aime24"])).to_json(place)
+    drawn = hub.draw("aime24", seed=5, source=place, stream=stream)
+    assert [next(drawn), next(drawn)] == hub.questions("aime24", 2, seed=5, source=place, stream=stream)
+
+
+# --- what the kit does with them -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ROLLOUTS)
+def test_a_right_sample_serves_as_gold(saved, name):
+    asked = hub.questions(name, source=str(saved[name]))
+    found = hub.right_as_gold(asked)
+    assert [q.id for q in found] == [q.id for q in asked]
+    assert [(gsm.gold(q).text, gsm.gold(q).correct) for q in found] == [(q.trajectories[0].text, True) for q in asked]
+    assert [q.trajectories[1:] for q in found] == [q.trajectories[1:] for q in asked]
+
+
+def test_questions_without_a_right_sample_are_left_out(saved):
+    assert hub.right_as_gold(hub.questions("livemathbench_hard", source=str(saved["livemathbench_hard"]))) == []
+
+
+@pytest.mark.parametrize("name", READ)
+def test_prompt_trajectory_and_answer_meet_at_token_boundaries(saved, tokenizer, name):
+    for question in hub.questions(name, source=str(saved[name])):
+        texts = [t.text for t in question.trajectories] or [""]
+        assert all(encode(tokenizer, chat_prompt(tokenizer, question.text), text, [question.answer]) for text in texts)
+
+
+@pytest.mark.parametrize("name", ["math500_5", "orz_14b"])
+def test_the_trajectory_study_s_conditions_are_built_and_probed(saved, tiny_lm, made, name):
+    (question,) = hub.right_as_gold(hub.questions(name, 1, source=str(saved[name])))
+    found = trajectories.build_conditions(tiny_lm, question, made, None, 0)
+    assert {"gold", "foreign", "copying"} <= set(found)
+    curves = trajectories.probe_question(tiny_lm, question, found, stride=64)
+    assert all(curves[kind]["right"].length > 0 for kind in found)

@@ -1,0 +1,339 @@
+"""The notebooks: executed with their small parameters, well formed, with stored outputs and current generated parts."""
+
+import ast
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from tml_lib import runtime
+from tml_lib.claims import ledger
+from tml_lib.data import hub
+from tml_lib.lessons import generated, notebooks
+from tml_lib.lm import models
+
+BOOKS = notebooks.discover()
+each_book = pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
+
+
+def cells(book, kind="code"):
+    return [cell for cell in nbformat.read(book.path, as_version=4).cells if cell.cell_type == kind]
+
+
+def tagged(book, tag):
+    return [cell for cell in cells(book) if tag in cell.metadata.get("tags", [])]
+
+
+@each_book
+def test_executes_with_its_small_parameters(book, tmp_path):
+    small = yaml.safe_load((notebooks.folder() / "params" / f"{book.name}.yaml").read_text())
+    (tmp_path / "evidence").mkdir()
+    (result,) = notebooks.run([book], notebooks.check_given([book], small), tmp_path)
+    assert result.ok, result.message
+    assert result.memory_mb > 100
+    assert "<html" in (tmp_path / f"{book.name}.html").read_text()
+    assert not list(tmp_path.glob("*.partial.ipynb"))
+    for path in (tmp_path / "evidence").glob("*.json"):
+        assert ledger.read_evidence(path)["source_hash"]
+
+
+GPU_CASES = {
+    "01": ("updates", {"n_questions": 1, "stride": 16}),
+    "05": ("trajectories", {"n_questions": 1, "tries": 0, "stride": 16, "data": "orz_14b"}),
+    "06": ("", {"n_questions": 2, "grid": 3, "stride": 8}),
+    "07": ("text", {"n_questions": 2, "study_seeds": 1, "data": "aime24"}),
+    "11": ("", {"n_questions": 2, "data": "math500_5"}),
+    "12": ("", {"n_questions": 2, "steps": 1, "update": 2}),
+    "08": ("lora", {"live_steps": 1, "most_tokens": 4, "study_questions": 2, "study_steps": 1}),
+}
+
+
+@pytest.mark.parametrize("start", GPU_CASES)
+def test_the_gpu_preset_runs_the_same_cells(start, tmp_path, lm, monkeypatch):
+    """A hub model's stand-in, a folder with a tiny random decoder, in bfloat16 but for 06, on whatever device there is.
+
+    The paper's sets are stood in for by folders of the same columns.
+    """
+    monkeypatch.setenv("TML_MEMORY_LIMIT_MB", "8000")  # Binder's limit is not a GPU machine's
+    study, settings = GPU_CASES[start]
+    tiny = models.random_model("qwen2", vocab_size=len(lm.tokenizer), initializer_range=0.05)
+    tiny.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
+    given = {"preset": "gpu", "model": str(tmp_path / "model"), **settings}
+    if data := settings.get("data", ""):
+        given["data"] = f"{data}={hub.fixture(data, tmp_path / data)}"
+    book = next(b for b in BOOKS if b.name.startswith(start))
+    (result,) = notebooks.run([book], notebooks.check_given([book], given), tmp_path)
+    assert result.ok, result.message
+    if not study:
+        return
+    scale = f"gpu-{data}" if data else "gpu"
+    evidence = ledger.read_evidence(tmp_path / "evidence" / f"{study}.{scale}.json")
+    assert evidence["scale"] == scale
+    assert "-p preset gpu" in evidence["command"]
+
+
+@each_book
+def test_begins_with_question_set_up_and_parameters(book):
+    content = nbformat.read(book.path, as_version=4).cells
+    assert content[0].source.startswith("# ")
+    for phrase in ("**The question.**", "**You will learn**", "**Paper:**", "<!-- generated: needs -->"):
+        assert phrase in content[0].source
+    assert content[1].metadata["tags"] == ["setup"]
+    assert content[2].metadata["tags"] == ["parameters"]
+    assert "check_parameters(globals())" in content[3].source
+
+
+@each_book
+def test_parameters_are_few_typed_and_explained(book):
+    (cell,) = tagged(book, "parameters")
+    lines = cell.source.splitlines()
+    assert 1 <= len(lines) <= 9
+    assert all(re.fullmatch(r"\w+: (int|float|str|bool) = .+  # .+", line) for line in lines), lines
+    annotated = [name for c in cells(book) if c is not cell for name in declared(c.source)]
+    assert not set(annotated) - set(book.parameters), "only parameters are annotated: check_parameters relies on it"
+
+
+def declared(source):
+    try:
+        return runtime.declared_parameters(source)
+    except SyntaxError:
+        return []
+
+
+@each_book
+def test_cells_are_short_and_few(book):
+    code = [cell for cell in cells(book) if "setup" not in cell.metadata.get("tags", [])]
+    assert len(code) <= 40
+    for cell in code:
+        assert len(cell.source.splitlines()) <= 15, cell.source
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 8, f"def {node.name} belongs in tml_lib"
+
+
+@each_book
+def test_solutions_are_folded(book):
+    assert all(cell.metadata.get("jupyter", {}).get("source_hidden") for cell in tagged(book, "solution"))
+
+
+@each_book
+def test_prose_outweighs_code(book):
+    words = sum(len(cell.source.split()) for cell in cells(book, "markdown"))
+    lines = sum(len(cell.source.splitlines()) for cell in cells(book) if "setup" not in cell.metadata.get("tags", []))
+    assert words >= 4 * lines
+
+
+@each_book
+def test_stored_outputs_show_figures_and_no_machine(book):
+    outputs = [output for cell in cells(book) for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+    assert not re.search(r"/(home|root|tmp|work|Users)/", json.dumps(outputs))
+    assert book.path.stat().st_size < 2_000_000
+
+
+@each_book
+def test_stored_outputs_belong_to_the_committed_defaults(book):
+    assert not tagged(book, "injected-parameters")
+    assert all(cell.execution_count for cell in cells(book) if cell.source.strip())
+
+
+def test_generated_parts_are_current():
+    stale = [path.name for path in generated.outdated()]
+    assert not stale, f"run `python -m tml_lib report --write`: {stale}"
+
+
+def test_costs_are_kept_under_the_preset_that_was_run(monkeypatch):
+    kept = {}
+    monkeypatch.setattr(generated, "measured", lambda: {"notebooks": {}})
+    monkeypatch.setattr(generated, "record", lambda **parts: kept.update(parts["notebooks"]))
+    names = {book.name[:2]: book for book in BOOKS}
+    given = {"02": {}, "05": {"seed": 3}, "01": {"preset": "gpu"}}
+    generated.record_notebooks([notebooks.Result(names[k].name, True, 1.0, 2.0, parameters) for k, parameters in given.items()])
+    assert {name[:2]: list(costs) for name, costs in kept.items()} == {"02": ["any"], "05": ["small"], "01": ["gpu"]}
+    assert kept[names["05"].name]["small"] == {"seconds": 1.0, "memory_mb": 2.0, "settings": {"seed": 3}}
+    assert "settings" not in kept[names["01"].name]["gpu"], "the preset is the key"
+
+
+@pytest.mark.parametrize(
+    ("value", "bar", "met"),
+    [
+        (2.0, "≥ 2", True),
+        (1.9, "≥ 2", False),
+        (2, "≤ 2", True),
+        (2.1, "≤ 2", False),
+        (0.6, "0.5 to 2", True),
+        (0.4, "0.5 to 2", False),
+        (0, "0", True),
+        (0.1, "0", False),
+    ],
+)
+def test_a_missed_bar_is_told(value, bar, met):
+    assert generated.meets(value, bar) == met
+
+
+def test_stored_evidence_is_current_and_large_enough():
+    table = ledger.rows([notebooks.stored_evidence()])
+    by_scale = {scale: {row.claim for row in table if row.scale == scale} for scale in ("small", "small-sft", "published")}
+    assert by_scale["published"] == {"C13"}
+    assert by_scale["small"] >= {"C1", "C2", "C3", "C4s", "C5s", "C6", "C11", "C12"}
+    assert by_scale["small-sft"] >= {"C1", "C2", "C3", "C6"}
+    assert {row.claim for row in table if row.scale == "tiny"} >= {
+        "C1",
+        "C2",
+        "C3",
+        "C6",
+        "C10",
+        "C11",
+        "C12",
+        "M1",
+        "M2",
+        "G1",
+        "G2",
+        "G3",
+        "C4a",
+        "C4b",
+        "C5",
+        "C7",
+        "C8",
+        "C9",
+    }
+    for row in table:
+        assert row.verdict not in ("stale", "too few"), f"{row.claim}.{row.test}: {row.verdict} ({row.evidence})"
+        assert row.low <= row.estimate <= row.high
+
+
+@pytest.mark.parametrize(("given", "message"), [({"sede": 1}, "did you mean 'seed'"), ({"seed": "zero"}, "declares seed: int")])
+def test_papermill_itself_stops_at_a_bad_parameter(given, message, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match=re.escape(message)):
+        papermill.execute_notebook(BOOKS[0].path, tmp_path / "out.ipynb", given, cwd=notebooks.folder(), progress_bar=False)
+
+
+# --- the runner ------------------------------------------------------------------------------------------------------
+
+
+def tiny_book(folder, name, body):
+    cell = nbformat.v4.new_code_cell("wait: int = 0  # s", metadata={"tags": ["parameters"]})
+    content = [nbformat.v4.new_markdown_cell(f"# {name}"), cell, nbformat.v4.new_code_cell(body)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=content, metadata=kernel), folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def tiny_books(tmp_path, monkeypatch):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(notebooks, "folder", lambda: folder)
+    tiny_book(folder, "00_quick", "print(1)")
+    tiny_book(folder, "01_slow", "import time; time.sleep(wait)")
+    return notebooks.discover()
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts, also where the tests were started in the background of a shell, which ignores it."""
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, held)
+
+
+def test_an_interrupted_run_keeps_what_finished_and_resumes(ctrl_c, tiny_books, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    slow = notebooks.check_given(tiny_books, {"wait": 120})
+
+    def interrupt():
+        while not (out / "state" / "00_quick.json").exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)  # as a terminal does on Ctrl-C
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        notebooks.run(tiny_books, slow, out, jobs=2)
+    kept = (out / "00_quick.ipynb").read_bytes()
+    assert not (out / "01_slow.ipynb").exists()
+    executed = []
+    real = notebooks._execute
+    monkeypatch.setattr(notebooks, "_execute", lambda book, *rest: executed.append(book.name) or real(book, *rest))
+    # the quick one's parameters are the same; the slow one is told not to wait this time
+    results = notebooks.run(tiny_books, slow | {"01_slow": {"wait": 0}}, out, jobs=2)
+    assert executed == ["01_slow"]
+    assert all(result.ok for result in results)
+    assert (out / "00_quick.ipynb").read_bytes() == kept
+
+
+def test_a_failing_notebook_is_reported_and_the_others_finish(tiny_books, tmp_path):
+    tiny_book(notebooks.folder(), "02_bad", "raise ValueError('as told')")
+    books = notebooks.discover()
+    results = notebooks.run(books, notebooks.check_given(books, {}), tmp_path / "run")
+    assert [result.ok for result in results] == [True, True, False]
+    assert results[2].message == "ValueError: as told"
+    assert (tmp_path / "run" / "02_bad.failed.ipynb").exists()
+    index = notebooks.write_index(tmp_path / "run", results).read_text()
+    assert "failed: ValueError: as told" in index
+    assert '<a href="00_quick.html">' in index
+
+
+def test_a_parameter_goes_to_the_notebooks_that_declare_it(tiny_books):
+    assert notebooks.check_given(tiny_books, {"wait": 3})["00_quick"] == {"wait": 3}
+    with pytest.raises(ValueError, match="unknown parameter 'weight'"):
+        notebooks.check_given(tiny_books, {"weight": 3})
+    with pytest.raises(TypeError, match="wait='false' is a str"):
+        notebooks.check_given(tiny_books, {"wait": "false"})
+
+
+def test_a_preset_of_other_questions_is_refused_by_notebook():
+    books = [book for book in notebooks.discover() if book.preset]
+    assert {book.name[:2] for book in books} >= {"01", "05"}
+    assert all(book.presets == (["small", "gpu", "tiny"] if book.any_preset else ["small", "gpu"]) for book in books)
+    with pytest.raises(ValueError, match=r"notebook 0\d_\w+ does not ask the questions of preset 'tiny': give it small or gpu"):
+        notebooks.check_given([book for book in books if not book.any_preset], {"preset": "tiny"})
+    assert notebooks.discover()[2].presets == []
+
+
+def test_storing_outputs_drops_progress_and_run_metadata(tiny_books, tmp_path):
+    tiny_book(notebooks.folder(), "00_quick", "import sys; print('kept'); print('bar', file=sys.stderr)")
+    (book, *_) = notebooks.discover()
+    (result,) = notebooks.run([book], {"00_quick": {}}, tmp_path / "run")
+    notebooks.store(result, tmp_path / "run")
+    stored = nbformat.read(book.path, as_version=4)
+    assert [output.text for output in stored.cells[-1].outputs] == ["kept\n"]
+    assert "papermill" not in json.dumps(stored)
+
+
+def test_a_kernel_that_takes_too_much_memory_is_ended(tiny_books, tmp_path, monkeypatch):
+    """The same watch ends any kernel of these tests that holds 1.9 GB, nbval's with the committed defaults too."""
+    monkeypatch.setenv("TML_MEMORY_LIMIT_MB", "400")
+    tiny_book(notebooks.folder(), "03_small", "held = bytearray(10**7)\nimport time; time.sleep(1)")
+    tiny_book(notebooks.folder(), "04_large", "held = bytearray(b'1') * 5 * 10**8\nimport time; time.sleep(600)")
+    books = notebooks.discover()[2:]
+    small, large = notebooks.run(books, notebooks.check_given(books, {}), tmp_path / "run")
+    assert small.ok
+    assert not large.ok
+    assert "Kernel died" in large.message
+
+
+@each_book
+def test_measured_memory_fits_binder(book):
+    """A full run's peak at the preset that the notebook opens with: 1.9 GB where SmolLM2 takes part, else 1 GB."""
+    cost = generated.measured()["notebooks"][book.name][book.preset or "any"]
+    assert cost["memory_mb"] <= (1900 if book.preset == "small" else 1000), cost
+
+
+def test_the_network_guard_is_in_force_here_and_in_children():
+    code = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "must not use the network" in child.stderr
+    with pytest.raises(OSError, match="must not use the network"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)

@@ -1,0 +1,61 @@
+"""The probing notebooks' exercises: right solutions pass, known mistakes get their hint."""
+
+import numpy as np
+import pytest
+
+from tml_lib.lessons.exercises import probing as checks
+
+
+def scaled(direction, weight):
+    return direction * np.linalg.norm(weight, axis=1, keepdims=True) / np.linalg.norm(direction, axis=1, keepdims=True)
+
+
+def explained(points):
+    squared = np.linalg.svd(points - points.mean(0), compute_uv=False) ** 2
+    return squared[:2].sum() / squared.sum()
+
+
+def kept(full, short, at_once):
+    return (short - at_once) / (full - at_once)
+
+
+def needed(budget, wanted):
+    return next((words for words, share in sorted(budget.items()) if share >= wanted), None)
+
+
+CASES = [
+    (checks.check_kept_share, kept, lambda f, s, a: s / f, "without thinking as kept"),
+    (checks.check_kept_share, kept, lambda f, s, a: s - a, "divide by the gain of the whole"),
+    (checks.check_kept_share, kept, lambda f, s, a: 1 - kept(f, s, a), "that is lost"),
+    (checks.check_kept_share, kept, lambda f, s, a: 9, "gain of the short one"),
+    (checks.check_words_needed, needed, lambda b, w: next((k for k, v in b.items() if v > w), None), "exactly is enough"),
+    (checks.check_words_needed, needed, lambda b, w: max(b), "smallest number"),
+    (checks.check_words_needed, needed, lambda b, w: needed(b, min(w, 0.8)), "return None"),
+    (checks.check_filter_scaled, scaled, lambda d, w: d * np.linalg.norm(w) / np.linalg.norm(d), "one factor for the whole"),
+    (checks.check_filter_scaled, scaled, lambda d, w: scaled(d.T, w.T).T, "you scaled columns"),
+    (checks.check_filter_scaled, scaled, lambda d, w: d * np.linalg.norm(w, axis=1, keepdims=True), "own length too"),
+    (checks.check_filter_scaled, scaled, lambda d, w: d[0], "expected an array of shape"),
+    (checks.check_explained, explained, lambda p: explained(np.vstack([p, -p])), "centre the points"),
+    (checks.check_explained, explained, lambda p: np.nan, "singular values' squares"),
+    (
+        checks.check_relative_changes,
+        lambda n: abs(np.diff(n)) / n[:-1],
+        lambda n: abs(np.diff(n)) / n[1:],
+        "*before* the token",
+    ),
+    (checks.check_relative_changes, lambda n: abs(np.diff(n)) / n[:-1], lambda n: np.diff(n) / n[:-1], "without a sign"),
+    (checks.check_relative_changes, lambda n: abs(np.diff(n)) / n[:-1], lambda n: abs(np.diff(n)), "change itself"),
+    (checks.check_heavy_tail, lambda: [0.02, 0.02, 1e-4, 0.02, 0.02], lambda: [1, 1e-3, 1, 1, 1], "changes L̂ by"),
+    (checks.check_heavy_tail, lambda: [0.02, 0.02, 1e-4, 0.02, 0.02], lambda: [1.0] * 5, "mean relative change is 0"),
+    (checks.check_heavy_tail, lambda: [0.02, 0.02, 1e-4, 0.02, 0.02], lambda: [1e-4, 0.01] * 2 + [1e-4], "once is enough"),
+    (checks.check_heavy_tail, lambda: [0.02, 0.02, 1e-4, 0.02, 0.02], lambda: [1.0, -1.0], "five positive numbers"),
+]
+
+
+@pytest.mark.parametrize(("check", "right", "wrong", "hint"), CASES)
+def test_checkers_tell_right_from_wrong_and_say_why(check, right, wrong, hint, capsys):
+    assert check(None) is None
+    assert check(right) is True
+    capsys.readouterr()
+    assert check(wrong) is False
+    assert hint in capsys.readouterr().out

@@ -1,0 +1,226 @@
+"""Sampling: fixed by its seed, indifferent to padding, honest about texts that do not end."""
+
+import numpy as np
+import pytest
+import torch
+
+from tml_lib.data import programs, tiny
+from tml_lib.lm import sampling
+from tml_lib.lm.answers import chat_prompt
+from tml_lib.lm.models import LanguageModel
+from tml_lib.records import Question, Trajectory
+from tml_lib.studies import trajectories
+
+
+@pytest.fixture(scope="module")
+def prompts(lm):
+    """Two prompts of different lengths, whose greedy continuations end after a few tokens."""
+    questions = ("Thank you, bye!", "What is the capital of France? Answer with one word.")
+    return [chat_prompt(lm.tokenizer, q, instruction="") for q in questions]
+
+
+def greedy(lm, prompts, **settings):
+    return sampling.sample(lm, prompts, seed=0, temperature=0, **{"max_new_tokens": 16} | settings)
+
+
+def test_left_padding_does_not_change_greedy_continuations(lm, prompts):
+    lengths = {len(lm.tokenizer(p)["input_ids"]) for p in prompts}
+    assert len(lengths) == 2
+    assert greedy(lm, prompts) == ["Bye!", "The capital of France is Paris."]
+    assert greedy(lm, prompts, batch_size=1) == greedy(lm, prompts)
+
+
+def test_the_greedy_continuation_is_the_argmax_of_each_step(lm, prompts):
+    ids = lm.tokenizer(prompts[0], add_special_tokens=False)["input_ids"]
+    written = []
+    with torch.inference_mode():
+        while not written or written[-1] != lm.tokenizer.eos_token_id:
+            written.append(int(lm.model(input_ids=torch.tensor([ids + written])).logits[0, -1].argmax()))
+    assert greedy(lm, prompts[:1]) == [lm.tokenizer.decode(written[:-1])]
+
+
+def test_a_continuation_that_does_not_end_is_none(lm, prompts):
+    assert greedy(lm, prompts, max_new_tokens=4) == ["Bye!", None]
+
+
+def test_samples_are_fixed_by_their_seed_and_differ_between_seeds(lm, prompts):
+    found = [sampling.sample(lm, prompts[1:] * 3, seed=s, temperature=1.0, max_new_tokens=12) for s in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+    assert any(found[0])
+
+
+def test_sampling_leaves_the_global_generator_alone(tiny_lm):
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    sampling.sample(tiny_lm, ["one two"], seed=5, max_new_tokens=3)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_no_prompts_give_no_texts(tiny_lm):
+    assert sampling.sample(tiny_lm, [], seed=0) == []
+
+
+# --- wrong samples ---------------------------------------------------------------------------------------------------
+
+QUESTION = Question("q", "What is 6 times 7?", "42", "hand")
+RIGHT = "It is \\boxed{42}."
+WRONG = "It is \\boxed{41}."
+MENTIONS = "42 or not? It is \\boxed{41}."
+NUMBERLESS = "I do not know."
+
+
+def wrong_samples(monkeypatch, lm, texts, questions=(QUESTION,), **settings):
+    asked = []
+
+    def sample(lm, prompts, **passed):
+        asked.append((prompts, passed))
+        return texts
+
+    monkeypatch.setattr(trajectories.sampling, "sample", sample)
+    found = trajectories.wrong_samples(lm, list(questions), seed=7, **settings)
+    return found, asked
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [[RIGHT] * 3, [None] * 3, [NUMBERLESS] * 3, [MENTIONS] * 3, ["", "so 42", "\\boxed{\\frac{84}{2}}"]],
+    ids=["right", "never ended", "no answer", "mentions the right value", "right in other words"],
+)
+def test_samples_that_are_no_clean_wrong_trajectory_are_dropped(monkeypatch, tiny_lm, texts):
+    assert wrong_samples(monkeypatch, tiny_lm, texts, tries=3)[0] == [None]
+
+
+def test_the_first_clean_wrong_sample_is_kept(monkeypatch, tiny_lm):
+    texts = [None, RIGHT, MENTIONS, NUMBERLESS, WRONG, "It is \\boxed{40}."]
+    assert wrong_samples(monkeypatch, tiny_lm, texts, tries=6)[0] == [Trajectory(WRONG, "sampled", "41", False)]
+
+
+def test_each_question_is_judged_by_its_own_samples(monkeypatch, tiny_lm):
+    other = Question("o", "What is 6 times 7 minus 1?", "41", "hand")
+    found, _ = wrong_samples(monkeypatch, tiny_lm, [RIGHT, WRONG, WRONG, RIGHT], (QUESTION, other), tries=2)
+    assert [t.answer for t in found] == ["41", "42"]
+
+
+def test_every_question_is_asked_tries_times_with_the_chat_prompt(monkeypatch, tiny_lm, questions):
+    pair = questions[:2]
+    _, asked = wrong_samples(monkeypatch, tiny_lm, [None] * 6, pair, tries=3, temperature=0.9)
+    ((prompts, passed),) = asked
+    assert prompts == [chat_prompt(tiny_lm.tokenizer, q.text) for q in pair for _ in range(3)]
+    assert (passed["seed"], passed["temperature"]) == (7, 0.9)
+
+
+# --- many samples ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def words_lm():
+    """A random tiny reasoner: its samples are noise of many lengths, which is what padding and stopping must survive."""
+    model = tiny.new_model(2)
+    model.generation_config.eos_token_id = list(range(2, 40))  # or few of its samples would end
+    return LanguageModel(model, tiny.tokenizer(), "random")
+
+
+@pytest.fixture(scope="module")
+def word_prompts():
+    texts = [programs.questions(1, seed, steps=steps)[0].text for seed in range(4) for steps in (1, 2, 3)]
+    return [chat_prompt(tiny.tokenizer(), text) for text in texts]
+
+
+def alone(lm, prompt, seed, **settings):
+    return sampling.continuations(lm, [prompt], [seed], **settings)[0]
+
+
+SETTINGS = [{}, {"temperature": 0.6}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 0}, {"top_k": 40, "top_p": 0.9}]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_rows_sample_does_not_depend_on_its_neighbours(words_lm, word_prompts, settings):
+    settings |= {"max_new_tokens": 40}
+    seeds = list(range(100, 100 + len(word_prompts)))
+    together = sampling.continuations(words_lm, word_prompts, seeds, **settings)
+    assert together == [alone(words_lm, p, s, **settings) for p, s in zip(word_prompts, seeds, strict=True)]
+    turned = sampling.continuations(words_lm, word_prompts[::-1], seeds[::-1], batch_size=5, **settings)
+    assert turned[::-1] == together
+
+
+def test_samples_differ_by_seed_and_end_at_different_lengths(words_lm, word_prompts):
+    found = sampling.continuations(words_lm, word_prompts[:1] * 40, range(40), max_new_tokens=60)
+    assert len({ids for ids in found if ids is not None}) > 20
+    assert len({len(ids) for ids in found if ids is not None}) > 5
+    assert all(words_lm.tokenizer.eos_token_id not in ids for ids in found if ids is not None)
+
+
+def test_a_sample_follows_the_filtered_distribution(words_lm, word_prompts):
+    """First tokens of 4000 samples against the softmax that is computed here, within four standard errors."""
+    prompt, settings = word_prompts[0], {"temperature": 0.3, "top_k": 12, "top_p": 0.9}
+    ids = words_lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        chances = (words_lm.model(input_ids=torch.tensor([ids])).logits[0, -1] / 0.3).softmax(-1)
+    ordered = sorted(chances.tolist(), reverse=True)
+    kept = next(n for n in range(1, 13) if n == 12 or sum(ordered[:n]) >= 0.9)
+    allowed = set(chances.topk(kept).indices.tolist())
+    uniform = torch.from_numpy(np.array([np.random.default_rng(seed).random() for seed in range(4000)]))
+    firsts = sampling._choose(chances.log()[None].expand(4000, -1), uniform, 1.0, 12, 0.9).tolist()
+    drawn = sampling.continuations(words_lm, [prompt] * 400, range(400), max_new_tokens=3, **settings)
+    assert [ids[0] for ids in drawn if ids] == [firsts[k] for k, ids in enumerate(drawn) if ids]
+    assert set(firsts) <= allowed
+    total = sum(chances[token].item() for token in allowed)
+    for token in allowed:
+        wanted = chances[token].item() / total
+        assert firsts.count(token) / 4000 == pytest.approx(wanted, abs=4 * (wanted * (1 - wanted) / 4000) ** 0.5)
+
+
+def test_greedy_continuations_are_those_of_generate(lm, prompts):
+    found = sampling.continuations(lm, prompts, [0, 1], temperature=0, max_new_tokens=16)
+    assert [lm.tokenizer.decode(ids) for ids in found] == ["Bye!", "The capital of France is Paris."]
+
+
+def test_what_does_not_end_in_time_is_none_beside_what_does(lm, prompts):
+    found = sampling.continuations(lm, prompts, [0, 1], temperature=0, max_new_tokens=4)
+    assert found[1] is None
+    assert lm.tokenizer.decode(found[0]) == "Bye!"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "settings", "message"),
+    [
+        ([1], {}, "2 prompts need as many seeds, got 1"),
+        ([1, 2], {"temperature": -1}, "temperature=-1"),
+        ([1, 2], {"top_p": 0}, "top_p=0"),
+        ([1, 2], {"max_new_tokens": 0}, "max_new_tokens=0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(words_lm, seeds, settings, message):
+    with pytest.raises(ValueError, match=message):
+        sampling.continuations(words_lm, ["a=1", "b=2"], seeds, **settings)
+
+
+def test_an_empty_prompt_is_refused_and_no_prompts_give_nothing(words_lm):
+    with pytest.raises(ValueError, match="prompt 1 tokenises to nothing"):
+        sampling.continuations(words_lm, ["a=1", ""], [1, 2])
+    assert sampling.continuations(words_lm, [], []) == []
+
+
+def test_right_answers_are_counted_per_question(words_lm, monkeypatch):
+    questions = programs.questions(3, 0)
+    written = {0: "x", 1: "right", 2: None}
+
+    def scripted(lm, prompts, seeds, **settings):
+        assert len(set(seeds)) == 12
+        assert all(prompt.endswith("<assistant>begin") for prompt in prompts)
+        texts = [written[k // 4] if k % 4 else "right" for k in range(12)]
+        return [None if text is None else tuple(range(len(text))) for text in texts]
+
+    monkeypatch.setattr(sampling, "continuations", scripted)
+    judge = {"begin": False}
+
+    def graded(text, answer):
+        judge["begin"] = text.startswith("begin")
+        return len(text.removeprefix("begin").split()) == 5
+
+    counts, tokens, ended = sampling.right_counts(words_lm, questions, graded, samples=4, seed=1, begin="begin")
+    assert counts == [1, 4, 1]
+    assert ended == 9 / 12
+    assert judge["begin"]
+    assert tokens == pytest.approx((1 * 5 + 3 * 1 + 4 * 5 + 1 * 5) / 9)

@@ -1,0 +1,396 @@
+"""The implicit update: exact logits for every supported block, bit-exact restore, adapters, honest reports where not exact."""
+
+import json
+
+import peft
+import pytest
+import torch
+
+from tml_lib.data import gsm
+from tml_lib.lm import blocks, models
+from tml_lib.lm.answers import Suffix, chat_prompt, encode
+from tml_lib.measure import implicit
+from tml_lib.measure.implicit import gradient_update, logit_error, smallest_update, trajectory_update, update_from_ids
+
+IDS = torch.randint(3, 199, (200,), generator=torch.Generator().manual_seed(5)).tolist()
+PROMPT, TRAJECTORY = IDS[:9], IDS[9:40]
+SUFFIX = Suffix(tuple(IDS[40:48]), 4, "four tokens")
+GIVEN = (PROMPT, TRAJECTORY, SUFFIX)
+KINDS = ["llama", "qwen2", "qwen3", "gemma", "gpt2"]
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """Random models in float64, their norms included, built once per kind."""
+    held = {}
+
+    def build(kind, **overrides):
+        name = kind, *sorted(overrides.items())
+        if name not in held:
+            held[name] = models.random_model(kind, **overrides).double()
+            models.widen_norms(held[name])
+        return held[name]
+
+    return build
+
+
+def logits(model, ids, count=4):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids])).logits[0, -count:]
+
+
+def without(suffix=SUFFIX, prompt=PROMPT):
+    return [*prompt, *suffix.ids[:-1]]
+
+
+def with_trajectory(suffix=SUFFIX):
+    return [*PROMPT, *TRAJECTORY, *suffix.ids[:-1]]
+
+
+# --- exactness -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protect", [True, False], ids=["protected", "free"])
+@pytest.mark.parametrize("layers", ["last", "all", [0, -1]], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_updated_weights_give_the_with_trajectory_logits(wide, kind, layers, protect):
+    model = wide(kind)
+    update = update_from_ids(model, *GIVEN, layers=layers, protect=protect)
+    wanted, before = logits(model, with_trajectory()), logits(model, without())
+    with update.applied(model):
+        found = logits(model, without())
+    assert (before - wanted).abs().max() > 0.5  # the trajectory matters, so there is something to reproduce
+    assert (found - wanted).abs().max() < 1e-9
+    assert update.logit_error < 1e-9
+    assert logit_error(model, update, *GIVEN) < 1e-9
+    assert update.exact
+    assert all(item.residual < 1e-12 for item in update.layers)
+    assert all(torch.linalg.matrix_rank(item.dense(), rtol=1e-9) <= 4 for item in update.layers)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_heads_tied_or_not(wide, tied):
+    model = wide("llama", tie_word_embeddings=tied)
+    assert logit_error(model, update_from_ids(model, *GIVEN), *GIVEN) < 1e-9
+
+
+def test_the_prompts_rows_stay_where_they_were(wide):
+    model = wide("llama")
+    before = logits(model, without(), count=16)
+    with update_from_ids(model, *GIVEN).applied(model):
+        kept = logits(model, without(), count=16)
+    with update_from_ids(model, *GIVEN, protect=False).applied(model):
+        moved = logits(model, without(), count=16)
+    assert (kept - before)[:-4].abs().max() < 1e-9
+    assert (moved - before)[:-4].abs().max() > 1e-3
+    assert (moved - kept)[-4:].abs().max() < 1e-9
+
+
+def test_the_free_update_is_the_smaller_one(wide):
+    free, protected = (update_from_ids(wide("llama"), *GIVEN, protect=protect) for protect in (False, True))
+    assert 0 < free.norm < protected.norm
+
+
+def test_an_empty_trajectory_is_no_update(wide):
+    update = update_from_ids(wide("llama"), PROMPT, [], SUFFIX)
+    assert update.norm < 1e-12
+    assert update.logit_error < 1e-12
+
+
+def test_one_answer_token_makes_a_rank_one_update(wide):
+    suffix = Suffix((7, 8, 9), 2, "one token")
+    (item,) = update_from_ids(wide("llama"), PROMPT, TRAJECTORY, suffix).layers
+    assert item.U.shape == (64, 1)
+    assert item.V.shape == (1, 128)
+    assert item.effective_rank == pytest.approx(1)
+
+
+def test_a_sequence_longer_than_the_hidden_width_is_reported_as_not_exact(wide):
+    model = wide("llama", intermediate_size=12)
+    update = update_from_ids(model, *GIVEN)
+    (item,) = update.layers
+    assert not update.exact
+    assert (item.rows, item.row_rank) == (16, 12)
+    assert item.residual > 1e-3
+    assert update.logit_error > 1e-3
+    assert logit_error(model, update, *GIVEN) == pytest.approx(update.logit_error)
+
+
+def test_rank_deficient_rows_are_reported_and_solved_by_least_squares():
+    draw = torch.Generator().manual_seed(0)
+    M, D = torch.randn(5, 20, generator=draw, dtype=torch.float64), torch.randn(2, 6, generator=draw, dtype=torch.float64)
+    M[1] = M[4]  # a prompt row that cannot stay while an equal answer row moves
+    U, V, report = smallest_update(M, D, protect=True)
+    asked = torch.cat([torch.zeros(3, 6, dtype=torch.float64), D])
+    torch.testing.assert_close((U @ V).T, torch.linalg.lstsq(M, asked, driver="gelsd").solution)
+    assert (report["rows"], report["row_rank"]) == (5, 4)
+    assert report["residual"] == pytest.approx(float(D[1].abs().max()) / 2)
+    assert smallest_update(M, D, protect=False)[2]["residual"] < 1e-12
+
+
+def test_rows_that_rounding_alone_tells_apart_do_not_count_as_exact():
+    """The same token over and over gives equal rows but for position, which float32 cannot resolve here."""
+    given = [7] * 9, [8, 9, 10], Suffix((7,) * 8, 4, "")
+    single = update_from_ids(models.random_model("llama"), *given)
+    assert not single.exact
+    assert single.layers[0].row_rank < single.layers[0].rows == 16
+
+
+def test_a_real_model_in_float64_for_all_answer_tokens_at_once(questions):
+    """SmolLM2, whole: last layer, then all layers in order."""
+    lm = models.load("small", device="cpu", dtype="float64")
+    question = next(q for q in questions if len(q.answer) == 3 and len(gsm.gold(q).text) < 120)
+    prompt, text = chat_prompt(lm.tokenizer, question.text), gsm.gold(question).text
+    encoded = encode(lm.tokenizer, prompt, text, [question.answer])
+    given = (encoded.prompt, encoded.trajectory, encoded.suffixes[0])
+    for layers in ("last", "all"):
+        update = trajectory_update(lm, prompt, text, question.answer, layers=layers)
+        assert logit_error(lm.model, update, *given) < 1e-9
+        assert update.exact
+        assert max(len(item.V) for item in update.layers) == 3
+        assert len(update.layers) == (1 if layers == "last" else 30)
+
+
+def test_float64_models_compute_their_norms_in_float64():
+    stored = models.random_model("llama").double()
+    before = logits(stored, without())
+    models.widen_norms(stored)
+    after = logits(stored, without())
+    assert 0 < (after - before).abs().max() < 1e-4  # the same norms, without transformers' rounding to float32
+
+
+# --- applying --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_leaving_restores_every_bit_also_after_an_exception(random_model, kind):
+    model = random_model(kind)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    update = update_from_ids(model, *GIVEN, layers="all")
+    name = f"{update.layers[0].module}.weight"
+
+    def interrupted():
+        with update.applied(model):
+            assert not torch.equal(model.get_parameter(name), before[name])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_nested_update_adds_up_and_comes_off_again(wide):
+    model, update = wide("llama"), update_from_ids(wide("llama"), *GIVEN)
+    weight = model.get_submodule(update.layers[0].module).weight
+    before = weight.detach().clone()
+    with update.applied(model), update.scaled(-1.0).applied(model):
+        torch.testing.assert_close(weight.detach(), before)
+    assert torch.equal(weight, before)
+
+
+def test_another_model_is_refused_and_left_alone(wide):
+    update = update_from_ids(wide("llama"), *GIVEN, layers="all")
+    other = models.random_model("llama", intermediate_size=96)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"of shape \(64, 96\), the update of \(64, 128\)"), update.applied(other):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"GPT2LMHeadModel has no model\.layers\.0"),
+        update.applied(models.random_model("gpt2")),
+    ):
+        pass
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_training_mode_and_gradients_are_as_they_were(random_model):
+    model = models.random_model("llama", attention_dropout=0.5).train()
+    model.model.layers[0].eval()
+    asked = [p.requires_grad for p in model.parameters()]
+    update_from_ids(model, *GIVEN)
+    gradient_update(model, PROMPT, SUFFIX)
+    assert model.training
+    assert not model.model.layers[0].training  # a part that was frozen stays so
+    assert [p.requires_grad for p in model.parameters()] == asked
+    assert all(p.grad is None for p in model.parameters())
+
+
+# --- factors ---------------------------------------------------------------------------------------------------------
+
+
+def test_figures_from_the_factors_equal_those_of_the_dense_matrix(wide):
+    first = update_from_ids(wide("llama"), *GIVEN).layers[0]
+    dense = first.dense()
+    assert first.norm == pytest.approx(float(dense.norm()))
+    torch.testing.assert_close(first.singular_values(), torch.linalg.svdvals(dense)[:4])
+    share = torch.linalg.svdvals(dense)[:4] / torch.linalg.svdvals(dense)[:4].sum()
+    assert first.effective_rank == pytest.approx(float(torch.exp(-(share * share.log()).sum())))
+    assert first.relative_norm == pytest.approx(
+        float(dense.norm() / wide("llama").get_submodule(first.module).weight.detach().norm())
+    )
+
+
+def test_cosine_of_updates_equals_that_of_the_dense_matrices(wide):
+    one, two = (update_from_ids(wide("llama"), PROMPT, TRAJECTORY[:n], SUFFIX, layers="all") for n in (10, 31))
+    flat = [torch.cat([item.dense().flatten() for item in update.layers]) for update in (one, two)]
+    assert implicit.cosine(one, two) == pytest.approx(float(torch.cosine_similarity(*flat, dim=0)))
+    assert one.norm == pytest.approx(float(flat[0].norm()))
+    with pytest.raises(ValueError, match="different layers"):
+        implicit.cosine(one, update_from_ids(wide("llama"), *GIVEN))
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_gradients_factors_equal_autograds_own_gradient(wide, kind, layers):
+    model = wide(kind)
+    update = gradient_update(model, PROMPT, SUFFIX, layers=layers)
+    log_p = model(input_ids=torch.tensor([without()])).logits[0, -4:].log_softmax(-1)
+    loss = -sum(log_p[k, token] for k, token in enumerate(SUFFIX.ids[-4:])) / 4
+    weights = [model.get_submodule(item.module).weight for item in update.layers]
+    for item, wanted in zip(update.layers, torch.autograd.grad(loss, weights), strict=True):
+        dense = item.dense().T if kind == "gpt2" else item.dense()
+        torch.testing.assert_close(dense, -wanted)
+
+
+def test_a_small_gradient_step_lowers_the_answers_loss_as_predicted(wide):
+    model, step = wide("llama"), 1e-4
+    gradient = gradient_update(model, PROMPT, SUFFIX)
+
+    def loss():
+        return float(torch.nn.functional.cross_entropy(logits(model, without()), torch.tensor(SUFFIX.ids[-4:])))
+
+    before = loss()
+    with gradient.scaled(step / gradient.norm).applied(model):
+        assert before - loss() == pytest.approx(step * gradient.norm, rel=1e-2)
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_the_adapter_loads_with_peft_and_gives_the_logits(kind, layers, tmp_path):
+    model = models.random_model(kind)
+    update = update_from_ids(model, *GIVEN, layers=layers)
+    wanted = logits(model, with_trajectory())
+    folder = update.save_adapter(tmp_path / "adapter", model)
+    adapted = peft.PeftModel.from_pretrained(model, folder)
+    assert (logits(adapted, without()) - wanted).abs().max() < 1e-3  # float32 factors on a float32 model
+    merged = adapted.merge_and_unload()
+    assert (logits(merged, without()) - wanted).abs().max() < 1e-3
+
+
+def test_the_adapter_of_a_real_model(lm, questions, tmp_path):
+    question = questions[0]
+    prompt, text = chat_prompt(lm.tokenizer, question.text), gsm.gold(question).text
+    encoded = encode(lm.tokenizer, prompt, text, [question.answer])
+    suffix = encoded.suffixes[0]
+    count = len(suffix.ids) - suffix.start
+    wanted = logits(lm.model, [*encoded.prompt, *encoded.trajectory, *suffix.ids[:-1]], count)
+    folder = trajectory_update(lm, prompt, text, question.answer).save_adapter(tmp_path / "adapter", lm.model)
+    adapted = peft.PeftModel.from_pretrained(lm.model, folder)
+    try:
+        found = logits(adapted, [*encoded.prompt, *suffix.ids[:-1]], count)
+    finally:
+        adapted.unload()
+    assert (found - wanted).abs().max() < 1e-3
+
+
+def test_an_adapter_is_written_whole_or_not_at_all(random_model, tmp_path, monkeypatch):
+    update = update_from_ids(random_model("llama"), *GIVEN)
+    monkeypatch.setattr(implicit, "save_file", lambda *_args, **_kwargs: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        update.save_adapter(tmp_path / "adapter", random_model("llama"))
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    folder = update.save_adapter(tmp_path / "adapter", random_model("llama"))
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
+    with pytest.raises(FileExistsError, match="exists: name a new one"):
+        update.save_adapter(folder, random_model("llama"))
+
+
+# --- what cannot be done ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("gemma2", "Gemma2ForCausalLM does not add"),
+        ("gemma3_text", "Gemma3ForCausalLM does not add"),
+        ("mixtral", r"MixtralForCausalLM's block 0 .* has no linear `mlp\.down_proj`"),
+        ("phi", "PhiForCausalLM has no list of blocks"),
+        ("opt", "OPTForCausalLM has no list of blocks"),
+    ],
+)
+def test_blocks_of_another_build_are_refused_by_name(kind, message):
+    model = models.random_model(kind)
+    with pytest.raises(ValueError, match=message):
+        update_from_ids(model, *GIVEN)
+
+
+def test_a_model_that_holds_an_adapter_is_refused(tmp_path):
+    model = peft.get_peft_model(models.random_model("llama"), peft.LoraConfig(target_modules=["down_proj"]))
+    with pytest.raises(ValueError, match="unload adapters"):
+        update_from_ids(model, *GIVEN)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([2], r"layers=\[2\]: the model has layers 0\.\.1, not 2"),
+        ([-3], "not -3"),
+        ([], "must be 'last', 'all' or a list"),
+        ("first", "layers='first' must be"),
+        (-1, "layers=-1 must be"),
+        ([0.5], r"layers=\[0\.5\] must be"),
+    ],
+)
+def test_layers_that_do_not_exist(random_model, layers, message):
+    with pytest.raises(ValueError, match=message):
+        update_from_ids(random_model("llama"), *GIVEN, layers=layers)
+
+
+def test_inputs_that_make_no_sense(random_model, tiny_lm):
+    with pytest.raises(ValueError, match="at least one prompt token"):
+        update_from_ids(random_model("llama"), [], TRAJECTORY, SUFFIX)
+    update = update_from_ids(random_model("llama"), *GIVEN)
+    short = models.random_model("gpt2", n_positions=20)
+    for call in (lambda: update_from_ids(short, *GIVEN), lambda: gradient_update(short, IDS[:20], SUFFIX)):
+        with pytest.raises(ValueError, match="context holds 20"):
+            call()
+    for call in (
+        lambda: gradient_update(random_model("llama"), [], SUFFIX),
+        lambda: logit_error(random_model("llama"), update, [], TRAJECTORY, SUFFIX),
+    ):
+        with pytest.raises(ValueError, match="at least one prompt token"):
+            call()
+    with pytest.raises(ValueError, match="tokenises to nothing"):
+        trajectory_update(tiny_lm, "Question:\n", "Step.", "")
+    with pytest.raises(ValueError, match="no layers makes no adapter"):
+        implicit.Update(()).save_adapter("never-made", random_model("llama"))
+
+
+def test_text_and_ids_give_the_same_update(tiny_lm):
+    encoded = encode(tiny_lm.tokenizer, "What is 6 times 7?\n", "6 times 7 is\n42", ["42"])
+    by_text = trajectory_update(tiny_lm, "What is 6 times 7?\n", "6 times 7 is\n42", "42", layers="all")
+    by_ids = update_from_ids(tiny_lm.model, encoded.prompt, encoded.trajectory, encoded.suffixes[0], layers="all")
+    assert [item.layer for item in by_text.layers] == [0, 1]
+    assert all(torch.equal(a.U, b.U) for a, b in zip(by_text.layers, by_ids.layers, strict=True))
+
+
+def test_a_bfloat16_model_is_updated_as_well_as_its_precision_allows():
+    model = models.random_model("qwen2").to(torch.bfloat16)
+    wanted, before = logits(model, with_trajectory()).float(), logits(model, without()).float()
+    with update_from_ids(model, *GIVEN).applied(model):
+        found = logits(model, without()).float()
+    assert (found - wanted).abs().mean() < 0.1 * (before - wanted).abs().mean()
+
+
+def test_blocks_of_one_build_are_checked_once(monkeypatch):
+    model, calls = models.random_model("llama", num_hidden_layers=3), []
+    real = blocks._check_additive
+    monkeypatch.setattr(blocks, "_check_additive", lambda *args: calls.append(args) or real(*args))
+    for _ in range(2):
+        found, names = blocks.find_blocks(model)
+    assert len(calls) == 1
+    assert (len(found), names[2]) == (3, "model.layers.2.mlp.down_proj")

@@ -1,0 +1,349 @@
+"""The packed probe against the naive loop (RaML Algorithm 3), at every position, and what it must refuse."""
+
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tml_lib.data import gsm
+from tml_lib.lm import models
+from tml_lib.lm.answers import Suffix, chat_prompt, encode
+from tml_lib.lm.models import LanguageModel
+from tml_lib.measure import probe
+from tml_lib.measure.probe import naive_nll, prefix_nll
+from tml_lib.records import ProbeCurve
+
+IDS = torch.randint(3, 199, (200,), generator=torch.Generator().manual_seed(3)).tolist()
+PROMPT, TRAJECTORY, TEMPLATE = IDS[:7], IDS[7:30], IDS[30:34]
+SUFFIXES = [
+    Suffix((*TEMPLATE, 5, 9, 11), 4, "three tokens"),
+    Suffix((*TEMPLATE, 5), 4, "its beginning"),
+    Suffix((*TEMPLATE, 5, 9, 12, 13, 14), 4, "branches off late"),
+    Suffix((7, 8), 0, "no template"),
+    Suffix((7,), 0, "one token, none to be read"),
+]
+EVERY = range(len(TRAJECTORY) + 1)
+
+
+def naive(model, prompt=PROMPT, trajectory=TRAJECTORY, suffixes=SUFFIXES, positions=EVERY, **settings):
+    return np.array([[naive_nll(model, prompt, trajectory, s, i, **settings) for i in positions] for s in suffixes])
+
+
+def packed(model, prompt=PROMPT, trajectory=TRAJECTORY, suffixes=SUFFIXES, positions=EVERY, **settings):
+    return prefix_nll(model, prompt, trajectory, suffixes, positions, **{"rows_per_pass": 40} | settings)[0]
+
+
+def sides(encoded):
+    return encoded.prompt, encoded.trajectory, encoded.suffixes
+
+
+def assert_close(found, wanted, tolerance=2e-5):
+    assert found.shape == wanted.shape
+    assert np.isfinite(wanted).all()
+    assert np.abs(found - wanted).max() <= tolerance
+
+
+# --- packed = naive --------------------------------------------------------------------------------------------------
+
+
+def test_the_naive_loop_equals_log_probabilities_summed_by_hand(random_model):
+    model, suffix = random_model("llama"), SUFFIXES[0]
+    with torch.inference_mode():
+        log_p = model(input_ids=torch.tensor([[*PROMPT, *TRAJECTORY[:9], *suffix.ids]])).logits[0].log_softmax(-1)
+    end = len(PROMPT) + 9 + len(TEMPLATE)  # index of the answer's first token, predicted from the one before
+    terms = [float(log_p[end - 1 + k, token]) for k, token in enumerate((5, 9, 11))]
+    assert naive_nll(model, PROMPT, TRAJECTORY, suffix, 9) == pytest.approx(-sum(terms) / 3, abs=1e-5)
+    few = naive_nll(model, PROMPT, TRAJECTORY, suffix, 9, few_logits=True)
+    assert few == pytest.approx(-sum(terms) / 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gpt2", "gemma", "gemma2"])
+def test_packed_equals_naive_at_every_position(random_model, model_type, tied):
+    model = random_model(model_type, tie_word_embeddings=tied)
+    own, whole = prefix_nll(model, PROMPT, TRAJECTORY, SUFFIXES, EVERY, whole_suffix=True, rows_per_pass=40)
+    assert_close(own, naive(model))
+    assert_close(whole, naive(model, whole_suffix=True))
+    assert own.std() > 0.1  # the predictions are not so uniform that a wrong mask would go unnoticed
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packed_equals_naive_under_either_attention(random_model, attention):
+    model = random_model("qwen2", attn_implementation=attention)
+    assert model.config._attn_implementation == attention
+    assert_close(packed(model), naive(model))
+
+
+@pytest.mark.parametrize("prompt", [1, 100], ids=["one token", "read in pieces"])
+@pytest.mark.parametrize("length", [0, 1, 2, 60])
+@pytest.mark.parametrize("rows", [1, 16])
+def test_packed_equals_naive_for_all_lengths(random_model, prompt, length, rows):
+    model, trajectory = random_model("llama"), IDS[100 : 100 + length]
+    where = sorted({0, length // 2, length})
+    found = packed(model, IDS[:prompt], trajectory, positions=where, rows_per_pass=rows)
+    assert_close(found, naive(model, IDS[:prompt], trajectory, positions=where))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 23, 64, 4096])
+def test_the_result_does_not_depend_on_rows_per_pass(random_model, rows):
+    assert_close(packed(random_model("llama"), rows_per_pass=rows), packed(random_model("llama"), rows_per_pass=None))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES, ids=lambda s: s.answer)
+def test_candidates_probed_together_equal_those_probed_alone(random_model, suffix):
+    together = packed(random_model("llama"))[[SUFFIXES.index(suffix)]]
+    assert_close(packed(random_model("llama"), suffixes=[suffix]), together)
+
+
+@pytest.mark.parametrize("where", [[0], [23], [3, 4, 20], list(range(0, 24, 5))])
+def test_some_positions_equal_those_of_all(random_model, where):
+    assert_close(packed(random_model("llama"), positions=where), packed(random_model("llama"))[:, where])
+
+
+def test_in_float64_packing_is_exact_to_rounding(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)  # both sides cast logits to float32
+    model = models.random_model("llama").double()
+    assert_close(packed(model), naive(model), 1e-9)
+
+
+def test_a_float64_model_is_probed_in_float64():
+    model = models.random_model("llama").double()
+    assert_close(packed(model), naive(model), 1e-9)
+
+
+def test_on_a_real_model_packed_equals_naive_at_every_position(lm, questions):
+    question = min(questions, key=lambda q: abs(len(gsm.gold(q).text) - 60))
+    prompt, text = chat_prompt(lm.tokenizer, question.text), gsm.gold(question).text
+    encoded = encode(lm.tokenizer, prompt, text, [question.answer])
+    assert 15 < len(encoded.trajectory) <= 40
+    curve, other = probe.probe(lm, prompt, text, [question.answer, "17"])
+    assert len(curve.positions) == curve.length + 1
+    assert_close(curve.answer_nll[None], naive(lm.model, *sides(encoded), positions=curve.positions, few_logits=True), 2e-4)
+    encoded = encode(lm.tokenizer, prompt, text, ["17"])
+    assert_close(other.answer_nll[None, [0, 9]], naive(lm.model, *sides(encoded), positions=[0, 9], few_logits=True), 2e-4)
+    assert curve.fall > 1.0  # gold states its answer
+
+
+# --- a wrong mask is noticed -----------------------------------------------------------------------------------------
+
+
+def on_forward(monkeypatch, change):
+    """Let `change(positions, mask)` alter what the model is given in each pass."""
+    forward = probe._forward
+
+    def changed(model, ids, places, sees, cache, keep):
+        return forward(model, ids, *change(places, sees), cache, keep)
+
+    monkeypatch.setattr(probe, "_forward", changed)
+
+
+def drop_mask(monkeypatch):
+    on_forward(monkeypatch, lambda places, sees: (places, None))
+
+
+def positions_in_a_row(monkeypatch):
+    on_forward(monkeypatch, lambda places, sees: (torch.arange(len(places)) + places[0], sees))
+
+
+def copies_see_each_other(monkeypatch):
+    monkeypatch.setattr(torch, "block_diag", lambda *parts: torch.ones([sum(p.shape[k] for p in parts) for k in (0, 1)]))
+
+
+def branches_see_ahead(monkeypatch):
+    grow = probe._suffix_tree
+
+    def grown(*args):
+        tree = grow(*args)
+        tree.sees.fill_(True)
+        return tree
+
+    monkeypatch.setattr(probe, "_suffix_tree", grown)
+
+
+@pytest.mark.parametrize("fault", [drop_mask, copies_see_each_other, positions_in_a_row, branches_see_ahead])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_the_packing_check_notices(random_model, monkeypatch, fault, model_type):
+    model = random_model(model_type)
+    monkeypatch.setattr(probe, "_checked", weakref.WeakKeyDictionary())
+    packed(model)  # sound so far
+    probe._checked.clear()
+    fault(monkeypatch)
+    with pytest.raises(ValueError, match=rf"{type(model).__name__} gives other values in packed passes"):
+        packed(model)
+    assert model not in probe._checked
+
+
+def test_a_checked_model_is_not_checked_again(monkeypatch):
+    model = models.random_model("llama")
+    packed(model)
+    drop_mask(monkeypatch)
+    assert np.abs(packed(model) - naive(model)).max() > 0.1  # so wrong a result passes, because the check is over
+
+
+# --- mode ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_stays_in_its_mode(training):
+    model = models.random_model("llama").train(training)
+    packed(model)
+    assert [m.training for m in model.modules()] == [training] * len(list(model.modules()))
+
+
+def test_dropout_is_off_while_probing():
+    model = models.random_model("gpt2")  # its dropout is 0.1
+    wanted = packed(model)  # and it has been checked
+    assert_close(packed(model.train()), wanted)
+
+
+def test_a_model_in_training_with_dropout_can_be_probed_at_once():
+    assert_close(packed(models.random_model("gpt2").train()), packed(models.random_model("gpt2")))
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model_type", "name"), [("mamba", "MambaForCausalLM"), ("bloom", "BloomForCausalLM")])
+def test_a_model_without_branchable_attention_is_refused_by_name(random_model, model_type, name):
+    with pytest.raises(ValueError, match=name):
+        packed(random_model(model_type))
+
+
+def test_a_sliding_window_wider_than_the_text_agrees_with_naive(random_model):
+    model = random_model("mistral", sliding_window=39)  # 7 + 23 + 9 tokens
+    assert_close(packed(model), naive(model))
+
+
+def test_a_sliding_window_narrower_than_the_text_is_refused(random_model):
+    with pytest.raises(ValueError, match="take 39 tokens, but MistralForCausalLM attends within a sliding window of 38"):
+        packed(random_model("mistral", sliding_window=38))
+
+
+def test_a_sliding_window_that_is_not_used_does_not_count(random_model):
+    model = random_model("qwen2", sliding_window=4, use_sliding_window=False)
+    assert_close(packed(model), naive(model))
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({}, None),
+        ({"sliding_window": 8}, 8),
+        ({"sliding_window": 8, "use_sliding_window": False}, None),
+        ({"sliding_window": 8, "layer_types": ["full_attention"]}, None),
+        ({"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}, 8),
+    ],
+)
+def test_the_sliding_window_is_read_from_the_configuration(fields, wanted):
+    config = SimpleNamespace(**fields)
+    config.get_text_config = lambda: config
+    assert probe.sliding_window(config) == wanted
+
+
+def test_a_context_that_is_just_long_enough_agrees_and_a_shorter_one_is_refused(random_model):
+    model, suffixes = random_model("gpt2", n_positions=16), SUFFIXES[:1]
+    sound = {"trajectory": IDS[7:9], "suffixes": suffixes, "positions": range(3)}  # 7 + 2 + 7 tokens
+    assert_close(packed(model, **sound), naive(model, **sound))
+    with pytest.raises(ValueError, match="take 17 tokens, but GPT2LMHeadModel's context holds 16"):
+        packed(model, trajectory=IDS[7:10], suffixes=suffixes, positions=[0])
+
+
+def test_an_empty_prompt_is_refused(random_model, tiny_lm):
+    with pytest.raises(ValueError, match=r"prompt=\[\]"):
+        packed(random_model("llama"), prompt=[])
+    with pytest.raises(ValueError, match=r"prompt=\[\]"):
+        probe.probe(tiny_lm, "", "2 + 2 = 4", "4")
+
+
+@pytest.mark.parametrize("where", [[-1, 3], [24], [3, 30]])
+def test_prefix_nll_refuses_positions_outside_the_trajectory(random_model, where):
+    with pytest.raises(ValueError, match="positions"):
+        packed(random_model("llama"), positions=where)
+
+
+# --- probe() on text -------------------------------------------------------------------------------------------------
+
+TEXT = "6 * 7 means 7 seven times.\nSo it is 42. Yes, 42!"
+
+
+def test_probe_gives_the_curve_of_prefix_nll(tiny_lm):
+    encoded = encode(tiny_lm.tokenizer, "What?\n", TEXT, ["42"])
+    curve = probe.probe(tiny_lm, "What?\n", TEXT, "42", whole_suffix=True)
+    assert curve.positions.tolist() == list(range(len(encoded.trajectory) + 1))
+    assert (curve.length, curve.tokens, curve.answer) == (len(encoded.trajectory), encoded.tokens, "42")
+    assert_close(curve.answer_nll[None], naive(tiny_lm.model, *sides(encoded), curve.positions))
+    assert_close(curve.suffix_nll[None], naive(tiny_lm.model, *sides(encoded), curve.positions, whole_suffix=True))
+
+
+def test_stated_at_is_the_last_prefix_without_the_answer(tiny_lm):
+    right, wrong = probe.probe(tiny_lm, "What?\n", TEXT, ["42", "43"])
+    assert "".join(right.tokens[: right.stated_at]) == "6 * 7 means 7 seven times.\nSo it is "
+    assert wrong.stated_at is None
+
+
+@pytest.mark.parametrize("stride", [1, 4, 1000])
+def test_a_stride_keeps_the_first_the_last_and_the_one_before_the_statement(tiny_lm, stride):
+    curve, every = (probe.probe(tiny_lm, "What?\n", TEXT, "42", stride=s) for s in (stride, 1))
+    assert curve.positions.tolist() == sorted({*range(0, curve.length, stride), curve.length, curve.stated_at})
+    assert_close(curve.answer_nll, every.answer_nll[curve.positions])
+
+
+def test_positions_are_exactly_those_asked_for(tiny_lm):
+    assert probe.probe(tiny_lm, "What?\n", TEXT, "42", positions=[9, 2, 2]).positions.tolist() == [2, 9]
+
+
+def test_one_answer_gives_a_curve_and_several_a_list(tiny_lm):
+    alone = probe.probe(tiny_lm, "What?\n", TEXT, "42")
+    (listed,) = probe.probe(tiny_lm, "What?\n", TEXT, ["42"])
+    assert isinstance(alone, ProbeCurve)
+    assert listed.answer_nll.tolist() == alone.answer_nll.tolist()
+
+
+def test_dtype_casts_the_model_in_place(tokenizer):
+    lm = LanguageModel(models.random_model(vocab_size=len(tokenizer)), tokenizer, "tiny")
+    single = probe.probe(lm, "What?\n", TEXT, "42")
+    double = probe.probe(lm, "What?\n", TEXT, "42", dtype=torch.float64, device="cpu")
+    assert next(lm.model.parameters()).dtype == torch.float64
+    assert 0 < np.abs(double.answer_nll - single.answer_nll).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"stride": 0}, "stride=0"),
+        ({"stride": -2}, "stride=-2"),
+        ({"positions": []}, r"positions=\[\]"),
+        ({"positions": [3, 99]}, r"positions=\[3, 99\] must be some of 0\.\.2\d"),
+        ({"positions": [-1]}, r"positions=\[-1\]"),
+    ],
+)
+def test_unsound_settings_are_refused_by_value(tiny_lm, settings, named):
+    with pytest.raises(ValueError, match=named):
+        probe.probe(tiny_lm, "What?\n", TEXT, "42", **settings)
+
+
+@pytest.mark.parametrize(("answers", "named"), [([], r"answers=\[\]"), ("", "answer ''"), (["42", ""], "answer ''")])
+def test_missing_answers_are_refused(tiny_lm, answers, named):
+    with pytest.raises(ValueError, match=named):
+        probe.probe(tiny_lm, "What?\n", TEXT, answers)
+
+
+# --- the record ------------------------------------------------------------------------------------------------------
+
+
+CURVE = ProbeCurve(np.array([0, 2, 3, 5]), np.array([4.0, 3.0, 2.5, 0.5]), 5, "42", tuple("abcde"), np.arange(4.0), 3)
+
+
+def test_a_curve_is_read_at_a_token_and_its_fall_is_start_minus_end():
+    assert (CURVE.at(3), CURVE.fall) == (2.5, 3.5)
+    with pytest.raises(KeyError, match=r"after 4 tokens.*\[0, 2, 3, 5\]"):
+        CURVE.at(4)
+
+
+def test_before_statement_cuts_where_the_answer_is_stated():
+    cut = CURVE.before_statement()
+    assert (cut.positions.tolist(), cut.answer_nll.tolist()) == ([0, 2, 3], [4.0, 3.0, 2.5])
+    assert (cut.length, cut.tokens, cut.suffix_nll.tolist(), cut.fall) == (3, ("a", "b", "c"), [0.0, 1.0, 2.0], 1.5)
+    assert cut.before_statement() is cut

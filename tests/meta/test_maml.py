@@ -1,0 +1,224 @@
+"""Meta-gradients: two paths against an explicit float64 loop, a hand derivation and finite differences; errors; learning."""
+
+import math
+
+import pytest
+import torch
+
+from tml_lib.data import toy
+from tml_lib.meta import maml
+from tml_lib.records import TaskBatch
+
+LR = 0.02
+
+
+def batch(n=4, shots=5, seed=0, dtype=torch.float64):
+    return toy.sinusoids(n, shots, torch.Generator().manual_seed(seed)).to(dtype=dtype)
+
+
+def network(seed=0, dtype=torch.float64, sizes=(1, 8, 6, 1)):
+    return maml.new_mlp(sizes, seed, dtype=dtype)
+
+
+def relative(found, wanted):
+    return max(float((a.double() - b.double()).norm() / b.double().norm()) for a, b in zip(found, wanted, strict=True))
+
+
+def explicit_loop(theta, tasks, inner_lr, steps, *, first_order=False, last_only=False):
+    """One task after another, torch differentiating everything: nothing shared with the library."""
+    theta = [part.double().clone().requires_grad_() for part in theta]
+    total = 0.0
+    for task in range(len(tasks)):
+        sx, sy, qx, qy = (t[task].double() for t in (tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y))
+
+        def predict(parts, x):
+            for layer in range(len(parts) // 2 - 1):
+                x = (x @ parts[2 * layer] + parts[2 * layer + 1]).clamp(min=0)
+            return x @ parts[-2] + parts[-1]
+
+        adapted = theta
+        for _ in range(steps):
+            slopes = torch.autograd.grad(((predict(adapted, sx) - sy) ** 2).mean(), adapted, create_graph=not first_order)
+            moving = range(len(theta) - 2, len(theta)) if last_only else range(len(theta))
+            adapted = [part - inner_lr * slopes[i] if i in moving else part for i, part in enumerate(adapted)]
+        total = total + ((predict(adapted, qx) - qy) ** 2).mean() / len(tasks)
+    return total.detach(), torch.autograd.grad(total, theta)
+
+
+PATHS = {"fast": maml.meta_gradient, "readable": maml.meta_gradient_readable}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("sizes", [(1, 40, 40, 1), (1, 1), (1, 7, 1)])
+def test_both_paths_equal_the_explicit_float64_loop(path, steps, sizes):
+    theta, tasks = network(sizes=sizes), batch(25 if sizes[1] == 40 else 4, 10)
+    wanted_loss, wanted = explicit_loop(theta, tasks, LR, steps)
+    loss, found = PATHS[path](theta, tasks, inner_lr=LR, steps=steps)
+    assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-12)
+    assert relative(found, wanted) < 1e-12
+    single = [part.float() for part in theta]
+    assert relative(PATHS[path](single, tasks.to(dtype=torch.float32), inner_lr=LR, steps=steps)[1], wanted) < 1e-6
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_first_order_would_fail_that_comparison(steps):
+    theta, tasks = network(sizes=(1, 40, 40, 1)), batch(25, 10)
+    _, second = explicit_loop(theta, tasks, LR, steps)
+    _, first = maml.meta_gradient(theta, tasks, inner_lr=LR, steps=steps, method="fomaml")
+    assert relative(first, second) > 0.05  # 50,000 times the tolerance in single precision
+    assert relative(first, explicit_loop(theta, tasks, LR, steps, first_order=True)[1]) < 1e-12
+
+
+@pytest.mark.parametrize("method", ["maml", "fomaml", "anil", "joint"])
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_the_two_paths_agree_for_every_method(method, steps):
+    theta, tasks = network(), batch()
+    fast, readable = (path(theta, tasks, inner_lr=LR, steps=steps, method=method) for path in PATHS.values())
+    assert float(fast[0]) == pytest.approx(float(readable[0]), rel=1e-12)
+    assert relative(fast[1], readable[1]) < 1e-12
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_anil_adapts_the_last_layer_only_and_trains_all(steps):
+    theta, tasks = network(), batch()
+    _, found = maml.meta_gradient(theta, tasks, inner_lr=LR, steps=steps, method="anil")
+    assert relative(found, explicit_loop(theta, tasks, LR, steps, last_only=True)[1]) < 1e-12
+    adapted = maml.adapt(theta, tasks, inner_lr=LR, steps=2, method="anil")[-1]
+    moved = [not torch.equal(a, b.expand_as(a)) for a, b in zip(adapted, theta, strict=True)]
+    assert moved == [False] * 4 + [True] * 2
+
+
+def test_joint_training_is_the_mean_loss_of_all_points():
+    theta, tasks = network(), batch()
+    x, y = torch.cat([tasks.support_x, tasks.query_x], 1), torch.cat([tasks.support_y, tasks.query_y], 1)
+    parts = [part.clone().requires_grad_() for part in theta]
+    wanted = torch.autograd.grad(maml.mse(parts, x, y), parts)
+    assert relative(maml.meta_gradient(theta, tasks, inner_lr=LR, steps=5, method="joint")[1], wanted) < 1e-12
+
+
+def test_reptile_points_from_the_adapted_mean_back_to_theta():
+    theta, tasks = network(), batch()
+    x, y = torch.cat([tasks.support_x, tasks.query_x], 1), torch.cat([tasks.support_y, tasks.query_y], 1)
+    whole = TaskBatch(x, y, tasks.query_x, tasks.query_y)
+    adapted = maml.adapt(theta, whole, inner_lr=LR, steps=3)[-1]
+    _, found = maml.meta_gradient(theta, tasks, inner_lr=LR, steps=3, method="reptile")
+    assert relative(found, [a - b.mean(0) for a, b in zip(theta, adapted, strict=True)]) < 1e-12
+    with pytest.raises(ValueError, match="no meta-gradient to differentiate"):
+        maml.meta_gradient_readable(theta, tasks, inner_lr=LR, steps=3, method="reptile")
+
+
+def test_hessian_product_equals_finite_differences_of_the_gradient():
+    theta, tasks = maml.per_task(network(), 4), batch()
+    v = [torch.randn(part.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) for part in theta]
+    _, tape, _ = maml.gradient(theta, tasks.support_x, tasks.support_y)
+    found = maml.hessian_product(theta, tape, v)
+    ahead, behind = (
+        maml.gradient([p + sign * 1e-6 * q for p, q in zip(theta, v, strict=True)], tasks.support_x, tasks.support_y)[0]
+        for sign in (1, -1)
+    )
+    assert relative(found, [(a - b) / 2e-6 for a, b in zip(ahead, behind, strict=True)]) < 1e-6
+
+
+def test_the_scalar_meta_gradient_by_hand():
+    """L_s = (w a + u - b)^2 at u = 0: w' = w - lr 2a (w a - b), u' = -lr 2 (w a - b); L_q = (w' c + u' - e)^2."""
+    w, a, b, c, e = 0.7, 1.5, -0.4, 0.9, 2.0
+    adapted = w - LR * 2 * a * (w * a - b)
+    bias = -LR * 2 * (w * a - b)  # the network's bias adapts as well
+    residual = adapted * c + bias - e
+    by_hand = 2 * residual * (c * (1 - 2 * LR * a**2) + (-2 * LR * a))
+    one = [torch.tensor([[[float(t)]]], dtype=torch.float64) for t in (a, b, c, e)]
+    theta = [torch.tensor([[w]], dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)]
+    for path in PATHS.values():
+        assert float(path(theta, TaskBatch(*one), inner_lr=LR, steps=1)[1][0]) == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_the_adaptation_curve_is_the_query_loss_of_plain_sgd():
+    theta, tasks = network(), batch()
+    curve = maml.adaptation_curve(theta, tasks, inner_lr=LR, steps=4)
+    assert curve.shape == (4, 5)
+    for steps in range(5):
+        wanted, _ = explicit_loop(theta, tasks, LR, steps)
+        assert float(curve[:, steps].mean()) == pytest.approx(float(wanted), rel=1e-12)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": -1}, "steps=-1 is negative"),
+        ({"inner_lr": math.nan}, "inner_lr=nan must be finite and positive"),
+        ({"inner_lr": math.inf}, "inner_lr=inf"),
+        ({"inner_lr": 0.0}, "inner_lr=0.0"),
+        ({"method": "mamml"}, "method='mamml' is unknown: use one of maml"),
+    ],
+)
+def test_bad_settings_are_named(path, given, message):
+    with pytest.raises(ValueError, match=message):
+        PATHS[path](network(), batch(), **{"inner_lr": LR, "steps": 1, **given})
+    if "method" not in given:
+        with pytest.raises(ValueError, match=message):
+            maml.adapt(network(), batch(), **{"inner_lr": LR, "steps": 1, **given})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_network_with_several_outputs_is_refused(path):
+    with pytest.raises(ValueError, match="the network has 2 outputs"):
+        PATHS[path](network(sizes=(1, 4, 2)), batch(), inner_lr=LR, steps=1)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_divergence_names_the_inner_learning_rate(path):
+    with pytest.raises(FloatingPointError, match=r"inner_lr=50\.0: the inner loop diverged"):
+        PATHS[path](network(dtype=torch.float32), batch(dtype=torch.float32), inner_lr=50.0, steps=20)
+    curve = maml.adaptation_curve(network(dtype=torch.float32), batch(dtype=torch.float32), inner_lr=50.0, steps=20)
+    assert bool(curve[:, -1].isinf().any())
+    assert bool((curve.isinf() | (curve < 1e38)).all()), "a diverged task counts as infinite, not as the largest number"
+
+
+@pytest.mark.parametrize("method", maml.METHODS)
+def test_training_lowers_the_loss_that_it_trains(method):
+    def sample(draw):
+        return toy.sinusoids(10, 10, draw)
+
+    theta = maml.new_mlp([1, 20, 20, 1], 0)
+    kept = [part.clone() for part in theta]
+    trained, losses = maml.meta_train(theta, sample, meta_steps=300, inner_lr=LR, steps=2, seed=0, method=method)
+    assert all(torch.equal(a, b) for a, b in zip(theta, kept, strict=True)), "the start must not be changed"
+    assert sum(losses[-30:]) < sum(losses[:30])
+    again, same = maml.meta_train(theta, sample, meta_steps=300, inner_lr=LR, steps=2, seed=0, method=method)
+    assert same == losses
+    assert all(torch.equal(a, b) for a, b in zip(trained, again, strict=True))
+
+
+def test_a_meta_learned_start_adapts_better_than_a_jointly_trained_one():
+    def sample(draw):
+        return toy.sinusoids(25, 10, draw)
+
+    unseen = toy.sinusoids(100, 10, torch.Generator().manual_seed(99), queries=50)
+    ends = {}
+    for method in ("maml", "joint"):
+        theta, _ = maml.meta_train(
+            maml.new_mlp([1, 40, 40, 1], 0), sample, meta_steps=400, inner_lr=LR, steps=5, seed=0, method=method
+        )
+        ends[method] = maml.adaptation_curve(theta, unseen, inner_lr=LR, steps=5).mean(0)
+    assert ends["maml"][5] < 0.4 * ends["maml"][0]
+    assert ends["maml"][5] < 0.6 * ends["joint"][5]
+
+
+def test_a_meta_gradient_that_overflows_stops_the_training(monkeypatch):
+    real = maml.meta_gradient
+
+    def overflowing(theta, tasks, **given):
+        loss, slopes = real(theta, tasks, **given)
+        return loss, [slope * 1e30 for slope in slopes]
+
+    monkeypatch.setattr(maml, "meta_gradient", overflowing)
+    start = network(dtype=torch.float32)
+    with pytest.raises(FloatingPointError, match=r"length is inf with inner_lr=0\.02"):
+        maml.meta_train(start, lambda draw: batch(dtype=torch.float32), meta_steps=1, inner_lr=LR, steps=1, seed=0)
+
+
+def test_nothing_is_trained_in_no_steps():
+    with pytest.raises(ValueError, match="meta_steps=0 trains nothing"):
+        maml.meta_train(network(), lambda draw: batch(), meta_steps=0, inner_lr=LR, steps=1, seed=0)

@@ -1,0 +1,82 @@
+"""Shortened trajectories at any preset: what is withheld, equal length, and who finishes."""
+
+import random
+
+import pytest
+
+from tml_lib.data import programs
+from tml_lib.lm import models
+from tml_lib.studies import efficiency, lora, shortened
+
+
+@pytest.fixture(scope="module")
+def reasoner():
+    return models.load("tiny", model=models.shipped("tiny-long"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("He has 3 pens. So 3 + 4 = 7 pens.", "He has 3 pens."),
+        ("First 5.\nThen 3 + 4 = 7\nIt is 7.", "First 5."),
+        ("It is 7.", ""),
+        ("Nothing is said. 17 or 70 is not it.", "Nothing is said. 17 or 70 is not it."),
+        ("Costs are 1.5. Then 7.", "Costs are 1.5."),
+    ],
+)
+def test_what_is_withheld_begins_with_the_sentence_that_states_the_result(text, wanted):
+    assert shortened.before_result(text, "7") == wanted
+
+
+def test_ways_have_the_summarys_length_and_their_names():
+    ways = shortened._same_length("a b c d e f 7", "a b c d e f", "x y z", "p q r s t", random.Random(0))
+    assert ways["full"] == "a b c d e f 7"
+    assert (ways["begun"], ways["foreign"], ways["at_once"]) == ("a b c", "p q r", "")
+    assert len(ways["random"].split()) == 3
+    assert ways["random"].split() == sorted(ways["random"].split())
+    assert shortened._same_length("7", "", "x", "y", random.Random(0))["begun"] == ""
+
+
+def test_a_program_is_shortened_as_in_the_study(reasoner):
+    given = shortened.material("tiny", n=4, seed=3, worth={"value": 1.0})
+    assert given.programs
+    found = efficiency.own_trajectories(reasoner, given.questions, 3, 1)
+    for question, words, ways in zip(given.questions, found, given.ways, strict=True):
+        asked = efficiency.asked_letters(question)
+        assert ways["full"] == " ".join(words)
+        assert ways["withheld"].split() == [words[k] for k in efficiency.withheld(words, asked)]
+        used = {letter for letter in programs.LETTERS if letter in question.text}
+        assert not used & {c for c in ways["foreign"] if c in programs.LETTERS}
+    assert set(given.ways[0]) == set(efficiency.MODES)
+    full = given.right("full")
+    assert full == efficiency.finished(reasoner, given.questions, found, at_once=True)[0]
+    assert sum(given.right("at_once")) <= sum(full)
+
+
+def test_a_text_model_writes_its_own_summary_and_finishes(tiny_lm, monkeypatch):
+    seen, texts = [], []
+
+    def completions(lm, prompts, **settings):
+        seen.append(list(prompts))
+        return texts.pop(0)
+
+    monkeypatch.setattr(lora.models, "load", lambda name, **given: tiny_lm)
+    monkeypatch.setattr(shortened.rollouts, "completions", completions)
+    full = ["He has 3. He gets 4. So 9 in all: \\boxed{9}", "There are 5 left. No 8."]
+    texts += [full, ["3 and 4 pens. That makes 9.", "5 are left."]]
+    given = shortened.material("small", n=2, seed=0, worth={})
+    first, second = given.ways
+    assert first["withheld"] == "He has 3. He gets 4."
+    assert first["summary"] == "3 and 4 pens."
+    assert first["foreign"] == "5 are left."
+    assert "He has 3. He gets 4." in seen[1][0]
+    assert "9" not in seen[1][0].replace(given.questions[0].text, ""), "the result is withheld from the summary's writer"
+    assert second["summary"] == "5 are left."
+    texts.append([f" so \\boxed{{{given.questions[0].answer}}}", "nothing"])
+    assert given.right("summary") == [True, False]
+    assert all(prompt.endswith(way["summary"]) for prompt, way in zip(seen[2], given.ways, strict=True))
+
+
+def test_one_question_leaves_no_other(monkeypatch):
+    with pytest.raises(ValueError, match="n=1 questions leave no other question"):
+        shortened.material("tiny", n=1, seed=0, worth={})

@@ -1,0 +1,342 @@
+"""The trajectory study: its conditions, its estimands by hand, and going on after an interruption."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from tml_lib.claims.ledger import claims
+from tml_lib.data import gsm, hub
+from tml_lib.lm.answers import chat_prompt, encode
+from tml_lib.records import ProbeCurve, Trajectory
+from tml_lib.studies import trajectories
+
+
+def tokens(lm, question, trajectory):
+    return encode(lm.tokenizer, chat_prompt(lm.tokenizer, question.text), trajectory.text, ["1"]).trajectory
+
+
+# --- questions and conditions ----------------------------------------------------------------------------------------
+
+
+def test_study_questions_are_those_that_do_not_hold_their_answer():
+    found = trajectories.study_questions(60, seed=0)
+    candidates = gsm.gsm_symbolic(90, seed=0)
+    sound = [q for q in candidates if gsm.first_mention(q.text, q.answer) is None]
+    assert found == sound[:60]
+    assert len(sound) < len(candidates)
+
+
+def test_the_first_study_questions_do_not_depend_on_how_many_are_asked_for():
+    assert trajectories.study_questions(5, seed=1) == trajectories.study_questions(40, seed=1)[:5]
+
+
+@pytest.mark.parametrize("name", ["aime24", "orz_14b"])
+def test_questions_of_the_paper_have_a_right_trajectory_and_no_answer_to_copy(name, tmp_path):
+    folder = hub.fixture(name, tmp_path / name, n=60, seed=4)
+    found = trajectories.chosen_questions(f"{name}={folder}", 40, 1)
+    assert found == trajectories.chosen_questions(f"{name}={folder}", 50, 1)[:40]
+    assert all(gsm.gold(q).correct and gsm.first_mention(q.text, q.answer) is None for q in found)
+    assert all("7" in q.answer for q in trajectories.chosen_questions(f"{name}={folder}", 3, 1, lambda q: "7" in q.answer))
+    sound = [q for q in gsm.gsm_symbolic(60, 4) if gsm.first_mention(q.text, q.answer) is None]
+    with pytest.raises(ValueError, match=f"{name}.* has {len(sound)} of 61 questions .*ask for fewer"):
+        trajectories.chosen_questions(f"{name}={folder}", 61, 1)
+
+
+def test_questions_without_a_number_as_answer_are_passed_over(tmp_path):
+    rows = [{"problem": f"Find x{k}.", "solution": "x = 1/2 = 0.5", "answer": a} for k, a in enumerate(("1/2", "0.5", "x+1"))]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found,) = trajectories.chosen_questions(f"aime24={tmp_path / 'own.jsonl'}", 1, 0)
+    assert found.answer == "0.5"
+
+
+def test_no_set_is_gsm_symbolic_and_an_unknown_one_an_error():
+    assert trajectories.chosen_questions("", 3, 2) == trajectories.study_questions(3, 2)
+    with pytest.raises(ValueError, match="'aime25' is no question set of the paper: choose one of orz_14b"):
+        trajectories.chosen_questions("aime25", 3, 2)
+
+
+def test_text_is_not_given_to_what_reads_programs():
+    trajectories.check_data("aime24", "small")
+    trajectories.check_data("", "tiny")
+    with pytest.raises(ValueError, match="'aime24' is text, and preset 'tiny' reads programs"):
+        trajectories.check_data("aime24", "tiny")
+
+
+def test_evidence_of_another_set_has_a_scale_of_its_own():
+    assert trajectories.scale_name("small") == "small"
+    assert trajectories.scale_name("gpu", "aime24=a/folder", tuned=True) == "gpu-aime24-sft"
+
+
+@pytest.fixture(scope="module")
+def conditions(lm, questions):
+    """(question, its conditions) for two that can be shuffled, and corrupted without ever stating the right answer."""
+    wrong = [(q, gsm.corrupt(q)) for q in questions if gsm.shuffle_steps(q)]
+    suited = [q for q, made in wrong if made and gsm.first_mention(made.text, q.answer) is None][:2]
+    sampled = Trajectory("It is \\boxed{1}.", "sampled", "1", False)
+    return [(q, trajectories.build_conditions(lm, q, questions, sampled, seed=0)) for q in suited]
+
+
+def test_all_conditions_are_built_and_say_what_they_are(conditions):
+    for _, found in conditions:
+        assert tuple(found) == ("gold", "corrupted", "sampled", "foreign", "shuffled", "copying")
+        assert all(trajectory.kind == kind for kind, trajectory in found.items())
+
+
+def test_foreign_and_copying_are_as_long_as_gold(lm, conditions):
+    for question, found in conditions:
+        gold = len(tokens(lm, question, found["gold"]))
+        assert len(tokens(lm, question, found["foreign"])) == pytest.approx(gold, abs=2)
+        assert len(tokens(lm, question, found["copying"])) == pytest.approx(gold, abs=2)
+
+
+def test_copying_states_the_answer_at_its_end_only_and_foreign_never(conditions):
+    for question, found in conditions:
+        text = found["copying"].text
+        assert text.endswith(f"\nThe result is {question.answer}.")
+        assert gsm.first_mention(text, question.answer) == len(text) - len(question.answer) - 1
+        assert gsm.first_mention(found["foreign"].text, question.answer) is None
+
+
+def test_a_condition_that_cannot_be_built_is_left_out(lm, questions):
+    question = next(q for q in questions if gsm.corrupt(q) is None and gsm.shuffle_steps(q) is None)
+    assert set(trajectories.build_conditions(lm, question, questions, None, seed=0)) == {"gold", "foreign", "copying"}
+
+
+def test_probed_conditions_give_every_estimand(tiny_lm, conditions):
+    for question, found in conditions:
+        curves = trajectories.probe_question(tiny_lm, question, found, stride=7)
+        assert {kind: tuple(curves[kind]) for kind in curves} == dict.fromkeys(found, ("right",)) | {
+            "corrupted": ("right", "own")
+        }
+        record = json.loads(json.dumps({"curves": {kind: trajectories._plain(held) for kind, held in curves.items()}}))
+        values = trajectories.estimands(record, stride=7)
+        assert [name for name, number in values.items() if math.isnan(number)] == []
+
+
+def test_the_orders_are_compared_after_the_same_steps(lm, tiny_lm, conditions):
+    for question, found in conditions:
+        curves = trajectories.probe_question(tiny_lm, question, found, stride=50)
+        read = []
+        for kind in ("gold", "shuffled"):
+            curve = curves[kind]["right"]
+            read.append("".join(curve.tokens[: curve.meta["shuffled_end"]]))
+            assert gsm.first_mention(read[-1], question.answer) is None
+        assert sorted(read[0].split("\n")) == sorted(read[1].split("\n"))
+        assert read[0] != read[1]
+
+
+# --- estimands by hand -----------------------------------------------------------------------------------------------
+
+
+def held(positions, nll, stated_at=None, **meta):
+    return {"positions": positions, "answer_nll": nll, "length": positions[-1], "stated_at": stated_at, "answer": "x", **meta}
+
+
+def record(**changes):
+    curves = {
+        "gold": {"right": held([0, 2, 3, 4, 5], [4.0, 3.0, 2.0, 2.5, 0.5], 3, shuffled_end=2)},
+        "foreign": {"right": held([0, 2, 3, 5], [4.0, 3.6, 3.5, 3.9])},
+        "copying": {"right": held([0, 2, 4, 5], [4.0, 4.0, 4.0, 1.0], 4)},
+        "shuffled": {"right": held([0, 2, 3, 5], [4.0, 9.0, 3.4, 0.4], 3, shuffled_end=3)},
+        "corrupted": {"right": held([0, 2, 4], [4.0, 3.5, 3.7]), "own": held([0, 2, 4], [5.0, 4.0, 1.0], 2)},
+        "sampled": {"right": held([0, 2, 3], [4.0, 4.2, 4.1])},
+    }
+    return {"id": "q", "curves": {kind: curve for kind, curve in (curves | changes).items() if curve is not None}}
+
+
+BY_HAND = {
+    "C1.trend": -1.0,  # 4, 3, 2.5, 0.5: the prefix of 3 tokens is off the stride of 2
+    "C1.trend_unstated": -1.0,  # 4, 3, 2
+    "C1.trend_over_foreign": 0.0,  # -1, and 4, 3.6, 3.5 over as many tokens of the other
+    "C1.fall": 3.5,  # 4 - 0.5
+    "C1.unstated": 2.0,  # 4 - 2
+    "C1.content": 1.5,  # 2 - (4 - 3.5)
+    "C1.order": 0.4,  # 3.4 - 3
+    "C1.copying": 0.5,  # 3.5 - 3
+    "C2.sampled_trend": 1 / 3,  # up, up, down
+    "C2.corrupted_trend": -1 / 3,  # down, down, up
+    "C2.corrupted_over_foreign": 0.0,  # -1/3, and down, down, up again (4, 3.6, 3.9)
+    "C2.sampled_fall": -0.1,
+    "C2.corrupted_fall": 0.3,
+    "C2.contrast": 1.5,  # 2 - (4 - 3.5)
+    "C2.own_answer": 4.0,
+}
+
+
+CORRUPTED = {"C2.corrupted_trend", "C2.corrupted_over_foreign", "C2.corrupted_fall", "C2.contrast", "C2.own_answer"}
+
+
+def test_estimands_by_hand():
+    assert trajectories.estimands(record(), stride=2) == pytest.approx(BY_HAND)
+
+
+def test_every_estimand_has_a_rule_and_every_rule_an_estimand():
+    ruled = {f"{claim}.{test['name']}" for claim, item in claims().items() for test in item["tests"]}
+    known_only_by_construction = {  # tests that only the tiny reasoner's study can make: test_probe_study has them
+        *(
+            "C1.area",
+            "C1.share_unstated",
+            "C1.changepoint",
+            "C1.below_chance",
+            "C1.own_trend",
+            "C1.own_trend_unstated",
+            "C1.own_unstated",
+        ),
+        *("C2.after_error", "C2.after_error_over_gold", "C2.spoilt_word"),
+    }
+    assert set(BY_HAND) | known_only_by_construction == {name for name in ruled if name[:3] in ("C1.", "C2.")}
+    assert not set(BY_HAND) & known_only_by_construction
+
+
+def nan_names(values):
+    return {name for name, number in values.items() if math.isnan(number)}
+
+
+@pytest.mark.parametrize(
+    ("absent", "names"),
+    [
+        ("shuffled", {"C1.order"}),
+        ("sampled", {"C2.sampled_trend", "C2.sampled_fall"}),
+        ("corrupted", CORRUPTED),
+    ],
+)
+def test_estimands_of_absent_conditions_are_nan_and_the_others_stay(absent, names):
+    values = trajectories.estimands(record(**{absent: None}), stride=2)
+    assert nan_names(values) == names
+    assert {k: v for k, v in values.items() if k not in names} == pytest.approx(
+        {k: v for k, v in BY_HAND.items() if k not in names}
+    )
+
+
+def test_corrupted_gold_that_happens_to_state_the_right_answer_does_not_count():
+    wrong = {"right": held([0, 2, 4], [4.0, 3.5, 3.7], 2), "own": held([0, 2, 4], [5.0, 4.0, 1.0], 2)}
+    assert nan_names(trajectories.estimands(record(corrupted=wrong), stride=2)) == CORRUPTED
+
+
+def test_foreign_text_that_is_shorter_is_read_at_its_end():
+    values = trajectories.estimands(record(foreign={"right": held([0, 2], [4.0, 3.9])}), stride=2)
+    assert values["C1.content"] == pytest.approx(2.0 - 0.1)
+
+
+def test_gold_that_never_states_the_answer_counts_whole():
+    gold = {"right": held([0, 2, 4, 5], [4.0, 3.0, 2.5, 0.5], shuffled_end=2)}
+    assert trajectories.estimands(record(gold=gold), stride=2)["C1.unstated"] == pytest.approx(3.5)
+
+
+def test_study_values_are_one_seed_of_questions():
+    values = trajectories.study_values([record(), record(sampled=None)], stride=2)
+    assert values["C1.fall"] == [[3.5, 3.5]]
+    assert math.isnan(values["C2.sampled_fall"][0][1])
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def study(lm, questions, monkeypatch):
+    """A study whose probing is faked; `study.probed` and `study.sampled` list what was asked of the model."""
+
+    def fake_samples(lm, group, *, seed, tries, progress):
+        run.sampled.append((seed, [q.id for q in group]))
+        return [None] * len(group)
+
+    def fake_probe(lm, question, conditions, *, stride):
+        if len(run.probed) == run.fail_at:
+            run.fail_at = None
+            raise Interrupted
+        run.probed.append(question.id)
+        nll = np.array([3.0, len(question.text) / 7])
+        return {"gold": {"right": ProbeCurve(np.array([0, 5]), nll, 5, question.answer, stated_at=3)}}
+
+    def run(checkpoint, n=7, **settings):
+        return trajectories.trajectory_study(lm, questions[:n], checkpoint=checkpoint, **{"seed": 0, "stride": 2} | settings)
+
+    run.probed, run.sampled, run.fail_at = [], [], None
+    monkeypatch.setattr(trajectories, "_GROUP", 2)
+    monkeypatch.setattr(trajectories, "wrong_samples", fake_samples)
+    monkeypatch.setattr(trajectories, "probe_question", fake_probe)
+    monkeypatch.setattr(trajectories, "build_conditions", lambda *_: {})
+    return run
+
+
+@pytest.mark.parametrize("fail_at", [0, 3, 4, 6])
+def test_an_interrupted_study_goes_on_where_it_was(study, tmp_path, questions, fail_at):
+    uninterrupted, _ = study(None)
+    sampled = list(study.sampled)
+    assert len({seed for seed, _ in sampled}) == 4  # each group has a seed of its own
+    study.probed.clear()
+    study.sampled.clear()
+    study.fail_at = fail_at
+    with pytest.raises(Interrupted):
+        study(tmp_path / "c.json")
+    kept = fail_at - fail_at % 2  # whole groups of two
+    assert study.probed == [q.id for q in questions[:fail_at]]
+    study.probed.clear()
+    study.sampled.clear()
+    resumed, seconds = study(tmp_path / "c.json")
+    assert resumed == uninterrupted
+    assert study.probed == [q.id for q in questions[kept:7]]
+    assert study.sampled == sampled[kept // 2 :]  # the same groups, drawn with the same seeds
+    assert seconds > 0
+
+
+def test_a_finished_study_is_read_and_not_run_again(study, tmp_path):
+    first = study(tmp_path / "c.json")
+    study.probed.clear()
+    assert study(tmp_path / "c.json") == first
+    assert study.probed == []
+
+
+@pytest.mark.parametrize("change", [{"stride": 3}, {"seed": 1}, {"tries": 5}, {"n": 6}], ids=str)
+def test_a_checkpoint_of_another_study_is_refused(study, tmp_path, change):
+    study(tmp_path / "c.json")
+    with pytest.raises(ValueError, match=rf"{tmp_path}/c\.json holds another study"):
+        study(tmp_path / "c.json", **change)
+
+
+def test_a_checkpoint_of_other_code_is_refused(study, tmp_path, monkeypatch):
+    study(tmp_path / "c.json")
+    monkeypatch.setattr(trajectories, "source_hash", lambda entries: "0" * 16)
+    with pytest.raises(ValueError, match="holds another study"):
+        study(tmp_path / "c.json")
+
+
+def test_checkpoint_files_differ_by_every_setting_and_lie_in_the_folder(lm, tmp_path):
+    base = {"n_questions": 8, "seed": 0, "stride": 2, "tries": 2}
+    variants = [base] + [base | {name: 9} for name in base]
+    found = {trajectories.checkpoint_file(tmp_path, lm, **settings) for settings in variants}
+    assert len(found) == 5
+    assert {path.parent for path in found} == {tmp_path}
+
+
+# --- pairs before the statement --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold", "other"),
+    [
+        ("foreign", [4.0, 3.0, 2.0], [4.0, 3.6, 3.5]),  # both to gold's 3 tokens
+        ("shuffled", [4.0, 3.0], [4.0, 9.0, 3.4]),  # to the end of the shuffled steps: 2 tokens, 3 tokens
+        ("corrupted", [4.0, 3.0, 2.0], [4.0, 3.5]),  # to where it states its own answer: 2 tokens
+    ],
+)
+def test_pairs_are_cut_before_any_answer_is_stated(kind, gold, other):
+    first, second = trajectories.paired_before_statement(record(), kind)
+    assert (first.answer_nll.tolist(), second.answer_nll.tolist()) == (gold, other)
+    assert (first.length, second.length) == (first.positions[-1], second.positions[-1])
+
+
+def test_a_pair_without_its_condition_is_none():
+    assert trajectories.paired_before_statement(record(foreign=None), "foreign") is None
+
+
+def test_gold_that_states_the_answer_at_once_leaves_nothing_to_compare():
+    gold = {"right": held([0, 2, 5], [4.0, 3.0, 0.5], 0, shuffled_end=2)}
+    first, _ = trajectories.paired_before_statement(record(gold=gold), "foreign")
+    assert first.answer_nll.tolist() == [4.0]

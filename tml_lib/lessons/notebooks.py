@@ -1,0 +1,279 @@
+"""Find and execute the notebooks headless with papermill: side by side, resumable, with evidence and an index page."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nbformat
+
+from tml_lib import runtime
+from tml_lib.claims import ledger
+from tml_lib.lm import models
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook of the kit: its file, title and declared parameters (name -> type name)."""
+
+    path: Path
+    title: str
+    parameters: dict[str, str]
+    preset: str = ""  # the committed default, where it has such a parameter
+    any_preset: bool = False  # whether it asks each preset's own questions
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def presets(self) -> list[str]:
+        """Presets that it runs on: all that it has questions for, by default those of its own preset's; none without one."""
+        known = models.PRESETS
+        return [name for name in known if self.preset and (self.any_preset or known[name].task == known[self.preset].task)]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One executed notebook: wall seconds and the kernel's peak resident memory in MB.
+
+    Linux counts the starting process's own peak as the child's: start from one that is small, as the command line is.
+    """
+
+    name: str
+    ok: bool
+    seconds: float
+    memory_mb: float
+    parameters: dict
+    message: str = ""
+
+
+def folder() -> Path:
+    """notebooks/ of the clone."""
+    return runtime.project_root() / "notebooks"
+
+
+def stored_evidence() -> Path:
+    """The committed evidence of runs that take longer than a notebook may."""
+    return folder() / "evidence"
+
+
+def discover() -> list[Notebook]:
+    """All notebooks `NN_name.ipynb`, in order."""
+    return [_describe(path) for path in sorted(folder().glob("[0-9][0-9]_*.ipynb"))]
+
+
+def _describe(path: Path) -> Notebook:
+    book = nbformat.read(path, as_version=4)
+    first = next(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    title = first.lstrip().splitlines()[0].lstrip("# ")
+    cells = [cell.source for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+    default = re.search(r'^preset: str = "(\w+)"  # (any preset)?', cells[0], re.MULTILINE) if cells else None
+    declared = runtime.declared_parameters(cells[0]) if cells else {}
+    return Notebook(path, title, declared, default[1] if default else "", bool(default and default[2]))
+
+
+def select(wanted: list[str]) -> list[Notebook]:
+    """The notebooks whose names begin with the given ones ('05', '05_probing'); all where none is given."""
+    found = discover()
+    chosen = []
+    for start in wanted:
+        matches = [book for book in found if book.name.startswith(start.removesuffix(".ipynb"))]
+        if not matches:
+            raise ValueError(f"no notebook begins with {start!r}: there are {', '.join(book.name for book in found)}")
+        chosen += [book for book in matches if book not in chosen]
+    return chosen or found
+
+
+def check_given(books: list[Notebook], given: dict[str, object]) -> dict[str, dict[str, object]]:
+    """Parameters per notebook. Each must be declared, with that type, by at least one of them, and goes to those."""
+    runtime.check_names(given, dict.fromkeys(name for book in books for name in book.parameters))
+    for book in books:
+        for name in given.keys() & book.parameters.keys():
+            runtime.check_value(name, given[name], book.parameters[name])
+    if "preset" in given:
+        wanted = models.preset(given["preset"]).name
+        for book in books:
+            if book.preset and wanted not in book.presets:
+                known = " or ".join(book.presets)
+                raise ValueError(f"notebook {book.name} does not ask the questions of preset {wanted!r}: give it {known}")
+    return {book.name: {k: v for k, v in given.items() if k in book.parameters} for book in books}
+
+
+def new_run() -> Path:
+    """A fresh folder runs/<time>/."""
+    out = runtime.project_root() / "runs" / time.strftime("%Y%m%d-%H%M%S")
+    (out / "evidence").mkdir(parents=True)
+    return out
+
+
+def newest_run() -> Path:
+    """The newest folder under runs/; FileNotFoundError where there is none."""
+    found = sorted((runtime.project_root() / "runs").glob("[0-9]*-[0-9]*"))
+    if not found:
+        raise FileNotFoundError("there is no run to resume under runs/: start one with `python -m tml_lib run`")
+    return found[-1]
+
+
+def run(books: list[Notebook], parameters: dict[str, dict], out: Path, *, jobs: int | None = None) -> list[Result]:
+    """Execute notebooks into `out`, as many side by side as there are cores; finished ones with these parameters stay.
+
+    Each writes <name>.ipynb (under another name until it is complete), <name>.html and state/<name>.json, and its evidence
+    into out/evidence. Ctrl-C ends the running ones and leaves the finished ones as they are.
+    """
+    jobs = min(jobs or runtime.usable_cores(), len(books))
+    board = _Board([book.name for book in books])
+    results: dict[str, Result] = {}
+    children: list[subprocess.Popen] = []
+
+    def one(book: Notebook) -> None:
+        held = _finished(out, book.name, parameters[book.name])
+        results[book.name] = held or _execute(book, parameters[book.name], out, jobs, board, children)
+        board.done(results[book.name], again=held is None)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for future in [pool.submit(one, book) for book in books]:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in children:
+                child.kill()
+            raise
+    return [results[book.name] for book in books]
+
+
+def _finished(out: Path, name: str, parameters: dict) -> Result | None:
+    state = out / "state" / f"{name}.json"
+    if not state.is_file() or not (out / f"{name}.ipynb").is_file():
+        return None
+    result = Result(**json.loads(state.read_text(encoding="utf8")))
+    return result if result.ok and result.parameters == parameters else None
+
+
+def _execute(book: Notebook, parameters: dict, out: Path, jobs: int, board: _Board, children: list) -> Result:
+    partial, final = out / f"{book.name}.partial.ipynb", out / f"{book.name}.ipynb"
+    given = runtime.write_text(out / "state" / f"{book.name}.parameters.json", json.dumps(parameters))
+    command = [sys.executable, "-m", "papermill", str(book.path), str(partial), "--cwd", str(book.path.parent)]
+    command += ["--progress-bar", "-f", str(given)] if parameters else ["--progress-bar"]
+    environment = os.environ | {"TML_EVIDENCE": str(out / "evidence"), "OMP_NUM_THREADS": _threads(jobs)}
+    began = time.perf_counter()
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    children.append(child)
+    with child.stderr:
+        tail = _follow(child, lambda done, total: board.step(book.name, done, total))
+    _, status, usage = os.wait4(child.pid, 0)  # counts the kernel too, which papermill waits for
+    child.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - began
+    memory = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    ok = child.returncode == 0
+    message = "" if ok else _explain(partial, tail, child.returncode)
+    if ok:
+        runtime.write_text(out / f"{book.name}.html", _html(partial))
+        os.replace(partial, final)
+    elif partial.exists():
+        os.replace(partial, out / f"{book.name}.failed.ipynb")
+    result = Result(book.name, ok, round(seconds, 1), round(memory), parameters, message)
+    runtime.write_text(out / "state" / f"{book.name}.json", json.dumps(asdict(result)))
+    return result
+
+
+def _threads(jobs: int) -> str:
+    return str(max(1, runtime.usable_cores() // jobs))
+
+
+def _follow(child: subprocess.Popen, step) -> str:
+    """Read papermill's progress bar from its standard error, and keep the last of what it says."""
+    text = ""
+    while chunk := os.read(child.stderr.fileno(), 4096):
+        text = (text + chunk.decode(errors="replace"))[-6000:]
+        if found := re.findall(r"(\d+)/(\d+) \[", text):
+            step(int(found[-1][0]), int(found[-1][1]))
+    return text
+
+
+def _explain(partial: Path, tail: str, code: int) -> str:
+    """The error of the failed cell, else the end of what papermill said."""
+    if partial.exists():
+        for cell in nbformat.read(partial, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                if output.output_type == "error":
+                    return f"{output.ename}: {output.evalue}"
+    return f"papermill ended with status {code}: {tail.strip().splitlines()[-1] if tail.strip() else 'it said nothing'}"
+
+
+def _html(path: Path) -> str:
+    from nbconvert import HTMLExporter
+
+    return HTMLExporter(embed_images=True).from_filename(str(path))[0]
+
+
+class _Board:
+    """The progress display: a line that is rewritten on a terminal, a line per event and half minute elsewhere."""
+
+    def __init__(self, names: list[str]):
+        self._state = dict.fromkeys(names, "waits")
+        self._lock = threading.Lock()
+        self._began = self._shown = time.perf_counter()
+        self._live = sys.stderr.isatty()
+
+    def step(self, name: str, done: int, total: int) -> None:
+        with self._lock:
+            self._state[name] = f"cell {done}/{total}"
+            now = time.perf_counter()
+            if self._live or now - self._shown > 30:
+                self._shown = now
+                running = " · ".join(f"{n} {s}" for n, s in self._state.items() if s not in ("waits", "done"))
+                ready = sum(s == "done" for s in self._state.values())
+                line = f"[{now - self._began:4.0f} s] {ready}/{len(self._state)} done · {running}"
+                print(
+                    f"\r{line[:110]:110}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True
+                )
+
+    def done(self, result: Result, *, again: bool) -> None:
+        with self._lock:
+            self._state[result.name] = "done"
+            what = "finished" if result.ok else "FAILED"
+            took = f"{result.seconds:.0f} s, {result.memory_mb / 1000:.2f} GB" if again else "kept from the earlier run"
+            print(f"{chr(13) if self._live else ''}{result.name}: {what} ({took})".ljust(110), file=sys.stderr, flush=True)
+            if result.message:
+                print(f"  {result.message}", file=sys.stderr, flush=True)
+
+
+def write_index(out: Path, results: list[Result]) -> Path:
+    """index.html of a run: its notebooks with time and memory, its evidence and the ledger table; needs no network."""
+    lines = []
+    for result in results:
+        state = "finished" if result.ok else f"failed: {html.escape(result.message)}"
+        link = f'<a href="{result.name}.html">{result.name}</a>' if result.ok else result.name
+        lines.append(f"<tr><td>{link}<td>{state}<td>{result.seconds:.0f} s<td>{result.memory_mb / 1000:.2f} GB")
+    files = "".join(f'<li><a href="evidence/{p.name}">{p.name}</a>' for p in sorted((out / "evidence").glob("*.json")))
+    table = html.escape(ledger.to_text(ledger.rows([out / "evidence", stored_evidence()])))
+    style = "body{font:16px/1.5 system-ui;margin:2rem auto;max-width:70rem}td{padding:.2rem 1rem .2rem 0}pre{overflow:auto}"
+    page = f"""<!doctype html><meta charset="utf-8"><title>Run {out.name}</title>
+<style>{style}</style>
+<h1>Run {out.name}</h1><table><tr><th>notebook<th>state<th>time<th>peak memory{"".join(lines)}</table>
+<h2>Evidence of this run</h2><ul>{files}</ul><h2>Ledger (this run's evidence and the stored one)</h2><pre>{table}</pre>
+"""
+    return runtime.write_text(out / "index.html", page)
+
+
+def store(result: Result, out: Path) -> None:
+    """Put an executed notebook's outputs into the committed one: without progress bars, timings and run metadata."""
+    done = nbformat.read(out / f"{result.name}.ipynb", as_version=4)
+    for cell in done.cells:
+        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter")})
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    done.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
+    runtime.write_text(folder() / f"{result.name}.ipynb", nbformat.writes(done) + "\n")

@@ -1,0 +1,450 @@
+"""The studies behind notebooks 02 and 03: meta-learning on sinusoids, and a decoder that writes gradient descent.
+
+Each seed is one record: everything is trained anew from it and measured on unseen tasks of its own. Kept after every
+seed, so that an interrupted study goes on. Deviation from the paper: none of this is in it; it makes its table of analogies
+and its Eq. 4 literal, in models where both sides can be computed.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tml_lib import runtime
+from tml_lib.claims import ledger
+from tml_lib.data import toy
+from tml_lib.measure import parameter_paths
+from tml_lib.meta import descent, maml, optimisers
+from tml_lib.records import TaskBatch
+
+SIZES = (1, 40, 40, 1)  # Finn et al. (2017), §5.1
+META_BATCH = 25
+SHOTS = 10
+STEPS = 5  # inner steps of meta-training
+# In training, chosen on seeds that are not measured: MAML did not train at 0.05, and FOMAML diverges at 0.02.
+INNER_LR = 0.02
+FOMAML_INNER_LR = 0.005
+OUTER_LR = 0.008  # at 0.016 one of five seeds diverges
+SHOTS_SWEPT = (1, 2, 5, 10, 20)
+RATES_SWEPT = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+RATES_TUNED = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.03)  # of SGD and Adam
+OPTIMISER_STEPS = 10  # moves of the learned optimiser in training
+OPTIMISER_BATCH = 8
+UNSEEN = 256  # tasks that a seed is measured on
+TUNING = 1024  # other tasks, on which learning rates of the rivals are chosen
+LONGEST = 4 * descent.STEPS
+NOISES = (0.1, 0.3, 1.0, 3.0)
+CONDITIONS = (1.0, 3.0, 10.0, 30.0, 100.0)
+STARTS = (0.5, 1.0, 2.0, 3.0, 5.0)  # multiples of the training's random starts
+DISPLACEMENT = 0.3  # of w_3, in each coordinate
+QUERIES = 4  # of a test regression
+
+
+def sample(draw: torch.Generator) -> TaskBatch:
+    """A meta-batch of sinusoids, 10 shots."""
+    return toy.sinusoids(META_BATCH, SHOTS, draw)
+
+
+def new_network(seed: int) -> maml.Theta:
+    """A fresh 2 × 40 network."""
+    return maml.new_mlp(SIZES, seed)
+
+
+def unseen_sinusoids(n: int, seed: int) -> TaskBatch:
+    """n tasks with up to 20 shots and 100 query points, drawn apart from those of training."""
+    return toy.sinusoids(n, max(SHOTS_SWEPT), torch.Generator().manual_seed(2 * 10**6 + seed), queries=100)
+
+
+# --- sinusoids -------------------------------------------------------------------------------------------------------
+
+
+def sinusoid_record(seed: int, *, meta_steps: int, optimiser_steps: int) -> dict:
+    """One seed of M1 and M2: starts by every method, a learned optimiser, and their query losses on unseen tasks.
+
+    'at_five', 'at_ten', 'start', 'one_shot', 'blind': per-task losses; the rest are means over tasks for figures.
+    """
+    tasks, others = unseen_sinusoids(UNSEEN, seed), unseen_sinusoids(TUNING, seed + 5 * 10**5)
+    record: dict = {"curves": {}, "at_five": {}, "seconds": {}, "rates": {}}
+    starts = {}
+    for method in maml.METHODS:
+        began, rate = time.perf_counter(), FOMAML_INNER_LR if method == "fomaml" else INNER_LR
+        given = {"meta_steps": meta_steps, "inner_lr": rate, "steps": STEPS, "outer_lr": OUTER_LR}
+        starts[method], _ = maml.meta_train(new_network(seed), sample, seed=seed, method=method, **given)
+        record["seconds"][method] = time.perf_counter() - began
+        rate = record["rates"][method] = best_rate(starts[method], others.with_shots(SHOTS), method)
+        curve = inner_curve(starts[method], tasks.with_shots(SHOTS), rate, method)
+        record["curves"][method], record["at_five"][method] = _mean(curve), _rounded(curve[:, STEPS])
+        if method == "joint":
+            record["blind"] = _rounded(curve[:, 0])
+        if method == "maml":
+            record |= {"start": _rounded(curve[:, 0]), "at_ten": _rounded(curve[:, 10])}
+    start = starts["maml"]
+    swept = by_shots(start, tasks, others)
+    record["by_shots"] = {shots: _mean(curve) for shots, (_, curve) in swept.items()}
+    record["shot_rates"] = {shots: rate for shots, (rate, _) in swept.items()}
+    record["harmed"] = {shots: harmed(start, tasks.with_shots(shots)) for shots in SHOTS_SWEPT}
+    record["one_shot"] = _rounded(swept[1][1][:, STEPS])
+    rates = {rate: inner_curve(start, tasks.with_shots(SHOTS), rate) for rate in RATES_SWEPT}
+    record["by_rate"] = {rate: _mean(curve.nan_to_num(posinf=1e6).clamp(max=1e6)) for rate, curve in rates.items()}
+    return record | {"optimisers": optimiser_record(seed, tasks.with_shots(SHOTS), others.with_shots(SHOTS), optimiser_steps)}
+
+
+def inner_curve(start: maml.Theta, tasks: TaskBatch, inner_lr: float, method: str = "maml") -> torch.Tensor:
+    """Query losses after 0..10 inner steps, (B, 11)."""
+    return maml.adaptation_curve(start, tasks, inner_lr=inner_lr, steps=10, method=method)
+
+
+def best_rate(start: maml.Theta, tasks: TaskBatch, method: str = "maml") -> float:
+    """The swept inner_lr with the lowest query loss after 5 steps on tasks that are not measured."""
+    return min(RATES_SWEPT, key=lambda rate: float(inner_curve(start, tasks, rate, method)[:, STEPS].mean()))
+
+
+def by_shots(start: maml.Theta, tasks: TaskBatch, others: TaskBatch) -> dict[int, tuple[float, torch.Tensor]]:
+    """For every number of shots the best inner_lr on other tasks, and the query losses along the inner loop with it."""
+    found = {}
+    for shots in SHOTS_SWEPT:
+        rate = best_rate(start, others.with_shots(shots))
+        found[shots] = rate, inner_curve(start, tasks.with_shots(shots), rate)
+    return found
+
+
+def harmed(start: maml.Theta, tasks: TaskBatch) -> float:
+    """Share of tasks whose query loss is higher after 5 steps at the trained inner_lr than before them."""
+    curve = inner_curve(start, tasks, INNER_LR)
+    return float((curve[:, STEPS] > curve[:, 0]).float().mean())
+
+
+def optimiser_record(seed: int, tasks: TaskBatch, others: TaskBatch, meta_steps: int) -> dict:
+    """A learned optimiser beside SGD and Adam at their best rates: per-task losses after 10 steps, mean curves over 20."""
+    rule, _ = optimisers.train_optimiser(
+        new_network,
+        lambda draw: toy.sinusoids(OPTIMISER_BATCH, SHOTS, draw),
+        meta_steps=meta_steps,
+        steps=OPTIMISER_STEPS,
+        seed=seed,
+    )
+    draw = torch.Generator().manual_seed(3 * 10**6 + seed)
+    networks, tuning = (optimisers.fresh_networks(new_network, len(given), draw) for given in (tasks, others))
+    rules, rates = {"learned": rule}, {}
+    for name, make in (("sgd", optimisers.sgd), ("adam", optimisers.adam)):
+        ends = {rate: rule_curve(make(rate), tuning, others, OPTIMISER_STEPS)[:, -1].mean() for rate in RATES_TUNED}
+        rates[name] = min(RATES_TUNED, key=lambda rate, ends=ends: float(ends[rate]))
+        rules[name] = make(rates[name])
+    curves = {name: rule_curve(made, networks, tasks, 2 * OPTIMISER_STEPS) for name, made in rules.items()}
+    curves["foreign"] = rule_curve(rule, networks, tasks.foreign_support(), 2 * OPTIMISER_STEPS)
+    return {
+        "rates": rates,
+        "curves": {name: _mean(curve) for name, curve in curves.items()},
+        "at_end": {name: _rounded(curve[:, OPTIMISER_STEPS]) for name, curve in curves.items()},
+        "beyond": _rounded(curves["learned"][:, -1]),
+    }
+
+
+@torch.no_grad()
+def rule_curve(rule: optimisers.Rule, networks: maml.Theta, tasks: TaskBatch, steps: int) -> torch.Tensor:
+    """Query losses along a rule's moves, (B, steps + 1); infinite where it diverged."""
+    found = optimisers.query_losses(optimisers.unroll(rule, networks, tasks, steps), tasks)
+    return found.nan_to_num(nan=float("inf"), posinf=float("inf"))
+
+
+def sinusoid_values(records: list[dict]) -> dict[str, list[list[float]]]:
+    """Estimands of M1 and M2: test -> seeds -> tasks."""
+
+    def difference(first: list[float], second: list[float]) -> list[float]:
+        return (np.array(first) - np.array(second)).tolist()
+
+    values: dict[str, list[list[float]]] = {}
+    for record in records:
+        five, rules = record["at_five"], record["optimisers"]
+        ours, learned = five["maml"], rules["at_end"]["learned"]
+        found = {
+            "M1.gain": difference(record["start"], ours),
+            **{f"M1.over_{method}": difference(five[method], ours) for method in ("joint", "fomaml", "reptile", "anil")},
+            "M1.beyond": difference(ours, record["at_ten"]),
+            "M1.shots": difference(record["one_shot"], ours),
+            "M2.over_sgd": difference(rules["at_end"]["sgd"], learned),
+            "M2.over_adam": difference(rules["at_end"]["adam"], learned),
+            "M2.beyond": difference(learned, rules["beyond"]),
+            "M2.over_foreign": difference(rules["at_end"]["foreign"], learned),
+            "M2.over_blind": difference(record["blind"], learned),
+        }
+        for name, numbers in found.items():
+            values.setdefault(name, []).append(numbers)
+    return values
+
+
+# --- gradient descent written out --------------------------------------------------------------------------------------
+
+
+def descent_record(seed: int, *, train_steps: int, maml_steps: int) -> dict:
+    """One seed of G1-G3: the four arms of `descent`, MAML on the same tasks, and what each does on unseen regressions.
+
+    'values': per-task estimands; the rest are means over tasks for figures.
+    """
+    models = {arm: descent.train(arm, seed, train_steps=train_steps)[0] for arm in descent.ARMS}
+    writer = models["writer"]
+    batch, w_0 = unseen_regressions(seed)
+    explicit = descent.gradient_descent(batch, w_0, LONGEST)
+    written = descent.write(writer, batch, w_0, LONGEST)
+    asked = descent.answer_nll(writer, batch, written)
+    late = descent.answer_nll(models["late"], batch, descent.write(models["late"], batch, w_0, descent.STEPS))
+    foreign = {
+        arm: descent.answer_nll(models[arm], batch, foreign_iterates(descent.write(models[arm], batch, w_0, descent.STEPS)))
+        for arm in ("writer", "late")
+    }
+    direct = direct_nll(models["direct"], batch)
+    explicit_nll = descent.explicit_nll(batch, explicit)
+    end = descent.STEPS
+    shifted = {
+        "noisy": end_distance(writer, *unseen_regressions(seed, noise=1.0)),
+        "conditioned": end_distance(writer, *unseen_regressions(seed, condition=30.0)),
+        "far_start": end_distance(writer, batch, 3 * w_0),
+    }
+    values = {
+        "G1.iterate": relative_distance(written[:, end], explicit[:, end], w_0),
+        "G1.response": response_error(writer, batch, written[:, : end + 1], seed),
+        "G1.reciter_response": response_error(
+            models["reciter"], batch, descent.write(models["reciter"], batch, torch.zeros_like(w_0), end), seed
+        ),
+        "G1.cosine": step_cosines(batch, written[:, : end + 1]).mean(1),
+        "G1.longer": relative_distance(written[:, 2 * end], explicit[:, 2 * end], w_0),
+        "G1.longest": relative_distance(written[:, LONGEST], explicit[:, LONGEST], w_0),
+        **{f"G1.{name}": found for name, found in shifted.items()},
+        "G1.readout_fall": asked["readout"][:, 0] - asked["readout"][:, end],
+        "G1.readout_gap": asked["readout"][:, end] - explicit_nll[:, end],
+        "G2.fall": asked["answer"][:, 0] - asked["answer"][:, end],
+        "G2.content": foreign["writer"]["answer"][:, end] - asked["answer"][:, end],
+        "G2.late_content": foreign["late"]["answer"][:, end] - late["answer"][:, end],
+        "G2.late_over_direct": direct - late["answer"][:, end],
+        "G2.over_direct": direct - asked["answer"][:, end],
+        "G2.readout_content": foreign["writer"]["readout"][:, end] - asked["readout"][:, end],
+    }
+    implicit, steps = implicit_values(writer, batch, written[:, : end + 1], seed)
+    return {
+        "values": {name: _rounded(found) for name, found in {**values, **implicit}.items()},
+        "loss": {"explicit": _mean(descent.query_loss(batch, explicit)), "written": _mean(descent.query_loss(batch, written))},
+        "nll": {
+            "explicit": _mean(explicit_nll),
+            **{kind: _mean(found) for kind, found in asked.items()},
+            "late": _mean(late["answer"]),
+        },
+        "direct": float(direct.mean()),
+        "maml": maml_comparison(writer, batch, seed, maml_steps),
+        "step_error": {arm: _rounded(step_errors(models[arm], batch, w_0, arm)) for arm in ("writer", "reciter")},
+        "shifts": shift_tables(writer, seed),
+        "implicit": steps,
+    }
+
+
+def unseen_regressions(seed: int, **shift: float) -> tuple[TaskBatch, torch.Tensor]:
+    """Test regressions and random starts, drawn apart from those of training."""
+    return descent.draw_tasks(UNSEEN, torch.Generator().manual_seed(4 * 10**6 + seed), queries=QUERIES, **shift)
+
+
+def foreign_iterates(written: torch.Tensor) -> torch.Tensor:
+    """Every task's own w_0 followed by the iterates of the task before it: (B, k + 1, d)."""
+    return torch.cat([written[:, :1], written.roll(1, 0)[:, 1:]], 1)
+
+
+def straight_iterates(written: torch.Tensor) -> torch.Tensor:
+    """The same ends joined by a straight line in equal steps, which is not gradient descent: (B, k + 1, d)."""
+    share = torch.linspace(0, 1, written.shape[1])[None, :, None]
+    return written[:, :1] + share * (written[:, -1:] - written[:, :1])
+
+
+def first_queries(batch: TaskBatch, n: int) -> TaskBatch:
+    """The first n tasks, each with its first query point only."""
+    return TaskBatch(batch.support_x[:n], batch.support_y[:n], batch.query_x[:n, :1], batch.query_y[:n, :1])
+
+
+def relative_distance(found: torch.Tensor, wanted: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """|found - wanted|^2 of each task by the mean over tasks of |start - wanted|^2: (B, d) each -> (B,)."""
+    return ((found - wanted) ** 2).sum(1) / ((start - wanted) ** 2).sum(1).mean()
+
+
+def end_distance(model: descent.Writer, batch: TaskBatch, w_0: torch.Tensor, steps: int = descent.STEPS) -> torch.Tensor:
+    """`relative_distance` of the last of so many written iterates from explicit gradient descent's."""
+    explicit = descent.gradient_descent(batch, w_0, steps)[:, -1]
+    return relative_distance(descent.write(model, batch, w_0, steps)[:, -1], explicit, w_0)
+
+
+@torch.no_grad()
+def response_error(model: descent.Writer, batch: TaskBatch, written: torch.Tensor, seed: int) -> torch.Tensor:
+    """Displace w_3 and see how w_4 follows: squared error against (I - inner_lr A) displacement, by its mean square, (B,).
+
+    A gradient step from the iterate that stands there moves on by exactly that; an iterate that is worked out from the data
+    and its place does not move at all (error 1).
+    """
+    draw = torch.Generator().manual_seed(5 * 10**6 + seed)
+    displacement = DISPLACEMENT * torch.randn(len(batch), descent.D, generator=draw)
+    displaced = written[:, :4].clone()
+    displaced[:, 3] += displacement
+    response = model(batch, displaced, ())[0][:, 3] - model(batch, written[:, :4], ())[0][:, 3]
+    zero = torch.zeros_like(displacement)
+    curved = descent.support_gradient(batch, displacement) - descent.support_gradient(batch, zero)  # A displacement
+    expected = displacement - descent.INNER_LR * curved
+    return relative_distance(response, expected, zero)
+
+
+def step_cosines(batch: TaskBatch, written: torch.Tensor) -> torch.Tensor:
+    """Cosine of each written step with -∇L at the iterate where it starts: (B, k + 1, d) -> (B, k)."""
+    slopes = -descent.support_gradient(batch, written[:, :-1].contiguous())
+    return torch.cosine_similarity(written.diff(dim=1), slopes, dim=2)
+
+
+@torch.no_grad()
+def step_errors(model: descent.Writer, batch: TaskBatch, w_0: torch.Tensor, arm: str) -> torch.Tensor:
+    """One step at a time along explicit gradient descent: mean squared error of each written step by its mean square, (K,)."""
+    explicit = descent.gradient_descent(batch, w_0 if arm == "writer" else torch.zeros_like(w_0), descent.STEPS)
+    following = model(batch, explicit, ())[0][:, :-1]
+    steps = explicit.diff(dim=1)
+    return ((following - explicit[:, 1:]) ** 2).sum(2).mean(0) / (steps**2).sum(2).mean(0)
+
+
+@torch.no_grad()
+def direct_nll(model: descent.Writer, batch: TaskBatch) -> torch.Tensor:
+    """L̂ of the model that was trained to answer at once, (B,) nats."""
+    start = torch.zeros(len(batch), 1, descent.D)
+    return descent.answer_nll(model, batch, start)["answer"][:, 0]
+
+
+def maml_comparison(writer: descent.Writer, batch: TaskBatch, seed: int, meta_steps: int) -> dict:
+    """MAML with k = 1..6 inner steps on the same regressions, beside the iterates written from the same starts.
+
+    A linear model w·x + b; on mirrored tasks b stays 0, and since the mean squared error has twice the gradient of L, half the
+    inner_lr makes the same steps. 'maml': query loss after k steps from the start that was trained for k; 'written': the same
+    of iterates that the decoder writes from that start; 'start': the start's length.
+    """
+    found: dict[str, list[float]] = {"maml": [], "written": [], "start": []}
+    for steps in range(1, descent.STEPS + 1):
+        theta, _ = maml.meta_train(
+            [maml.new_mlp((descent.D, 1), seed)[0], torch.zeros(1, 1)],
+            lambda draw: mirrored(descent.draw_tasks(META_BATCH, draw, queries=QUERIES)[0]),
+            meta_steps=meta_steps,
+            inner_lr=descent.INNER_LR / 2,
+            steps=steps,
+            seed=seed,
+        )
+        w_0 = theta[0].T.expand(len(batch), -1)
+        curve = maml.adaptation_curve(theta, mirrored(batch), inner_lr=descent.INNER_LR / 2, steps=steps)
+        found["maml"].append(float(curve[:, -1].mean()))
+        written = descent.write(writer, batch, w_0, steps)
+        found["written"].append(float(descent.query_loss(batch, written)[:, -1].mean()))
+        found["start"].append(float(w_0[0].norm()))
+    return found
+
+
+def mirrored(batch: TaskBatch) -> TaskBatch:
+    """The same tasks with every point (x, y) also as (-x, -y): the slope's gradient is the same, a bias of 0 has none."""
+    parts = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
+    return TaskBatch(*(torch.cat([part, -part], 1) for part in parts))
+
+
+def shift_tables(writer: descent.Writer, seed: int) -> dict[str, list[list[float]]]:
+    """Beyond training: per setting (relative distance from gradient descent, query loss of it, query loss as written)."""
+
+    def row(batch: TaskBatch, w_0: torch.Tensor) -> list[float]:
+        explicit = descent.gradient_descent(batch, w_0, descent.STEPS)[:, -1:]
+        written = descent.write(writer, batch, w_0, descent.STEPS)[:, -1:]
+        losses = [float(descent.query_loss(batch, w).mean()) for w in (explicit, written)]
+        return [float(relative_distance(written[:, 0], explicit[:, 0], w_0).mean()), *losses]
+
+    plain, w_0 = unseen_regressions(seed)
+    return {
+        "noise": [row(*unseen_regressions(seed, noise=noise)) for noise in NOISES],
+        "condition": [row(*unseen_regressions(seed, condition=condition)) for condition in CONDITIONS],
+        "start": [row(plain, factor * w_0) for factor in STARTS],
+    }
+
+
+def implicit_values(writer: descent.Writer, batch: TaskBatch, written: torch.Tensor, seed: int) -> tuple[dict, dict]:
+    """C11g's measurements on this model: G3's per-task estimands, and means by step for the figure.
+
+    The path of each task's own iterates under both questions, and under the readout those of another task and of a straight
+    line between the same ends.
+    """
+    held: dict[str, dict[str, list]] = {}
+    for name, iterates, kind in (
+        ("readout", written, "readout"),
+        ("answer", written, "answer"),
+        ("foreign", foreign_iterates(written), "readout"),
+        ("straight", straight_iterates(written), "readout"),
+    ):
+        found = [implicit_steps(writer, batch, iterates, index, kind, seed) for index in range(len(batch))]
+        held[name] = {key: np.array([getattr(steps, key) for steps in found]) for key in IMPLICIT_KEPT}
+    own, falls = held["readout"], held["readout"]["best_gradient_drop"].sum(1).mean()
+    values = {
+        "G3.cosine": np.nanmean(own["cosine"], 1),
+        "G3.over_foreign": np.nanmean(own["cosine"], 1) - np.nanmean(held["foreign"]["cosine"], 1),
+        "G3.over_straight": np.nanmean(own["cosine"], 1) - np.nanmean(held["straight"]["cosine"], 1),
+        "G3.over_random": np.nanmean(own["cosine"], 1) - np.nanmean(own["cosine_random"], 1),
+        "G3.share": own["drop"].sum(1) / falls,
+        "G3.answer_cosine": np.nanmean(held["answer"]["cosine"], 1),
+    }
+    means = {name: {key: _rounded(np.nanmean(table, 0)) for key, table in tables.items()} for name, tables in held.items()}
+    return values, means
+
+
+IMPLICIT_KEPT = ("cosine", "cosine_random", "drop", "best_gradient_drop", "norm")
+
+
+def implicit_steps(
+    writer: descent.Writer, batch: TaskBatch, iterates: torch.Tensor, index: int, kind: str, seed: int
+) -> parameter_paths.PathSteps:
+    """The implicit path of one task's iterates, its first query asked, step by step beside -∇L."""
+    asked = descent.as_causal_lm(writer, batch, iterates, index)
+    path = parameter_paths.path_from_ids(
+        asked.lm, asked.prompt, asked.trajectory, asked.suffixes[kind], range(iterates.shape[1])
+    )
+    return parameter_paths.path_steps(asked.lm, path, seed=seed * 10**4 + index)
+
+
+def descent_values(records: list[dict]) -> dict[str, list[list[float]]]:
+    """Estimands of G1-G3: test -> seeds -> tasks."""
+    return {name: [record["values"][name] for record in records] for name in records[0]["values"]}
+
+
+def _mean(table: torch.Tensor) -> list[float]:
+    return _rounded(table.mean(0))
+
+
+def _rounded(values) -> list[float]:
+    return [float(f"{x:.5g}") for x in np.asarray(values, dtype=float)]
+
+
+# --- whole studies, resumable ------------------------------------------------------------------------------------------
+
+STUDIES = {  # name -> one seed's record, its estimands, parts that only the estimands need
+    "sinusoids": (sinusoid_record, sinusoid_values, {"at_five", "start", "at_ten", "one_shot", "blind"}),
+    "descent": (descent_record, descent_values, {"values"}),
+}
+BUDGETS = {
+    "sinusoids": {"meta_steps": 3000, "optimiser_steps": 1500},
+    "descent": {"train_steps": 3000, "maml_steps": 1000},
+}
+
+
+def run_study(
+    name: str, seeds: int, folder: Path, *, budget: dict[str, int] | None = None, progress: bool = False
+) -> tuple[list[dict], float]:
+    """Records of seeds 0, 1, ... of 'sinusoids' or 'descent', and the seconds spent; kept after each seed and continued."""
+    make, _, _ = STUDIES[name]
+    budget = BUDGETS[name] if budget is None else budget
+    key = {"study": name, **budget, "protocol": ledger.protocol(name)}
+    return runtime.resumable(list(range(seeds)), lambda seed: make(seed, **budget), key, folder, progress)
+
+
+def write_evidence(
+    folder: Path, name: str, records: list[dict], *, command: str, seconds: float, budget: dict[str, int] | None = None
+) -> Path:
+    """Write `<name>.tiny.json`: estimands, and what the figures need."""
+    _, values, dropped = STUDIES[name]
+    kept = [{key: part for key, part in record.items() if key not in dropped} for record in records]
+    if name == "sinusoids":
+        kept = [{**record, "optimisers": {key: record["optimisers"][key] for key in ("rates", "curves")}} for record in kept]
+    settings = {"seeds": len(records), **(BUDGETS[name] if budget is None else budget)}
+    given = {"command": command, "settings": settings, "wall_seconds": seconds}
+    return ledger.write_evidence(folder, name, "tiny", values(records), extra={"records": kept}, **given)

@@ -1,0 +1,318 @@
+"""Studies: the measurements behind the claims, question by question, resumable, with every control beside the claim.
+
+The trajectory study (C1, C2) probes, for each question, the gold trajectory, two kinds of wrong ones and the controls that
+tell reasoning from copying (the answer's likelihood rises by copying alone once a trajectory has stated it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tml_lib.claims import ledger
+from tml_lib.claims.stats import trend
+from tml_lib.data import gsm, hub
+from tml_lib.lm import models, sampling
+from tml_lib.lm.answers import chat_prompt, encode, extract, grade
+from tml_lib.lm.models import LanguageModel
+from tml_lib.measure.probe import probe
+from tml_lib.records import ProbeCurve, Question, Trajectory
+from tml_lib.runtime import write_text
+
+_STRANGERS = 64  # questions from which the trajectories of other questions are drawn
+_GROUP = 8  # questions sampled together, and so lost at most when a run is interrupted
+
+
+def study_questions(n: int, seed: int) -> list[Question]:
+    """n gsm_symbolic questions whose answer does not already stand in the question (it could be copied from there)."""
+    wanted = n + 32 + n // 8  # about one question in twenty-three is passed over
+    found = [q for q in gsm.gsm_symbolic(wanted, seed) if gsm.first_mention(q.text, q.answer) is None]
+    return found[:n]
+
+
+def chosen_questions(data: str, n: int, seed: int, keep: Callable[[Question], object] = bool) -> list[Question]:
+    """n questions of a set of the paper: `data` names one of `hub.SETS`, or `name=place` the same columns from elsewhere.
+
+    Taken are those with a right trajectory and a number as answer, which the question does not state: what the controls
+    against copying need. keep: others are passed over too. data='': `study_questions`. Raises ValueError where the set has
+    fewer.
+    """
+    if not data:
+        return study_questions(n, seed)
+    name, _, source = data.partition("=")
+    stream = name.startswith("orz") and not source  # 64 long generations a question: not the whole set onto the disk
+    found = []
+    for drawn in hub.draw(name, seed=seed, source=source, stream=stream):
+        number = gsm.NUMBER.fullmatch(drawn.answer) and gsm.first_mention(drawn.text, drawn.answer) is None
+        found += [question for question in hub.right_as_gold([drawn]) if number and keep(question)]
+        if len(found) == n:
+            return found
+    raise ValueError(
+        f"{data} has {len(found)} of {n} questions with what this study needs (a right trajectory, and a number as answer, "
+        "which the question does not state): ask for fewer, or take another set"
+    )
+
+
+def check_data(data: str, preset: str) -> None:
+    """Raise ValueError where a set of questions in text is given to a preset that reads programs."""
+    if data and models.preset(preset).task == "programs":
+        raise ValueError(
+            f"data={data!r} is text, and preset {preset!r} reads programs: take preset 'small' or 'gpu', or no data"
+        )
+
+
+def scale_name(preset: str, data: str = "", tuned: bool = False) -> str:
+    """What evidence calls its scale: the preset, the set where it is one of the paper's, 'sft' with an adapter."""
+    return "-".join([preset, *filter(None, [data.partition("=")[0]]), *["sft"] * tuned])
+
+
+def build_conditions(
+    lm: LanguageModel, question: Question, others: list[Question], sampled: Trajectory | None, seed: int
+) -> dict[str, Trajectory]:
+    """The trajectories of one question by condition; one that cannot be built for this question is left out.
+
+    foreign and copying are cut to the gold trajectory's length in tokens; copying ends by stating the right answer.
+    """
+    prompt, gold = chat_prompt(lm.tokenizer, question.text), gsm.gold(question)
+    strange = gsm.foreign(question, others, seed)
+    length = len(encode(lm.tokenizer, prompt, gold.text, [question.answer]).trajectory)
+    ending = f"\nThe result is {question.answer}."
+    room = length - len(lm.tokenizer(ending, add_special_tokens=False)["input_ids"])
+    copying = _cut(lm, prompt, strange.text, max(room, 1)) + ending
+    found = {
+        "gold": gold,
+        "corrupted": gsm.corrupt(question, seed),
+        "sampled": sampled,
+        "foreign": Trajectory(_cut(lm, prompt, strange.text, length), "foreign"),
+        "shuffled": gsm.shuffle_steps(question, seed),
+        "copying": Trajectory(copying, "copying", question.answer, None),
+    }
+    return {kind: trajectory for kind, trajectory in found.items() if trajectory is not None}
+
+
+def wrong_samples(
+    lm: LanguageModel, questions: list[Question], *, seed: int, tries: int = 4, progress: bool = False, **settings
+) -> list[Trajectory | None]:
+    """Per question, the first of `tries` samples that states an answer, a wrong one, and never the right value.
+
+    None where no sample qualifies. settings: passed to `sampling.sample`.
+    """
+    prompts = [chat_prompt(lm.tokenizer, q.text) for q in questions for _ in range(tries)]
+    texts = sampling.sample(lm, prompts, seed=seed, progress=progress, **settings)
+    found: list[Trajectory | None] = []
+    for k, question in enumerate(questions):
+        chosen = None
+        for text in texts[k * tries : (k + 1) * tries]:
+            stated = extract(text) if text else None
+            if stated is None or grade(text, question.answer) or gsm.first_mention(text, question.answer) is not None:
+                continue
+            chosen = Trajectory(text, "sampled", stated, False)
+            break
+        found.append(chosen)
+    return found
+
+
+def _cut(lm: LanguageModel, prompt: str, text: str, tokens: int) -> str:
+    """The first so many tokens of a text, as text."""
+    ends = encode(lm.tokenizer, prompt, text, ["0"]).ends
+    return text[: ends[min(tokens, len(ends)) - 1]]
+
+
+def probe_question(
+    lm: LanguageModel, question: Question, conditions: dict[str, Trajectory], *, stride: int
+) -> dict[str, dict[str, ProbeCurve]]:
+    """Curves by condition and by whose answer is scored: 'right', and for corrupted gold also its 'own' wrong one.
+
+    Probed are every stride-th prefix, the last one, the one before the statement, and, for the order control, the one
+    after the steps that were shuffled (`meta['shuffled_end']`, in gold and in shuffled).
+    """
+    prompt = chat_prompt(lm.tokenizer, question.text)
+    curves: dict[str, dict[str, ProbeCurve]] = {}
+    for kind, trajectory in conditions.items():
+        answers = {"right": question.answer}
+        if kind == "corrupted":
+            answers["own"] = trajectory.answer
+        encoded = encode(lm.tokenizer, prompt, trajectory.text, list(answers.values()))
+        length = len(encoded.trajectory)
+        mentions = [gsm.first_mention(trajectory.text, answer) for answer in answers.values()]
+        places = {*range(0, length + 1, stride), length}
+        places |= {encoded.tokens_before(offset) for offset in mentions if offset is not None}
+        meta = {}
+        if kind == "foreign" and curves["gold"]["right"].stated_at is not None:
+            places.add(min(curves["gold"]["right"].stated_at, length))
+        if kind in ("gold", "shuffled") and "shuffled" in conditions:
+            free = _free_end(question)
+            meta["shuffled_end"] = encoded.tokens_before(free)
+            places.add(meta["shuffled_end"])
+        found = probe(lm, prompt, trajectory.text, list(answers.values()), positions=sorted(places))
+        for curve in found:
+            curve.meta.update(meta)
+        curves[kind] = dict(zip(answers, found, strict=True))
+    return curves
+
+
+def _free_end(question: Question) -> int:
+    """Character offset at which gold's steps before the one that states the answer end."""
+    text = gsm.gold(question).text
+    mention = gsm.first_mention(text, question.answer)
+    return text.rfind("\n", 0, len(text) if mention is None else mention)
+
+
+def trajectory_study(
+    lm: LanguageModel,
+    questions: list[Question],
+    *,
+    seed: int,
+    stride: int,
+    tries: int = 2,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> tuple[list[dict], float]:
+    """Probe every condition of every question; returns the records and the seconds spent on them.
+
+    checkpoint: a JSON file that is rewritten after every few questions and continued from when it holds the same study
+    (same model, questions and settings); ValueError where it holds another one.
+    """
+    key = {"model": lm.name, "seed": seed, "stride": stride, "tries": tries, "protocol": ledger.protocol("trajectories")}
+    key["questions"] = hashlib.sha256("".join(q.id for q in questions).encode()).hexdigest()[:12]
+    records, seconds = _resume(checkpoint, key)
+    others = gsm.gsm_symbolic(_STRANGERS, seed)
+    for start in range(len(records), len(questions), _GROUP):
+        began = time.perf_counter()
+        group = questions[start : start + _GROUP]
+        wrong = wrong_samples(lm, group, seed=seed + start, tries=tries, progress=progress)
+        for question, sampled in zip(group, wrong, strict=True):
+            conditions = build_conditions(lm, question, others, sampled, seed)
+            curves = probe_question(lm, question, conditions, stride=stride)
+            records.append({"id": question.id, "curves": {kind: _plain(found) for kind, found in curves.items()}})
+            if progress:
+                print(f"question {len(records)} of {len(questions)}: {', '.join(curves)}", flush=True)
+        seconds += time.perf_counter() - began
+        if checkpoint is not None:
+            write_text(checkpoint, json.dumps({"key": key, "seconds": seconds, "records": records}))
+    return records, seconds
+
+
+def checkpoint_file(
+    folder: Path, lm: LanguageModel, *, n_questions: int, seed: int, stride: int, tries: int, data: str = ""
+) -> Path:
+    """Where a study keeps its progress: a file of its own per model, settings and protocol."""
+    settings = f"{lm.name}{data}-{n_questions}-{seed}-{stride}-{tries}-{ledger.protocol('trajectories')}"
+    return Path(folder) / f"trajectories-{settings.replace('/', '_')}.checkpoint"
+
+
+def _resume(checkpoint: Path | None, key: dict) -> tuple[list[dict], float]:
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return [], 0.0
+    held = json.loads(Path(checkpoint).read_text(encoding="utf8"))
+    if held["key"] != key:
+        raise ValueError(f"checkpoint {checkpoint} holds another study ({held['key']}, not {key}): move it away")
+    return held["records"], held["seconds"]
+
+
+def _plain(curves: dict[str, ProbeCurve]) -> dict[str, dict]:
+    """Curves as JSON, rounded to 1e-4 nats."""
+    return {
+        whose: {
+            "positions": curve.positions.tolist(),
+            "answer_nll": np.round(curve.answer_nll, 4).tolist(),
+            "length": curve.length,
+            "stated_at": curve.stated_at,
+            "answer": curve.answer,
+            **curve.meta,
+        }
+        for whose, curve in curves.items()
+    }
+
+
+def curve_of(record: dict, kind: str, whose: str = "right") -> ProbeCurve | None:
+    """One curve of a study record, or None where the question has no such condition."""
+    held = record["curves"].get(kind, {}).get(whose)
+    if held is None:
+        return None
+    meta = {"shuffled_end": held["shuffled_end"]} if "shuffled_end" in held else {}
+    numbers = np.array(held["positions"]), np.array(held["answer_nll"], dtype=float)
+    return ProbeCurve(*numbers, held["length"], held["answer"], stated_at=held["stated_at"], meta=meta)
+
+
+def paired_before_statement(record: dict, kind: str) -> tuple[ProbeCurve, ProbeCurve] | None:
+    """Curves of the right answer along gold and along another condition, both cut before any answer is stated.
+
+    foreign: cut to as many tokens as gold; shuffled: both at the end of the shuffled steps; corrupted: where it first
+    states its own wrong answer. None where the question lacks the condition.
+    """
+    gold, other = curve_of(record, "gold"), curve_of(record, kind)
+    own = curve_of(record, kind, "own")
+    if other is None or (own is not None and other.stated_at is not None):  # it states the right answer by chance
+        return None
+    stated = gold.length if gold.stated_at is None else gold.stated_at
+    if kind == "shuffled":
+        ends = gold.meta["shuffled_end"], other.meta["shuffled_end"]
+    elif own is not None:
+        ends = stated, own.length if own.stated_at is None else own.stated_at
+    else:
+        ends = stated, min(stated, other.length)
+    return _until(gold, ends[0]), _until(other, ends[1])
+
+
+def _until(curve: ProbeCurve, end: int) -> ProbeCurve:
+    keep = curve.positions <= end
+    return ProbeCurve(curve.positions[keep], curve.answer_nll[keep], end, curve.answer)
+
+
+def estimands(record: dict, stride: int) -> dict[str, float]:
+    """The estimands of C1 and C2 for one question, NaN where its conditions lack (claims.toml says what each one is)."""
+    gold, foreign, copying = (curve_of(record, kind) for kind in ("gold", "foreign", "copying"))
+    shuffled, corrupted, sampled = (curve_of(record, kind) for kind in ("shuffled", "corrupted", "sampled"))
+    own = curve_of(record, "corrupted", "own")
+    end = gold.length if gold.stated_at is None else gold.stated_at
+    unstated = gold.answer_nll[0] - gold.at(end)
+    foreign_fall = foreign.answer_nll[0] - foreign.at(min(end, foreign.length))
+    values = {
+        "C1.trend": _trend(gold, stride),
+        "C1.trend_unstated": _trend(_until(gold, end), stride),
+        "C1.trend_over_foreign": _trend(_until(gold, end), stride) - _trend(_until(foreign, end), stride),
+        "C1.fall": gold.fall,
+        "C1.unstated": unstated,
+        "C1.content": unstated - foreign_fall,
+        "C1.order": math.nan,
+        "C1.copying": gold.fall - copying.fall,
+        "C2.sampled_trend": _trend(sampled, stride),
+        "C2.corrupted_trend": math.nan,
+        "C2.corrupted_over_foreign": math.nan,
+        "C2.sampled_fall": sampled.fall if sampled else math.nan,
+        "C2.corrupted_fall": math.nan,
+        "C2.contrast": math.nan,
+        "C2.own_answer": math.nan,
+    }
+    if shuffled is not None:
+        in_order, in_disorder = gold.meta["shuffled_end"], shuffled.meta["shuffled_end"]
+        values["C1.order"] = shuffled.at(in_disorder) - gold.at(in_order)
+    if corrupted is not None and corrupted.stated_at is None:  # it never states the right answer, not even by chance
+        wrong_end = corrupted.length if own.stated_at is None else own.stated_at
+        values["C2.corrupted_trend"] = _trend(corrupted, stride)
+        values["C2.corrupted_over_foreign"] = _trend(corrupted, stride) - _trend(foreign, stride)
+        values["C2.corrupted_fall"] = corrupted.fall
+        values["C2.contrast"] = unstated - (corrupted.answer_nll[0] - corrupted.at(wrong_end))
+        values["C2.own_answer"] = own.fall
+    return {name: float(number) for name, number in values.items()}
+
+
+def _trend(curve: ProbeCurve | None, stride: int) -> float:
+    """Kendall's tau over every stride-th prefix and the last."""
+    if curve is None:
+        return math.nan
+    regular = (curve.positions % stride == 0) | (curve.positions == curve.length)
+    return trend(curve.answer_nll[regular])
+
+
+def study_values(records: list[dict], stride: int) -> dict[str, list[list[float]]]:
+    """Estimands of all questions as evidence values: test -> one seed -> questions."""
+    table = [estimands(record, stride) for record in records]
+    return {name: [[row[name] for row in table]] for name in table[0]}

@@ -1,0 +1,215 @@
+"""The outer loop by preference: of two trajectories of one question the right one becomes likelier than the wrong one.
+
+Off-policy preference optimisation of RaML's Table 1, as DPO (Rafailov et al. 2023, arXiv 2305.18290) with trl's trainer. The
+helpers of `outer` make the copy that is trained, hold the folder, and go on after a kill. Deviations from the paper: pairs are
+sampled from the kit's own small models, so rates are a hundred times trl's default of 1e-6.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback
+from trl import DPOConfig, DPOTrainer
+
+from tml_lib.data import tiny
+from tml_lib.lm import sampling
+from tml_lib.lm.adapters import copy_to_train, sharing, without_patches
+from tml_lib.lm.answers import chat_prompt
+from tml_lib.lm.models import LanguageModel, check_tokenizer
+from tml_lib.records import Question
+from tml_lib.train.runs import Follow, OuterRun, claim, finished, newest_whole
+
+Pair = tuple[list[int], list[int], list[int]]  # token ids of the prompt, the chosen and the rejected continuation
+
+_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")  # Pair's parts, as trl names them
+
+
+class _ByIds(DPOTrainer):
+    """trl's trainer on token ids: its own preparation knows only texts, and would tokenise across the seam."""
+
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        return dataset
+
+
+def dpo(
+    lm: LanguageModel,
+    pairs: Sequence[Pair],
+    folder: Path,
+    *,
+    steps: int,
+    batch: int = 32,
+    peak_lr: float = 1e-4,
+    beta: float = 0.1,
+    lora_rank: int = 0,
+    save_every: int = 0,
+    log_every: int = 10,
+    seed: int = 0,
+    on_log: Callable[[list[dict]], None] | None = None,
+) -> OuterRun:
+    """Prefer chosen to rejected continuations, step k on pairs k*batch..(k+1)*batch, with all weights or a LoRA adapter.
+
+    Minimises the mean of -log sigma(beta * (D chosen - D rejected)), D y = log p(y|x) - log p_lm(y|x) summed over y's tokens
+    (RaML Table 1; Rafailov et al. 2023, Eq. 7). lm is the reference and stays as it is; a copy is trained. pairs: steps *
+    batch of them. log: beside the loss 'rewards/margins', beta * (D chosen - D rejected), in nats. folder, save_every,
+    on_log: as in `sft.sft`. Raises ValueError where pairs are too few, empty, of equal sides or longer than the context,
+    where beta is not positive, where the folder belongs to another run, and where the loss is not finite.
+    """
+    check_tokenizer(without_patches(lm))
+    pairs = [tuple(map(list, pair)) for pair in pairs]
+    _check(pairs, steps, batch, beta, lm.model.config.max_position_embeddings)
+    folder, began = Path(folder), time.perf_counter()
+    settings = {"method": "dpo", "steps": steps, "batch": batch, "peak_lr": peak_lr, "beta": beta}
+    settings |= {"lora_rank": lora_rank, "seed": seed}
+    claim(folder, lm, settings, pairs)
+    trainer = _trainer(lm, pairs, folder, settings, save_every, log_every, on_log)
+    trainer.train(resume_from_checkpoint=newest_whole(folder))
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    done = without_patches(finished(trainer.model, lm, folder))
+    return OuterRun(
+        replace(done, name=f"{lm.name}+dpo"), trainer.state.log_history, time.perf_counter() - began, trained, folder
+    )
+
+
+def _check(pairs: list[Pair], steps: int, batch: int, beta: float, context: int) -> None:
+    if steps < 1 or len(pairs) != steps * batch:
+        raise ValueError(
+            f"{len(pairs)} pairs for {steps} steps of {batch}: give steps * batch (`passes` repeats some), at least 1 step"
+        )
+    if not beta > 0:
+        raise ValueError(f"beta={beta} leaves nothing to learn from a pair: give a positive one, 0.1 for a start")
+    for k, (prompt, chosen, rejected) in enumerate(pairs):
+        if not (prompt and chosen and rejected):
+            raise ValueError(f"pair {k} has an empty prompt or continuation: all three need at least 1 token")
+        if chosen == rejected:
+            raise ValueError(f"pair {k} prefers a continuation to itself: leave it out")
+        longest = len(prompt) + max(len(chosen), len(rejected))
+        if longest > context:
+            raise ValueError(
+                f"pair {k} has {longest} tokens, more than the context of {context}: cut or leave out long trajectories"
+            )
+
+
+def _trainer(lm, pairs, folder, settings: dict, save_every: int, log_every: int, on_log) -> DPOTrainer:
+    """The trainer of a copy of lm, with lm's own weights as its reference; adapter or not, they take no memory twice."""
+    own = _frozen(lm)
+    trainer = _ByIds(
+        model=copy_to_train(own, settings["lora_rank"], settings["seed"]),
+        # without one the trainer looks for lm on disk or the hub, or keeps and saves a second adapter
+        ref_model=_frozen(lm).model,
+        args=_arguments(folder, lm, settings, save_every, log_every),
+        train_dataset=Dataset.from_list([dict(zip(_COLUMNS, pair, strict=True)) for pair in pairs]),
+        processing_class=own.tokenizer,
+        callbacks=[Follow(on_log)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(folder: Path, lm: LanguageModel, settings: dict, save_every: int, log_every: int) -> DPOConfig:
+    """trl's settings: those of `sft.sft`, and DPO's."""
+    steps = settings["steps"]
+    return DPOConfig(
+        output_dir=str(folder),
+        beta=settings["beta"],
+        max_steps=steps,
+        per_device_train_batch_size=settings["batch"],
+        learning_rate=settings["peak_lr"],
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": int(tiny.DECAY * steps)},
+        warmup_steps=min(tiny.WARMUP, steps // 10),
+        adam_beta1=tiny.BETAS[0],
+        adam_beta2=tiny.BETAS[1],
+        weight_decay=0.0,
+        train_sampling_strategy="sequential",
+        max_length=None,
+        activation_checkpointing=False,
+        bf16=lm.model.dtype == torch.bfloat16,
+        use_cpu=lm.device.type == "cpu",
+        save_strategy="steps" if save_every else "no",
+        save_steps=save_every or steps,
+        save_total_limit=2,
+        logging_steps=log_every,
+        logging_nan_inf_filter=False,  # a loss that is not finite must be seen
+        report_to="none",
+        disable_tqdm=True,
+        seed=settings["seed"],
+    )
+
+
+def _frozen(lm: LanguageModel) -> LanguageModel:
+    """The same weights in the same memory, frozen, with a configuration and a tokenizer that the trainer may alter."""
+    return LanguageModel(sharing(lm.model).eval(), copy.deepcopy(lm.tokenizer), lm.name)
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+
+def sampled_pairs(
+    lm: LanguageModel,
+    questions: Sequence[Question],
+    graded: Callable[[str, str], bool],
+    *,
+    samples: int,
+    seed: int,
+    temperature: float = 1.0,
+    max_new_tokens: int = 128,
+    **settings,
+) -> tuple[list[Pair], int]:
+    """Per question one right sample with one wrong one, drawn by the seed; and how many questions had none.
+
+    graded: (text, answer) -> right or not. Only samples that ended count, and a pair's continuations hold their end token.
+    A question's pair does not depend on the questions behind it. settings: passed to `sampling.continuations`.
+    Raises ValueError where no question has both a right and a wrong sample.
+    """
+    prompts = [chat_prompt(lm.tokenizer, question.text) for question in questions]
+    seeds = np.random.SeedSequence(seed).generate_state(samples * len(prompts), np.uint64).tolist()
+    settings |= {"temperature": temperature, "max_new_tokens": max_new_tokens}
+    written = sampling.continuations(lm, [prompt for prompt in prompts for _ in range(samples)], seeds, **settings)
+    texts = lm.tokenizer.batch_decode([ids or () for ids in written])
+    pairs: list[Pair] = []
+    missing = {"right": 0, "wrong": 0, "ended": 0}  # questions without a right, a wrong, any finished sample
+    for k, question in enumerate(questions):
+        found: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
+        for place in range(k * samples, (k + 1) * samples):
+            if written[place] is not None:
+                found[bool(graded(texts[place], question.answer))].append(written[place])
+        if found[True] and found[False]:
+            rng = random.Random(f"pairs/{seed}/{k}")
+            prompt = lm.tokenizer(prompts[k], add_special_tokens=False)["input_ids"]
+            pairs.append((prompt, *([*rng.choice(found[side]), lm.tokenizer.eos_token_id] for side in (True, False))))
+        else:
+            missing["ended" if not any(found.values()) else "wrong" if found[True] else "right"] += 1
+    if not pairs:
+        raise ValueError(_advice(len(questions), samples, missing))
+    return pairs, sum(missing.values())
+
+
+def _advice(questions: int, samples: int, missing: dict[str, int]) -> str:
+    step = {
+        "right": "ask easier questions, take more samples or start from a better model",
+        "wrong": "ask harder questions, or take more samples at a higher temperature",
+        "ended": "raise max_new_tokens",
+    }[max(missing, key=missing.get)]
+    return (
+        f"none of {questions} questions has a right and a wrong one among {samples} samples ({missing['right']} have no right "
+        f"one, {missing['wrong']} no wrong one, {missing['ended']} none that ended): {step}"
+    )
+
+
+def passes(pairs: Sequence[Pair], count: int, seed: int = 0) -> list[Pair]:
+    """`count` pairs: all of them in a random order, then all in another, and so on. Raises ValueError where there are none."""
+    if not pairs:
+        raise ValueError("0 pairs cannot be repeated: sample some with `sampled_pairs`")
+    rng, drawn = random.Random(f"passes/{seed}"), []
+    while len(drawn) < count:
+        drawn += rng.sample(list(pairs), len(pairs))
+    return drawn[:count]
