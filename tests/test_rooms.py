@@ -1,4 +1,4 @@
-"""The package's architecture: layers, no cycles, one module per heavy dependency, nothing unsafe."""
+"""The package's architecture: rooms whose imports only go up the list, public names only, nothing unsafe."""
 
 import ast
 from pathlib import Path
@@ -7,60 +7,22 @@ import pytest
 
 import tml_lib
 
-LAYERS = {
-    0: {"records", "runtime", "stats"},
-    1: {"tasks", "toy", "models", "answers", "programs", "blocks", "one_layer", "hub", "thinking"},
-    2: {"maml", "optimisers", "descent", "probe", "implicit", "paths", "landscape", "rollouts", "tiny", "rewards", "quantised"},
-    3: {
-        "outer",
-        "outer_dpo",
-        "outer_grpo",
-        "ledger",
-        "plots",
-        "exercises",
-        "studies",
-        "update_study",
-        "meta_study",
-        "outer_study",
-        "probe_study",
-        "role_study",
-        "rl_study",
-        "text_study",
-        "text_efficiency",
-        "path_study",
-        "efficiency_study",
-        "probe_exercises",
-        "lora_study",
-        "chain_study",
-        "meta_lora",
-        "outer_exercises",
-        "reward_exercises",
-        "meta_exercises",
-        "checkpoints",
-        "replication",
-        "replication_exercises",
-        "published",
-        "published_exercises",
-        "plan",
-        "plan_cpu",
-        "plan_formulas",
-        "sweep",
-        "sweep_run",
-        "site",
-        "notebooks",
-        "bench",
-        "report",
-        "cli",
-    },
-}
-LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
-FILES = {path.stem: path for path in sorted(Path(tml_lib.__file__).parent.glob("*.py"))}
-MODULES = [name for name in FILES if not name.startswith("__")]
+ROOMS = ("", "lm", "data", "measure", "meta", "train", "claims", "studies", "lessons", "tools")  # from the ground up
+ROOT = Path(tml_lib.__file__).parent
+FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
+MODULES = [name for name in FILES if name != "__main__.py"]
 RISKY = {"trust_remote_code", "pickle", "dill", "cloudpickle", "marshal", "shelve", "read_pickle"}
 RISKY |= {"torch.load", "torch.hub", "np.load", "joblib.load", "joblib.dump"}
-TRAINERS = {"outer", "outer_dpo", "outer_grpo"}
-ONLY_IN = {"matplotlib": {"plots"}, "trl": TRAINERS, "peft": {"outer", "implicit"}}  # implicit: writes an adapter
-ONLY_IN |= {"bitsandbytes": {"quantised"}, "sphinx": {"site"}, "joblib": {"sweep"}, "dask": {"sweep"}, "ray": {"sweep"}}
+ONLY_IN = {
+    "matplotlib": {"lessons/plots.py"},
+    "trl": {"train/sft.py", "train/dpo.py", "train/grpo.py"},
+    "peft": {"lm/adapters.py", "train/sft.py", "train/dpo.py", "measure/implicit.py"},  # implicit: writes an adapter
+    "bitsandbytes": {"lm/quantised.py"},
+    "sphinx": {"tools/site.py"},
+    "joblib": {"tools/sweep.py"},
+    "dask": {"tools/sweep.py"},
+    "ray": {"tools/sweep.py"},
+}
 
 
 def imports(tree: ast.AST) -> list[str]:
@@ -74,9 +36,27 @@ def imports(tree: ast.AST) -> list[str]:
     return found
 
 
-def siblings(tree: ast.AST) -> set[str]:
-    """Modules of the package that a file imports."""
-    return {name.split(".")[1] for name in imports(tree) if name.startswith("tml_lib.")}
+def room(name: str) -> str:
+    """'claims/stats.py' and 'tml_lib.claims.stats.trend' -> 'claims'; '' for the modules beside the rooms."""
+    parts = name.removeprefix("tml_lib.").replace("/", ".").split(".")
+    return parts[0] if parts[0] in ROOMS else ""
+
+
+def higher(name: str, tree: ast.AST) -> list[str]:
+    """What a module imports from rooms that stand further down the list than its own."""
+    own = [found for found in imports(tree) if found.startswith("tml_lib.")]
+    return [found for found in own if ROOMS.index(room(found)) > ROOMS.index(room(name))]
+
+
+def private(tree: ast.AST) -> list[str]:
+    """Private names of other modules that a file uses: imported by name, or read off an imported module."""
+    own = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tml_lib")]
+    names = {alias.asname or alias.name for node in own for alias in node.names}
+    found = [name for name in names if name.startswith("_")]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
+            found += [f"{node.value.id}.{node.attr}"] if node.attr.startswith("_") and node.attr[1] != "_" else []
+    return found
 
 
 def unsafe(tree: ast.AST) -> set[str]:
@@ -101,19 +81,30 @@ def trees():
     return {name: ast.parse(path.read_text(encoding="utf8")) for name, path in FILES.items()}
 
 
-def test_every_module_has_a_layer():
-    assert set(MODULES) - set(LAYER_OF) == set()
-    assert {"records", "probe", "ledger"} <= set(MODULES)
+def test_every_folder_is_a_room_that_says_what_is_in_it(trees):
+    assert {room(name) for name in MODULES} == set(ROOMS)
+    for name in ROOMS[1:]:
+        lines = ast.get_docstring(trees[f"{name}/__init__.py"]).splitlines()
+        assert 1 <= len([line for line in lines if line]) <= 3, name
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_module_imports_from_its_own_layer_or_lower_ones(trees, name):
-    higher = {other for other in siblings(trees[name]) if LAYER_OF[other] > LAYER_OF[name]}
-    assert higher == set()
+def test_imports_go_up_the_list_of_rooms_only(trees, name):
+    assert higher(name, trees[name]) == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_private_names_stay_in_their_module(trees, name):
+    assert private(trees[name]) == []
 
 
 def test_imports_form_no_cycle(trees):
-    waiting = {name: siblings(trees[name]) for name in MODULES}
+    dotted = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in MODULES}
+    waiting = {}
+    for short, name in dotted.items():
+        found = {part.removeprefix("tml_lib.") for part in imports(trees[name]) if part.startswith("tml_lib.")}
+        found |= {part.rpartition(".")[0] for part in found}
+        waiting[short] = (found & set(dotted)) - {short}
     while ready := [name for name, needs in waiting.items() if not needs & set(waiting)]:
         for name in ready:
             del waiting[name]
@@ -126,13 +117,13 @@ def test_no_star_and_no_relative_imports(trees, name):
 
 
 @pytest.mark.parametrize(("package", "allowed"), ONLY_IN.items())
-def test_a_heavy_package_is_imported_by_its_one_module_only(trees, package, allowed):
+def test_a_heavy_package_is_imported_by_its_own_modules_only(trees, package, allowed):
     users = {name for name, tree in trees.items() if any(found.split(".")[0] == package for found in imports(tree))}
     assert users <= allowed
 
 
 def test_importing_the_package_imports_nothing_heavy(trees):
-    assert imports(trees["__init__"]) == []
+    assert imports(trees["__init__.py"]) == []
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -160,23 +151,27 @@ def test_the_search_for_unsafe_names_finds_them(code, found):
 
 
 @pytest.mark.parametrize(
-    ("code", "found"),
+    ("name", "code", "wrong"),
     [
-        ("def f():\n    from tml_lib import plots, stats", {"plots", "stats"}),
-        ("import tml_lib.measure.probe as p", {"probe"}),
-        ("from tml_lib.runtime import seed", {"runtime"}),
-        ("import torch\nfrom torch import nn", set()),
+        ("claims/stats.py", "def f():\n    from tml_lib.lessons import plots", True),
+        ("claims/stats.py", "import tml_lib.studies.roles as r", True),
+        ("records.py", "from tml_lib.lm.models import load", True),
+        ("studies/roles.py", "from tml_lib.claims import ledger\nfrom tml_lib import runtime", False),
+        ("studies/roles.py", "from tml_lib.studies import lora\nimport torch", False),
     ],
 )
-def test_imports_are_found_wherever_they_stand(code, found):
-    assert siblings(ast.parse(code)) == found
+def test_an_import_from_below_is_found_wherever_it_stands(name, code, wrong):
+    assert bool(higher(name, ast.parse(code))) == wrong
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_constants_are_assigned_one_by_one(trees, name):
-    """`runtime.source_hash` follows a constant by its own assignment: one of a tuple would be left out of evidence's hash."""
-    if name == "bench":  # makes no evidence
-        return
-    for node in trees[name].body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        assert not [t for t in targets if isinstance(t, ast.Tuple)], f"{name}:{node.lineno}: one assignment per line"
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("from tml_lib.train.sft import _claim", ["_claim"]),
+        ("from tml_lib.train import sft\nsft._claim()", ["sft._claim"]),
+        ("from tml_lib.train import sft\nsft.claim.__name__", []),
+        ("import torch\ntorch._C", []),
+    ],
+)
+def test_private_names_are_found(code, found):
+    assert private(ast.parse(code)) == found

@@ -10,14 +10,13 @@ from tml_lib.claims import ledger
 from tml_lib.claims.stats import bootstrap_interval
 from tml_lib.records import Interval
 
-ENTRIES = ("studies.estimands",)
 TESTS = [(claim, test) for claim, item in ledger.claims().items() for test in item["tests"]]
 MANY = [k / 64 for k in range(64)]  # as many questions as C1 asks for at scale small
 
 
 def write(folder, values, **changes):
-    settings = {"entries": ENTRIES, "command": "make it", "settings": {"seed": 0}, "wall_seconds": 1.23}
-    return ledger.write_evidence(folder, "study", "small", values, **settings | changes)
+    settings = {"command": "make it", "settings": {"seed": 0}, "wall_seconds": 1.23}
+    return ledger.write_evidence(folder, "trajectories", "small", values, **settings | changes)
 
 
 def alter(path, **changes):
@@ -90,12 +89,17 @@ def test_the_rules_hash_changes_with_a_rule_of_a_named_test_only(monkeypatch):
 def test_evidence_comes_back_as_it_was_written(tmp_path):
     path = write(tmp_path, {"C1.fall": [[1.0, math.nan, 0.123456789]]}, extra={"curves": [{"L̂": (1.0, math.nan)}]})
     found = ledger.read_evidence(path)
-    assert path == tmp_path / "study.small.json"
+    assert path == tmp_path / "trajectories.small.json"
     assert found["values"] == {"C1.fall": [[1.0, None, 0.12346]]}
     assert found["curves"] == [{"L̂": [1.0, None]}]
-    assert (found["study"], found["scale"], found["command"], found["wall_seconds"]) == ("study", "small", "make it", 1.2)
+    assert (found["study"], found["scale"], found["command"], found["wall_seconds"]) == (
+        "trajectories",
+        "small",
+        "make it",
+        1.2,
+    )
     assert found["settings"] == {"seed": 0}
-    assert found["source_hash"] == runtime.source_hash(ENTRIES)
+    assert found["protocol"] == "trajectories/1"
     assert found["versions"]["torch"] == runtime.versions()["torch"]
 
 
@@ -203,13 +207,34 @@ def test_too_few_values_for_an_interval_give_nan_bounds(tmp_path, values):
     assert math.isnan(row.high)
 
 
-@pytest.mark.parametrize("field", ["source_hash", "rules_hash"])
-def test_evidence_of_other_code_or_rules_is_stale(tmp_path, field):
+@pytest.mark.parametrize("field", ["protocol", "rules_hash"])
+def test_evidence_of_another_protocol_or_other_rules_is_stale(tmp_path, field):
     assert only_row(tmp_path, {"C1.fall": [MANY]}, **{field: "0" * 16}).verdict == "stale"
 
 
-def test_evidence_of_a_function_that_is_gone_is_stale(tmp_path):
-    assert only_row(tmp_path, {"C1.fall": [MANY]}, entries=["studies.gone"]).verdict == "stale"
+def test_evidence_of_a_study_that_is_gone_is_stale(tmp_path):
+    assert only_row(tmp_path, {"C1.fall": [MANY]}, study="gone", protocol="gone/1").verdict == "stale"
+
+
+def test_evidence_is_stale_once_its_study_has_a_new_version(tmp_path, monkeypatch):
+    raised = {"trajectories": {"version": 2, "tolerance": 0.1}}
+    assert only_row(tmp_path, {"C1.fall": [MANY]}).verdict != "stale"
+    monkeypatch.setattr(ledger, "protocols", lambda: raised)
+    (row,) = ledger.rows([tmp_path])
+    assert row.verdict == "stale"
+
+
+def test_a_study_without_a_protocol_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"'unknown' has no protocol.*protocols\.toml"):
+        ledger.write_evidence(tmp_path, "unknown", "small", {}, command="c", settings={}, wall_seconds=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_protocol_has_a_version_and_a_tolerance_and_a_way_to_be_replayed():
+    for study, rules in ledger.protocols().items():
+        assert rules["version"] >= 1
+        assert rules["tolerance"] > 0
+        assert ledger.protocol(study) == f"{study}/{rules['version']}"
 
 
 def test_evidence_of_a_test_that_is_gone_is_stale(tmp_path):
@@ -224,10 +249,9 @@ def table(tmp_path):
     write(tmp_path, {"C1.copying": [low], "C1.trend": [low], "C1.unstated": [MANY], "C1.content": [low]})
     ledger.write_evidence(
         tmp_path / "b",
-        "other",
+        "text",
         "small",
         {"C2.sampled_trend": [MANY], "C2.corrupted_trend": [MANY[:5]]},
-        entries=ENTRIES,
         command="c",
         settings={},
         wall_seconds=0,
@@ -291,7 +315,7 @@ def test_json_has_the_promised_fields_and_null_for_what_does_not_exist(table, tm
     found = json.loads(ledger.to_json(table), parse_constant=pytest.fail)
     assert len(found) == len(table)
     assert all(set(row) >= FIELDS for row in found)
-    assert found[0]["evidence"] == (tmp_path / "study.small.json").resolve().as_posix()
+    assert found[0]["evidence"] == (tmp_path / "trajectories.small.json").resolve().as_posix()
     empty = only_row(tmp_path / "new", {"C1.fall": [[math.nan]]})
     assert json.loads(ledger.to_json([empty]), parse_constant=pytest.fail)[0]["estimate"] is None
 

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from tml_lib import runtime
 from tml_lib.claims import ledger
 from tml_lib.meta import descent
 from tml_lib.studies import toy_maml
@@ -166,4 +165,3 @@ def test_a_study_goes_on_where_it_stopped(few, tmp_path, monkeypatch):
     assert made == [0, 1]
     assert both[0] == json.loads(json.dumps(first[0]))
     assert seconds > 0
-    assert runtime.source_hash(toy_maml.DESCENT_ENTRIES) != runtime.source_hash(toy_maml.SINUSOID_ENTRIES)

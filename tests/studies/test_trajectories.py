@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from tml_lib.claims import ledger
 from tml_lib.claims.ledger import claims
 from tml_lib.data import gsm, hub
 from tml_lib.lm.answers import chat_prompt, encode
@@ -300,9 +301,9 @@ def test_a_checkpoint_of_another_study_is_refused(study, tmp_path, change):
         study(tmp_path / "c.json", **change)
 
 
-def test_a_checkpoint_of_other_code_is_refused(study, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_protocol_is_refused(study, tmp_path, monkeypatch):
     study(tmp_path / "c.json")
-    monkeypatch.setattr(trajectories, "source_hash", lambda entries: "0" * 16)
+    monkeypatch.setattr(ledger, "protocol", lambda study: f"{study}/0")
     with pytest.raises(ValueError, match="holds another study"):
         study(tmp_path / "c.json")
 

@@ -152,18 +152,19 @@ def new_model(seed: int) -> LlamaForCausalLM:
 
 
 def train_reasoner(
-    seed: int, *, steps: int = 1500, batch: int = 64, peak_lr: float = 3e-3
+    seed: int, *, steps: int = 1500, batch: int = 64, peak_lr: float = 3e-3, stop: int | None = None
 ) -> tuple[LlamaForCausalLM, list[float]]:
     """Train a fresh model on whole trajectories and on as many cut short somewhere; returns it and its losses.
 
     The cut ones teach it to answer after any prefix, as well as it can. Loss (nats per token) on trajectory and answer.
     Trained questions come from another seed range than `chains(n, seed < 10**6)`.
+    stop: leave off after that many of the steps.
     """
     model = new_model(seed).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak_lr, total_steps=steps, pct_start=0.1)
     rng, losses = random.Random(f"train/{seed}"), []
-    for step in range(steps):
+    for step in range(steps if stop is None else stop):
         rows = [_example(rng, 10**6 + seed, step * batch + k) for k in range(batch)]
         width = max(len(ids) for ids, _ in rows)
         ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])

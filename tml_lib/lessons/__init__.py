@@ -1,1 +1,4 @@
-"""."""
+"""What notebooks use and what makes them: figures, exercises, generated parts, headless execution.
+
+Start with `plots`.
+"""

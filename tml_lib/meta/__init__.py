@@ -1,1 +1,4 @@
-"""."""
+"""Meta-learning with an explicit inner loop: MAML, learned optimisers, a decoder that writes gradient descent.
+
+Start with `maml.meta_train`.
+"""

@@ -219,7 +219,14 @@ def largest_curvature(batch: TaskBatch) -> torch.Tensor:
 
 
 def train(
-    arm: str, seed: int, *, train_steps: int, batch_size: int = 64, peak_lr: float = 3e-3, progress: bool = False
+    arm: str,
+    seed: int,
+    *,
+    train_steps: int,
+    batch_size: int = 64,
+    peak_lr: float = 3e-3,
+    stop: int | None = None,
+    progress: bool = False,
 ) -> tuple[Writer, list[float]]:
     """Train one arm on fresh tasks; returns the model and its losses (nats and squared units, summed as below).
 
@@ -227,6 +234,7 @@ def train(
     an iterate *may* be recited from data and place without reading the one before. 'late': as 'writer', but the answer is
     asked after the last iterate only, as fine-tuning on trajectories does. 'direct': the answer at once, no trajectory, on
     twice as many tasks. Loss: 4 |w written - w|^2 + 0.3 (readout + answer cross-entropy), teacher-forced.
+    stop: leave off after that many of the steps.
     """
     if arm not in ARMS:
         raise ValueError(f"arm={arm!r} is unknown: train one of {', '.join(ARMS)}")
@@ -239,7 +247,7 @@ def train(
         optimiser, lambda s: min(1, (s + 1) / warm) * 0.5 * (1 + math.cos(math.pi * s / train_steps))
     )
     losses = []
-    for _ in tqdm(range(train_steps), desc=arm, unit="step", disable=not progress, leave=False):
+    for _ in tqdm(range(train_steps if stop is None else stop), desc=arm, unit="step", disable=not progress, leave=False):
         batch, w_0 = draw_tasks(batch_size * (2 if arm == "direct" else 1), draw)
         loss = _loss(model, arm, batch, w_0 if arm in ("writer", "late") else torch.zeros_like(w_0))
         optimiser.zero_grad()

@@ -263,6 +263,7 @@ def meta_train(
     seed: int,
     method: str = "maml",
     outer_lr: float = 0.016,
+    stop: int | None = None,
     progress: bool = False,
 ) -> tuple[Theta, list[float]]:
     """Train an initialisation by Adam on fresh task batches; returns it and the query loss at every meta-step.
@@ -278,7 +279,9 @@ def meta_train(
     optimiser = torch.optim.Adam(theta, lr=outer_lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, meta_steps)
     losses = []
-    for _ in tqdm(range(meta_steps), desc=method, unit="meta-step", disable=not progress, leave=False):
+    for _ in tqdm(
+        range(meta_steps if stop is None else stop), desc=method, unit="meta-step", disable=not progress, leave=False
+    ):
         loss, slopes = meta_gradient(theta, sample(draw), inner_lr=inner_lr, steps=steps, method=method)
         for part, slope in zip(theta, slopes, strict=True):
             part.grad = slope

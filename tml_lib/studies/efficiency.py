@@ -224,4 +224,4 @@ def study(
 def write_evidence(folder: Path, records: list[dict], *, command: str, seconds: float) -> Path:
     """Write efficiency.tiny.json: values of C10, and shares and words by mode."""
     given = {"command": command, "seconds": seconds}
-    return program_probes.write_evidence(folder, records, study="efficiency", **given)
+    return program_probes.write_evidence(folder, records, study="efficiency", rows=mixed_rows, **given)

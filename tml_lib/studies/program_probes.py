@@ -62,6 +62,12 @@ def kept(name: str, folder: Path, rows: Callable[[int], list[Row]], steps: int, 
     return models.load("tiny", model=str(place), device="cpu")
 
 
+def first_losses(seed: int, rows: Callable[[int], Callable[[int], list[Row]]] | None = None, steps: int = 20) -> list[float]:
+    """The losses of the first steps of a seed's reasoner, for replays. rows: seed -> its training rows (default: long)."""
+    made = supervised.arm_rows(seed, "long") if rows is None else rows(seed)
+    return supervised.tuned(models.load("tiny", device="cpu"), made, STEPS, stop=steps)[1]
+
+
 # --- trajectories ----------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +322,7 @@ def write_evidence(
     command: str,
     seconds: float,
     study: str = "probes",
+    rows: Callable[[int], Callable[[int], list[Row]]] | None = None,
 ) -> Path:
     """Write <study>.tiny.json from one record per seed: their 'values' for the ledger, the rest for figures."""
     return ledger.write_evidence(
@@ -326,5 +333,9 @@ def write_evidence(
         command=command,
         settings={"seeds": len(records), "base_sha256": supervised.checkpoint_digest()},
         wall_seconds=seconds,
-        extra={"nested": True, "records": [{k: v for k, v in record.items() if k != "values"} for record in records]},
+        extra={
+            "first_losses": [first_losses(seed, rows) for seed in range(len(records))],
+            "nested": True,
+            "records": [{k: v for k, v in record.items() if k != "values"} for record in records],
+        },
     )

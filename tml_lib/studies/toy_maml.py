@@ -415,6 +415,17 @@ def _rounded(values) -> list[float]:
     return [float(f"{x:.5g}") for x in np.asarray(values, dtype=float)]
 
 
+# --- the first steps of the trainings, for replays ----------------------------------------------------------------------
+
+
+def first_losses(name: str, seed: int, steps: int = 20) -> list[float]:
+    """The losses of the first steps of a seed's training: MAML's on 'sinusoids', the writer's on 'descent'."""
+    if name == "descent":
+        return descent.train("writer", seed, train_steps=BUDGETS[name]["train_steps"], stop=steps)[1]
+    settings = {"inner_lr": INNER_LR, "steps": STEPS, "outer_lr": OUTER_LR, "meta_steps": BUDGETS[name]["meta_steps"]}
+    return maml.meta_train(new_network(seed), sample, seed=seed, stop=steps, **settings)[1]
+
+
 # --- whole studies, resumable ------------------------------------------------------------------------------------------
 
 STUDIES = {  # name -> one seed's record, its estimands, parts that only the estimands need
@@ -447,4 +458,11 @@ def write_evidence(
         kept = [{**record, "optimisers": {key: record["optimisers"][key] for key in ("rates", "curves")}} for record in kept]
     settings = {"seeds": len(records), **(BUDGETS[name] if budget is None else budget)}
     given = {"command": command, "settings": settings, "wall_seconds": seconds}
-    return ledger.write_evidence(folder, name, "tiny", values(records), extra={"records": kept}, **given)
+    return ledger.write_evidence(
+        folder,
+        name,
+        "tiny",
+        values(records),
+        extra={"records": kept} | {"first_losses": [first_losses(name, seed) for seed in range(len(records))]},
+        **given,
+    )

@@ -6,6 +6,7 @@ tell reasoning from copying (the answer's likelihood rises by copying alone once
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -147,7 +148,7 @@ def probe_question(
         if kind == "foreign" and curves["gold"]["right"].stated_at is not None:
             places.add(min(curves["gold"]["right"].stated_at, length))
         if kind in ("gold", "shuffled") and "shuffled" in conditions:
-            free = _free_end(question)
+            free = free_end(question)
             meta["shuffled_end"] = encoded.tokens_before(free)
             places.add(meta["shuffled_end"])
         found = probe(lm, prompt, trajectory.text, list(answers.values()), positions=sorted(places))
@@ -157,11 +158,26 @@ def probe_question(
     return curves
 
 
-def _free_end(question: Question) -> int:
+def free_end(question: Question) -> int:
     """Character offset at which gold's steps before the one that states the answer end."""
     text = gsm.gold(question).text
     mention = gsm.first_mention(text, question.answer)
     return text.rfind("\n", 0, len(text) if mention is None else mention)
+
+
+def question_record(lm: LanguageModel, question: Question, sampled: Trajectory | None, *, seed: int, stride: int) -> dict:
+    """One question's curves under every condition, and the text of its sampled trajectory: enough to make it again."""
+    others = strangers(seed)
+    conditions = build_conditions(lm, question, others, sampled, seed)
+    curves = probe_question(lm, question, conditions, stride=stride)
+    found = {kind: _plain(by_answer) for kind, by_answer in curves.items()}
+    return {"id": question.id, "curves": found, "sampled": None if sampled is None else sampled.text}
+
+
+@functools.cache
+def strangers(seed: int) -> list[Question]:
+    """The questions from which the trajectories of other questions are drawn."""
+    return gsm.gsm_symbolic(_STRANGERS, seed)
 
 
 def trajectory_study(
@@ -182,17 +198,15 @@ def trajectory_study(
     key = {"model": lm.name, "seed": seed, "stride": stride, "tries": tries, "protocol": ledger.protocol("trajectories")}
     key["questions"] = hashlib.sha256("".join(q.id for q in questions).encode()).hexdigest()[:12]
     records, seconds = _resume(checkpoint, key)
-    others = gsm.gsm_symbolic(_STRANGERS, seed)
     for start in range(len(records), len(questions), _GROUP):
         began = time.perf_counter()
         group = questions[start : start + _GROUP]
         wrong = wrong_samples(lm, group, seed=seed + start, tries=tries, progress=progress)
         for question, sampled in zip(group, wrong, strict=True):
-            conditions = build_conditions(lm, question, others, sampled, seed)
-            curves = probe_question(lm, question, conditions, stride=stride)
-            records.append({"id": question.id, "curves": {kind: _plain(found) for kind, found in curves.items()}})
+            records.append(question_record(lm, question, sampled, seed=seed, stride=stride))
             if progress:
-                print(f"question {len(records)} of {len(questions)}: {', '.join(curves)}", flush=True)
+                kinds = ", ".join(records[-1]["curves"])
+                print(f"question {len(records)} of {len(questions)}: {kinds}", flush=True)
         seconds += time.perf_counter() - began
         if checkpoint is not None:
             write_text(checkpoint, json.dumps({"key": key, "seconds": seconds, "records": records}))

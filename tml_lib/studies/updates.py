@@ -34,6 +34,7 @@ from tml_lib.studies.trajectories import build_conditions
 
 STEP_LENGTHS = (1.0, 0.25, 0.0625, 0.015625, 0.00390625, 0.0)  # of gradient steps in the transfer test, in the update's norm
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # of the trajectory, at which updates of all layers are made
+FIRST = 20  # steps of the tiny reasoner's training whose losses evidence keeps, for replays
 _POOL = 600  # questions among which siblings are looked for
 
 
@@ -68,7 +69,7 @@ def gsm_case(lm: LanguageModel, question: Question, others: list[Question], seed
     ends = {"gold": (gold_end, gold_end), "foreign": (gold_end, min(gold_end, len(encoded["foreign"].trajectory)))}
     if "shuffled" in conditions:
         ends["shuffled"] = tuple(
-            encoded[kind].tokens_before(trajectory_study._free_end(question)) for kind in ("gold", "shuffled")
+            encoded[kind].tokens_before(trajectory_study.free_end(question)) for kind in ("gold", "shuffled")
         )
     if "corrupted" in conditions:
         ends["corrupted"] = (gold_end, before("corrupted", wrong.answer))
@@ -291,7 +292,7 @@ def _mean_until(steps: dict, end: int) -> float:
 
 def study_cases(lm: LanguageModel, n: int, seed: int) -> list[Case]:
     """n gsm_symbolic questions as cases, with the trajectory study's choice of questions and controls."""
-    others = gsm.gsm_symbolic(trajectory_study._STRANGERS, seed)
+    others = trajectory_study.strangers(seed)
     return [gsm_case(lm, question, others, seed) for question in (trajectory_study.study_questions(n, seed) if n else [])]
 
 
@@ -361,9 +362,12 @@ def write_toy_evidence(folder: Path, seeds: list, *, command: str, seconds: floa
         kind: {name: [by_token([r for _, r in pairs], kind, name) for pairs in seeds] for name in ("answer_nll", "cosine")}
         for kind in ("gold", "foreign", "corrupted", "shuffled")
     }
+    losses = [toy.train_reasoner(seed, stop=FIRST)[1] for seed in range(len(seeds))]
     settings = {"tiny_seeds": len(seeds), "n_questions": len(seeds[0])}
     given = {"command": command, "settings": settings, "wall_seconds": seconds}
-    return ledger.write_evidence(folder, "updates", "tiny", study_values(seeds), extra={"by_token": means}, **given)
+    return ledger.write_evidence(
+        folder, "updates", "tiny", study_values(seeds), extra={"by_token": means, "first_losses": losses}, **given
+    )
 
 
 def summary(record: dict) -> dict:
