@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab site bench checkpoints
+.PHONY: help setup run test lab site bench verify checkpoints
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -50,6 +50,9 @@ site: $(STAMP)  ## the kit as a website in runs/site/, the report its front page
 
 bench: $(STAMP)  ## speed of probe, path, meta-gradients, sampling, SFT and landscape against the usual ways (ARGS="path", ...)
 	$(BIN)/python -m tml_lib bench $(ARGS)
+
+verify: $(STAMP)  ## make stored evidence again, records drawn at random, and compare (ARGS="trajectories --records 3", ...)
+	$(BIN)/python -m tml_lib verify $(ARGS)
 
 checkpoints: $(STAMP)  ## maintainers: train the shipped tiny models anew, about half an hour (ARGS="tiny-long", ...)
 	$(BIN)/python -m tml_lib checkpoints $(ARGS)
