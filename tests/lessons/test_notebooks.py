@@ -23,6 +23,7 @@ from tml_lib.lessons import generated, notebooks
 from tml_lib.lm import models
 
 BOOKS = notebooks.discover()
+SMALL = yaml.safe_load((notebooks.folder() / "params.yaml").read_text(encoding="utf8"))
 each_book = pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
 
 
@@ -34,11 +35,16 @@ def tagged(book, tag):
     return [cell for cell in cells(book) if tag in cell.metadata.get("tags", [])]
 
 
+def test_every_notebook_has_its_small_parameters_and_no_other():
+    assert list(SMALL) == [book.name for book in BOOKS]
+    for book in BOOKS:
+        assert SMALL[book.name].keys() <= book.parameters.keys()
+
+
 @each_book
 def test_executes_with_its_small_parameters(book, tmp_path):
-    small = yaml.safe_load((notebooks.folder() / "params" / f"{book.name}.yaml").read_text())
     (tmp_path / "evidence").mkdir()
-    (result,) = notebooks.run([book], notebooks.check_given([book], small), tmp_path)
+    (result,) = notebooks.run([book], notebooks.check_given([book], SMALL[book.name]), tmp_path)
     assert result.ok, result.message
     assert result.memory_mb > 100
     assert "<html" in (tmp_path / f"{book.name}.html").read_text()
