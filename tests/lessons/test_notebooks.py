@@ -1,6 +1,7 @@
 """The notebooks: executed with their small parameters, well formed, with stored outputs and current generated parts."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -131,6 +132,20 @@ def test_cells_are_short_and_few(book):
 @each_book
 def test_solutions_are_folded(book):
     assert all(cell.metadata.get("jupyter", {}).get("source_hidden") for cell in tagged(book, "solution"))
+
+
+@each_book
+def test_exercises_are_checked_by_the_module_of_the_notebooks_name(book):
+    source, name = "\n".join(cell.source for cell in cells(book)), book.name[3:]
+    if book is BOOKS[0]:  # has no exercises
+        assert "exercises" not in source
+        return
+    assert re.findall(r"lessons\.exercises import (.+)", source) == [f"{name} as exercises"]
+    checkers = {
+        found for found in vars(importlib.import_module(f"tml_lib.lessons.exercises.{name}")) if found.startswith("check_")
+    }
+    for given in ("attempt", r"(?:solution|lambda .+)"):
+        assert set(re.findall(rf"^exercises\.(check_\w+)\({given}[,):]", source, re.MULTILINE)) == checkers
 
 
 @each_book
