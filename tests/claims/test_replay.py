@@ -71,7 +71,7 @@ def test_a_check_is_a_row_of_json_and_a_line_of_text():
     assert json.loads(json.dumps(bad.row))["stored"] is None
     keys = {"evidence", "record", "kind", "test", "stored", "replayed", "tolerance", "ok"}
     assert set(good.row) == keys
-    head, line = replay.to_text([good, bad]).splitlines()
+    _, line = replay.to_text([good, bad]).splitlines()
     assert "1 of 2" in line
     assert "C1.trend" in line
     assert line.endswith("DIFFERS")

@@ -1,6 +1,7 @@
 """The notebooks: executed with their small parameters, well formed, with stored outputs and current generated parts."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from tml_lib.lessons import generated, notebooks
 from tml_lib.lm import models
 
 BOOKS = notebooks.discover()
+SMALL = yaml.safe_load((notebooks.folder() / "params.yaml").read_text(encoding="utf8"))
 each_book = pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
 
 
@@ -34,11 +36,16 @@ def tagged(book, tag):
     return [cell for cell in cells(book) if tag in cell.metadata.get("tags", [])]
 
 
+def test_every_notebook_has_its_small_parameters_and_no_other():
+    assert list(SMALL) == [book.name for book in BOOKS]
+    for book in BOOKS:
+        assert SMALL[book.name].keys() <= book.parameters.keys()
+
+
 @each_book
 def test_executes_with_its_small_parameters(book, tmp_path):
-    small = yaml.safe_load((notebooks.folder() / "params" / f"{book.name}.yaml").read_text())
     (tmp_path / "evidence").mkdir()
-    (result,) = notebooks.run([book], notebooks.check_given([book], small), tmp_path)
+    (result,) = notebooks.run([book], notebooks.check_given([book], SMALL[book.name]), tmp_path)
     assert result.ok, result.message
     assert result.memory_mb > 100
     assert "<html" in (tmp_path / f"{book.name}.html").read_text()
@@ -125,6 +132,20 @@ def test_cells_are_short_and_few(book):
 @each_book
 def test_solutions_are_folded(book):
     assert all(cell.metadata.get("jupyter", {}).get("source_hidden") for cell in tagged(book, "solution"))
+
+
+@each_book
+def test_exercises_are_checked_by_the_module_of_the_notebooks_name(book):
+    source, name = "\n".join(cell.source for cell in cells(book)), book.name[3:]
+    if book is BOOKS[0]:  # has no exercises
+        assert "exercises" not in source
+        return
+    assert re.findall(r"lessons\.exercises import (.+)", source) == [f"{name} as exercises"]
+    checkers = {
+        found for found in vars(importlib.import_module(f"tml_lib.lessons.exercises.{name}")) if found.startswith("check_")
+    }
+    for given in ("attempt", r"(?:solution|lambda .+)"):
+        assert set(re.findall(rf"^exercises\.(check_\w+)\({given}[,):]", source, re.MULTILINE)) == checkers
 
 
 @each_book

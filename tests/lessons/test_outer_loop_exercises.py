@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import hypergeom
 
 from tml_lib.data import programs
-from tml_lib.lessons.exercises import outer_loop
+from tml_lib.lessons.exercises import generalisation, lora_outer_loop, support_set_size, the_tiny_reasoner
 
 
 def loss(rows, starts):
@@ -43,27 +43,27 @@ def merged(w, a, b, alpha):
 
 
 CASES = [
-    (outer_loop.check_adapter_size, size, lambda shapes, rank: sum(o * i for o, i in shapes), "stay frozen"),
-    (outer_loop.check_adapter_size, size, lambda shapes, rank: rank * sum(o for o, _ in shapes), "B alone"),
-    (outer_loop.check_adapter_size, size, lambda shapes, rank: 7, "write down the shapes"),
-    (outer_loop.check_merged, merged, lambda w, a, b, alpha: w + b @ a, "left out the scale"),
-    (outer_loop.check_merged, merged, lambda w, a, b, alpha: w + alpha * b @ a, "alpha / rank, not alpha"),
-    (outer_loop.check_merged, merged, lambda w, a, b, alpha: a, "which product"),
-    (outer_loop.check_orders, lambda n: math.comb(2 * n, n), lambda n: 4**n, "exactly n times"),
-    (outer_loop.check_orders, lambda n: math.comb(2 * n, n), lambda n: math.factorial(2 * n), "backwards"),
-    (outer_loop.check_orders, lambda n: math.comb(2 * n, n), lambda n: 7, "list them"),
-    (outer_loop.check_outer_loss, loss, lambda rows, starts: -np.concatenate(rows).mean(), "question's tokens"),
-    (outer_loop.check_outer_loss, loss, lambda rows, starts: -loss(rows, starts), "sign"),
-    (outer_loop.check_outer_loss, loss, lambda rows, starts: 6 * loss(rows, starts), "that is the sum"),
-    (outer_loop.check_repeats, lambda s, b, q, k: s * b / q / k, lambda s, b, q, k: s * b / q, "visits are shared"),
-    (outer_loop.check_repeats, lambda s, b, q, k: s * b / q / k, lambda s, b, q, k: s / q / k, "batches"),
-    (outer_loop.check_majority, majority, lambda c, n, k: majority(c, n, k) * k / 2, "factor 2/k"),
-    (outer_loop.check_majority, majority, lambda c, n, k: c / n, "thresholds"),
-    (outer_loop.check_same_program, same, lambda a, b: a == b, "letters are only names"),
-    (outer_loop.check_same_program, same, lambda a, b: same(a, b, sort=False), "which chain stands first"),
-    (outer_loop.check_same_program, same, lambda a, b: True, "another literal"),
-    (outer_loop.check_nested, nested, lambda g, r: nested(g, r, seeds=False), "only the questions vary"),
-    (outer_loop.check_nested, nested, lambda g, r: nested(g, r, questions=False), "only the seeds vary"),
+    (lora_outer_loop.check_adapter_size, size, lambda shapes, rank: sum(o * i for o, i in shapes), "stay frozen"),
+    (lora_outer_loop.check_adapter_size, size, lambda shapes, rank: rank * sum(o for o, _ in shapes), "B alone"),
+    (lora_outer_loop.check_adapter_size, size, lambda shapes, rank: 7, "write down the shapes"),
+    (lora_outer_loop.check_merged, merged, lambda w, a, b, alpha: w + b @ a, "left out the scale"),
+    (lora_outer_loop.check_merged, merged, lambda w, a, b, alpha: w + alpha * b @ a, "alpha / rank, not alpha"),
+    (lora_outer_loop.check_merged, merged, lambda w, a, b, alpha: a, "which product"),
+    (the_tiny_reasoner.check_orders, lambda n: math.comb(2 * n, n), lambda n: 4**n, "exactly n times"),
+    (the_tiny_reasoner.check_orders, lambda n: math.comb(2 * n, n), lambda n: math.factorial(2 * n), "backwards"),
+    (the_tiny_reasoner.check_orders, lambda n: math.comb(2 * n, n), lambda n: 7, "list them"),
+    (the_tiny_reasoner.check_outer_loss, loss, lambda rows, starts: -np.concatenate(rows).mean(), "question's tokens"),
+    (the_tiny_reasoner.check_outer_loss, loss, lambda rows, starts: -loss(rows, starts), "sign"),
+    (the_tiny_reasoner.check_outer_loss, loss, lambda rows, starts: 6 * loss(rows, starts), "that is the sum"),
+    (support_set_size.check_repeats, lambda s, b, q, k: s * b / q / k, lambda s, b, q, k: s * b / q, "visits are shared"),
+    (support_set_size.check_repeats, lambda s, b, q, k: s * b / q / k, lambda s, b, q, k: s / q / k, "batches"),
+    (support_set_size.check_majority, majority, lambda c, n, k: majority(c, n, k) * k / 2, "factor 2/k"),
+    (support_set_size.check_majority, majority, lambda c, n, k: c / n, "thresholds"),
+    (generalisation.check_same_program, same, lambda a, b: a == b, "letters are only names"),
+    (generalisation.check_same_program, same, lambda a, b: same(a, b, sort=False), "which chain stands first"),
+    (generalisation.check_same_program, same, lambda a, b: True, "another literal"),
+    (generalisation.check_nested, nested, lambda g, r: nested(g, r, seeds=False), "only the questions vary"),
+    (generalisation.check_nested, nested, lambda g, r: nested(g, r, questions=False), "only the seeds vary"),
 ]
 
 

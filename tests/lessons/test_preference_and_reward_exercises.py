@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tml_lib.lessons.exercises import preference_and_reward
+from tml_lib.lessons.exercises import grpo_support_set, imitate_or_explore, preference_and_reward
 
 
 def advantages(rewards, *, ddof=1, exact=True):
@@ -113,10 +113,10 @@ def test_kept_variance_is_that_of_random_draws():
     ("check", "case"),
     [(preference_and_reward.check_advantages, case) for case in ADVANTAGES]
     + [(preference_and_reward.check_varied, case) for case in VARIED]
-    + [(preference_and_reward.check_kept_variance, case) for case in VARIANCE]
-    + [(preference_and_reward.check_speedup, case) for case in SPEEDUP]
-    + [(preference_and_reward.check_steps_within, case) for case in STEPS_WITHIN]
-    + [(preference_and_reward.check_gain, case) for case in GAIN],
+    + [(grpo_support_set.check_kept_variance, case) for case in VARIANCE]
+    + [(grpo_support_set.check_speedup, case) for case in SPEEDUP]
+    + [(imitate_or_explore.check_steps_within, case) for case in STEPS_WITHIN]
+    + [(imitate_or_explore.check_gain, case) for case in GAIN],
 )
 def test_checkers_tell_right_from_wrong_and_why(check, case, capsys):
     attempt, right, says = case

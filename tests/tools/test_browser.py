@@ -63,10 +63,10 @@ def driver(tmp_path_factory):
 def lab(tmp_path_factory):
     """The address and token of a JupyterLab over copies of the notebooks, with their small parameters."""
     folder, settings = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("settings")
+    small = yaml.safe_load((notebooks.folder() / "params.yaml").read_text(encoding="utf8"))
     for name in BOOKS:
-        small = yaml.safe_load((notebooks.folder() / "params" / f"{name}.yaml").read_text())
         book = load_notebook_node(str(notebooks.folder() / f"{name}.ipynb"))
-        nbformat.write(parameterize_notebook(book, small), folder / f"{name}.ipynb")
+        nbformat.write(parameterize_notebook(book, small[name]), folder / f"{name}.ipynb")
     whole = settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"  # every cell stays in the page
     whole.parent.mkdir(parents=True)
     whole.write_text(json.dumps({"windowingMode": "none"}))

@@ -1,7 +1,4 @@
-"""Checkers for the exercises of the notebook on an explicit inner loop: MAML's gradient by hand, and what a control leaves.
-
-As in `exercises`, a checker returns True for a right solution, False for a wrong one and None for one not attempted.
-"""
+"""Checkers for the exercises on an explicit inner loop: MAML's gradient by hand, and what a control leaves."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.first_lessons import say
+from tml_lib.lessons.exercises.checking import say
 
 
 def check_outer_gradient(attempt: Callable | None) -> bool | None:

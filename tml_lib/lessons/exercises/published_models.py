@@ -1,7 +1,4 @@
-"""Checkers for the exercises on published numbers: the error of an average over runs, and a comparison matched by size.
-
-As in `exercises`, a checker returns True for a right solution, False for a wrong one and None for one not attempted.
-"""
+"""Checkers for the exercises on published numbers: the error of an average over runs, and a comparison matched by size."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.first_lessons import say
+from tml_lib.lessons.exercises.checking import say
 from tml_lib.studies import published
 
 

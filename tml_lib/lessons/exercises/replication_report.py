@@ -1,7 +1,4 @@
-"""Checkers for the exercises of the replication report: a verdict from an interval, and how often intervals miss.
-
-As in `exercises`, a checker returns True for a right solution, False for a wrong one and None for one not attempted.
-"""
+"""Checkers for the exercises on the replication report: a verdict from an interval, and how often intervals miss."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tml_lib.claims.ledger import verdict
-from tml_lib.lessons.exercises.first_lessons import say
+from tml_lib.lessons.exercises.checking import say
 from tml_lib.records import Interval
 
 
