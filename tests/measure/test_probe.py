@@ -1,11 +1,13 @@
 """The packed probe against the naive loop (RaML Algorithm 3), at every position, and what it must refuse."""
 
+import dataclasses
 import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from tml_lib.data import gsm
 from tml_lib.lm import models
@@ -133,8 +135,9 @@ def on_forward(monkeypatch, change):
     """Let `change(positions, mask)` alter what the model is given in each pass."""
     forward = probe._forward
 
-    def changed(model, ids, places, sees, cache, keep):
-        return forward(model, ids, *change(places, sees), cache, keep)
+    def changed(model, given, cache):
+        places, sees = change(given.places, given.sees)
+        return forward(model, dataclasses.replace(given, places=places, sees=sees), cache)
 
     monkeypatch.setattr(probe, "_forward", changed)
 
@@ -151,18 +154,47 @@ def copies_see_each_other(monkeypatch):
     monkeypatch.setattr(torch, "block_diag", lambda *parts: torch.ones([sum(p.shape[k] for p in parts) for k in (0, 1)]))
 
 
-def branches_see_ahead(monkeypatch):
+def on_tree(monkeypatch, change):
+    """Let `change(tree)` spoil what `_suffix_tree` returns, in place."""
     grow = probe._suffix_tree
 
     def grown(*args):
         tree = grow(*args)
-        tree.sees.fill_(True)
+        change(tree)
         return tree
 
     monkeypatch.setattr(probe, "_suffix_tree", grown)
 
 
-@pytest.mark.parametrize("fault", [drop_mask, copies_see_each_other, positions_in_a_row, branches_see_ahead])
+def branches_see_ahead(monkeypatch):
+    on_tree(monkeypatch, lambda tree: tree.sees.fill_(True))
+
+
+def siblings_see_each_other(monkeypatch):
+    """A suffix's tokens see those that other suffixes read before them: causal in the tree's own order."""
+    on_tree(monkeypatch, lambda tree: tree.sees.copy_(torch.ones_like(tree.sees).tril()))
+
+
+def branches_stay_in_the_cache(monkeypatch):
+    """Later passes then see the copies of earlier ones."""
+
+    class Kept(probe.DynamicCache):
+        def crop(self, _count):
+            pass
+
+    monkeypatch.setattr(probe, "DynamicCache", Kept)
+
+
+FAULTS = [
+    drop_mask,
+    copies_see_each_other,
+    positions_in_a_row,
+    branches_see_ahead,
+    siblings_see_each_other,
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_the_packing_check_notices(random_model, monkeypatch, fault, model_type):
     model = random_model(model_type)
@@ -173,6 +205,117 @@ def test_the_packing_check_notices(random_model, monkeypatch, fault, model_type)
     with pytest.raises(ValueError, match=rf"{type(model).__name__} gives other values in packed passes"):
         packed(model)
     assert model not in probe._checked
+
+
+def test_the_packing_check_notices_a_cache_that_keeps_the_branches(monkeypatch):
+    model = models.random_model("llama")
+    branches_stay_in_the_cache(monkeypatch)
+    with pytest.raises(ValueError, match="LlamaForCausalLM"):
+        packed(model)
+    assert model not in probe._checked
+
+
+def test_the_packing_check_takes_several_passes_over_two_suffixes_that_begin_alike(monkeypatch):
+    model, passes = models.random_model("llama"), []
+    branch_pass = probe._branch_pass
+
+    def noted(*args, roots, tree):
+        passes.append((len(roots), tree))
+        return branch_pass(*args, roots=roots, tree=tree)
+
+    monkeypatch.setattr(probe, "_branch_pass", noted)
+    with torch.inference_mode():
+        probe._check_packing(model.eval())
+    assert [prefixes for prefixes, _ in passes] == [2, 2]
+    tree = passes[0][1]
+    assert len(tree.scored) == 2
+    assert tree.depth.tolist() == [1, 2, 2]  # one shared token, then one node of each suffix
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_plain_reference_of_the_check_equals_the_naive_loop(random_model, kind):
+    model, suffixes = random_model(kind), [Suffix((5, 9, 11), 1, ""), Suffix((5, 12, 13), 1, "")]
+    with torch.inference_mode():
+        found = probe._plain_nll(
+            model,
+            prompt=PROMPT,
+            trajectory=TRAJECTORY,
+            suffixes=suffixes,
+            positions=[0, 3, 9],
+        )
+    assert_close(found, naive(model, suffixes=suffixes, positions=[0, 3, 9]))
+
+
+def checks(monkeypatch):
+    """A list that grows by one with each check that really runs."""
+    plain, ran = probe._plain_nll, []
+
+    def noted(model, **text):
+        ran.append(model)
+        return plain(model, **text)
+
+    monkeypatch.setattr(probe, "_plain_nll", noted)
+    return ran
+
+
+def test_the_check_is_repeated_for_another_attention_and_remembered_for_each(monkeypatch):
+    model, ran = models.random_model("llama", attn_implementation="sdpa"), checks(monkeypatch)
+    for attention, wanted in (("sdpa", 1), ("sdpa", 1), ("eager", 2), ("sdpa", 2), ("eager", 2)):
+        model.set_attn_implementation(attention)
+        packed(model)
+        assert len(ran) == wanted
+    assert {s.attention for s in probe._checked[model]} == {"sdpa", "eager"}
+
+
+def test_the_check_is_repeated_for_another_dtype(monkeypatch):
+    model, ran = models.random_model("llama"), checks(monkeypatch)
+    for dtype, wanted in ((torch.float32, 1), (torch.float64, 2), (torch.float32, 2)):
+        packed(model.to(dtype))
+        assert len(ran) == wanted
+
+
+def lora(rank=2):
+    return LoraConfig(r=rank, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+def test_the_check_is_repeated_when_an_adapter_is_put_on_or_changes(monkeypatch):
+    base, ran = models.random_model("llama"), checks(monkeypatch)
+    packed(base)
+    adapted = get_peft_model(base, lora())  # puts its layers into `base` itself
+    for model, wanted in ((base, 2), (base, 2), (adapted, 3), (adapted, 3)):
+        assert_close(packed(model), naive(model))
+        assert len(ran) == wanted
+    adapted.add_adapter("second", lora(rank=3))
+    adapted.set_adapter("second")
+    packed(adapted)
+    packed(adapted)
+    assert len(ran) == 4
+    with adapted.disable_adapter():
+        packed(adapted)
+        assert len(ran) == 5
+    packed(adapted)  # as it was before
+    assert len(ran) == 5
+    adapted.merge_adapter()
+    packed(adapted)
+    assert len(ran) == 6
+
+
+def test_a_checked_model_that_an_adapter_spoils_is_refused(monkeypatch):
+    model = models.random_model("llama")
+    packed(model)
+    get_peft_model(model, lora())
+    drop_mask(monkeypatch)
+    with pytest.raises(ValueError, match="LlamaForCausalLM gives other values in packed passes"):
+        packed(model)
+
+
+def test_training_an_adapter_does_not_repeat_the_check(monkeypatch):
+    model, ran = get_peft_model(models.random_model("llama"), lora()), checks(monkeypatch)
+    packed(model)
+    for parameter in model.parameters():
+        parameter.data.add_(0.01)
+    assert_close(packed(model), naive(model))
+    assert len(ran) == 1
 
 
 def test_a_checked_model_is_not_checked_again(monkeypatch):
@@ -190,6 +333,30 @@ def test_the_model_stays_in_its_mode(training):
     model = models.random_model("llama").train(training)
     packed(model)
     assert [m.training for m in model.modules()] == [training] * len(list(model.modules()))
+
+
+def test_modules_of_several_modes_keep_their_own():
+    model = models.random_model("gpt2").train()
+    frozen = next(m for m in model.modules() if isinstance(m, torch.nn.Dropout)).eval()
+    packed(model)
+    assert {m for m in model.modules() if not m.training} == {frozen}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_model_keeps_its_dtype_and_weights(tokenizer, dtype):
+    model = models.random_model(vocab_size=len(tokenizer)).to(dtype)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    probe.probe(LanguageModel(model, tokenizer, "tiny"), "What?\n", TEXT, "42")
+    after = model.state_dict()
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert all(torch.equal(after[name], p) for name, p in before.items())
+
+
+@pytest.mark.parametrize("removed", [{"dtype": torch.float64}, {"device": "cpu"}])
+def test_a_measurement_does_not_take_a_dtype_or_device(tiny_lm, removed):
+    with pytest.raises(TypeError, match=next(iter(removed))):
+        probe.probe(tiny_lm, "What?\n", TEXT, "42", **removed)
+    assert next(tiny_lm.model.parameters()).dtype == torch.float32
 
 
 def test_dropout_is_off_while_probing():
@@ -301,11 +468,11 @@ def test_one_answer_gives_a_curve_and_several_a_list(tiny_lm):
     assert listed.answer_nll.tolist() == alone.answer_nll.tolist()
 
 
-def test_dtype_casts_the_model_in_place(tokenizer):
+def test_a_model_in_float64_gives_nearly_the_same_curve(tokenizer):
     lm = LanguageModel(models.random_model(vocab_size=len(tokenizer)), tokenizer, "tiny")
     single = probe.probe(lm, "What?\n", TEXT, "42")
-    double = probe.probe(lm, "What?\n", TEXT, "42", dtype=torch.float64, device="cpu")
-    assert next(lm.model.parameters()).dtype == torch.float64
+    lm.model.double()
+    double = probe.probe(lm, "What?\n", TEXT, "42")
     assert 0 < np.abs(double.answer_nll - single.answer_nll).max() < 1e-4
 
 
@@ -322,6 +489,15 @@ def test_dtype_casts_the_model_in_place(tokenizer):
 def test_unsound_settings_are_refused_by_value(tiny_lm, settings, named):
     with pytest.raises(ValueError, match=named):
         probe.probe(tiny_lm, "What?\n", TEXT, "42", **settings)
+
+
+def test_an_error_shows_a_few_of_many_positions_and_their_count(random_model, tiny_lm):
+    shown = r"positions=\[0, 1, 2, 3, 4, …\] \(5000 positions\)"
+    with pytest.raises(ValueError, match=shown) as of_ids:
+        packed(random_model("llama"), positions=range(5000))
+    with pytest.raises(ValueError, match=shown) as of_text:
+        probe.probe(tiny_lm, "What?\n", TEXT, "42", positions=np.arange(5000))
+    assert max(len(str(error.value)) for error in (of_ids, of_text)) < 200
 
 
 @pytest.mark.parametrize(("answers", "named"), [([], r"answers=\[\]"), ("", "answer ''"), (["42", ""], "answer ''")])

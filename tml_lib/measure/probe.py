@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,22 +47,19 @@ def probe(
     template: str = ANSWER_TEMPLATE,
     whole_suffix: bool = False,
     progress: bool = False,
-    device: str | None = None,
-    dtype: torch.dtype | None = None,
 ) -> ProbeCurve | list[ProbeCurve]:
     """L̂_i = -1/|a| Σ_j log p_θ(a^j | I, q, t_{≤i}, template, a^{<j}) for i = 0..|t| (RaML Alg. 3), in nats per token.
 
     answers: one candidate, or several (a list of curves comes back). stride: probe every stride-th prefix; the first,
     the last and the one before the answer is first stated are always probed. positions: exactly these instead.
     whole_suffix: also the mean over template and answer tokens (about a fifth slower). progress: show a bar.
-    device, dtype: move or cast the model first (in place). Raises ValueError for an unsound stride or position, a seam
-    that is no token boundary, an empty answer, a context that is too long, or a model that packed passes do not suit.
+    The model is read where it lies and in its own dtype: load it in another where that is wanted.
+    Raises ValueError for an unsound stride or position, a seam that is no token boundary, an empty
+    answer, a context that is too long, or a model that packed passes do not suit.
     """
     candidates = [answers] if isinstance(answers, str) else list(answers)
     if not candidates:
         raise ValueError("answers=[] leaves nothing to probe: give at least one candidate answer")
-    if device is not None or dtype is not None:
-        lm.model.to(device=device, dtype=dtype)
     encoded = encode(lm.tokenizer, prompt, trajectory, candidates, template)
     length = len(encoded.trajectory)
     stated = []
@@ -85,14 +84,31 @@ def probe(
 
 
 def _positions(length: int, stride: int, positions: Sequence[int] | None, stated: list[int | None]) -> np.ndarray:
+    """The (n,) increasing prefixes that `probe` reads, in 0..length; ValueError as there."""
     if stride < 1:
         raise ValueError(f"stride={stride} must be at least 1: 1 probes after every token")
     if positions is None:
-        return np.array(sorted({*range(0, length + 1, stride), length, *(s for s in stated if s is not None)}))
+        always = {length, *(s for s in stated if s is not None)}
+        return np.array(sorted({*range(0, length + 1, stride), *always}))
     chosen = np.unique(np.asarray(positions, dtype=int))
     if not len(chosen) or chosen[0] < 0 or chosen[-1] > length:
-        raise ValueError(f"positions={list(positions)} must be some of 0..{length}, the trajectory's length in tokens")
+        raise ValueError(f"positions={_shown(positions)} must be some of 0..{length}, the trajectory's length in tokens")
     return chosen
+
+
+def _shown(positions: Sequence[int], most: int = 5) -> str:
+    """Positions for an error's text: all of a few, else the first `most` and how many there are."""
+    if len(positions) <= most:
+        return str(np.asarray(positions).tolist())
+    first = ", ".join(str(int(p)) for p in positions[:most])
+    return f"[{first}, …] ({len(positions)} positions)"
+
+
+class PrefixNLL(NamedTuple):
+    """Mean NLL of each suffix after each prefix: two (suffixes, prefixes) float64, nats per token."""
+
+    own: np.ndarray  # over the answers' own tokens
+    whole: np.ndarray  # over template and answer; NaN where that was not asked for
 
 
 @torch.inference_mode()
@@ -106,150 +122,238 @@ def prefix_nll(
     whole_suffix: bool = False,
     rows_per_pass: int | None = None,
     progress: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> PrefixNLL:
     """Mean negative log-likelihood of each suffix after chosen prefixes, on token ids.
 
-    positions: (n,) increasing, in 0..|t|. Returns (answers' own tokens, whole suffixes), each (len(suffixes), n) float64
-    in nats per token; the second is NaN unless `whole_suffix`. Raises ValueError as `probe` does.
+    positions: (n,) increasing, in 0..|t|. rows_per_pass: most tokens of a pass, by default what
+    suits the model's device. Returns `PrefixNLL`, each part (len(suffixes), n) in nats per token.
+    The model, its dtype and its modules' modes stay as they are. Raises ValueError as `probe` does.
     """
     if not len(prompt):
         raise ValueError("prompt=[] leaves the first answer token without a context: give at least one prompt token")
-    chosen = np.asarray(positions, dtype=int)
-    if not len(chosen) or chosen[0] < 0 or chosen[-1] > len(trajectory) or (np.diff(chosen) <= 0).any():
-        raise ValueError(f"positions={list(positions)} must increase within 0..{len(trajectory)}, the trajectory's length")
-    check_model(model, len(prompt) + len(trajectory) + max(len(s.ids) for s in suffixes))
-    rows_per_pass = rows_per_pass or ROWS_PER_PASS.get(next(model.parameters()).device.type, 1024)
-    training = model.training
+    chosen, length = np.asarray(positions, dtype=int), len(trajectory)
+    if not len(chosen) or chosen[0] < 0 or chosen[-1] > length or (np.diff(chosen) <= 0).any():
+        raise ValueError(f"positions={_shown(positions)} must increase within 0..{length}, the trajectory's length")
+    check_model(model, len(prompt) + length + max(len(s.ids) for s in suffixes))
+    device = next(model.parameters()).device.type
+    with _evaluating(model):
+        _check_packing(model)
+        return _packed(
+            model,
+            prompt,
+            trajectory,
+            suffixes=suffixes,
+            positions=chosen,
+            whole_suffix=whole_suffix,
+            rows_per_pass=rows_per_pass or ROWS_PER_PASS.get(device, 1024),
+            progress=progress,
+        )
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode within; afterwards every module is in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        _check_packing(model)
-        return _packed(model, prompt, trajectory, suffixes, chosen, whole_suffix, rows_per_pass, progress)
+        yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
-def _packed(model, prompt, trajectory, suffixes, positions, whole_suffix, rows_per_pass, progress):
+def _packed(
+    model: torch.nn.Module,
+    prompt: Sequence[int],
+    trajectory: Sequence[int],
+    *,
+    suffixes: Sequence[Suffix],
+    positions: Sequence[int] | np.ndarray,
+    whole_suffix: bool = False,
+    rows_per_pass: int,
+    progress: bool = False,
+) -> PrefixNLL:
+    """`prefix_nll` of a model in evaluation mode, with nothing checked."""
     device = next(model.parameters()).device
     tree = _suffix_tree(suffixes, whole_suffix)
     text = torch.tensor([*prompt, *trajectory], device=device)
-    roots = np.asarray(positions) + len(prompt) - 1  # index of the last context token of each prefix
+    roots = np.asarray(positions) + len(prompt) - 1
     own = np.full((len(suffixes), len(roots)), np.nan)
     whole = np.full_like(own, np.nan)
     cache = DynamicCache()
     with tqdm(total=len(roots), desc="L̂", unit="prefix", disable=not progress, leave=False) as bar:
-        for first, last in _chunks(roots, len(tree.ids), rows_per_pass):
-            _read(model, text[: roots[first]], cache, rows_per_pass)
-            nll = _branch_pass(model, text, roots[first:last], tree, cache)  # (prefixes, scored tokens)
-            for k, (start, rows) in enumerate(tree.scored):
-                scored = nll[:, rows]
-                own[k, first:last] = scored[:, start:].mean(1)
+        for chunk in _chunks(roots, len(tree.ids), rows_per_pass):
+            _read(model, text[: roots[chunk.start]], cache, rows=rows_per_pass)
+            nll = _branch_pass(model, text, cache, roots=roots[chunk], tree=tree)
+            for k, suffix in enumerate(tree.scored):
+                scored = nll[:, suffix.slots]
+                own[k, chunk] = scored[:, suffix.answer :].mean(1)
                 if whole_suffix:
-                    whole[k, first:last] = scored.mean(1)
-            bar.update(last - first)
-    return own, whole
+                    whole[k, chunk] = scored.mean(1)
+            bar.update(chunk.stop - chunk.start)
+    return PrefixNLL(own, whole)
+
+
+# Six index spaces meet below, each with one name throughout:
+#   positions  tokens of the trajectory in a prefix, 0..|t|
+#   roots      index in the text (prompt ⊕ trajectory) of a prefix's last token
+#   nodes      of the suffix tree; 0 is the root, node n ≥ 1 reads ids[n - 1]
+#   slots      scored tokens of the tree, 0..R - 1
+#   rows       tokens that one pass reads, 0..N - 1: the trunk, then a copy of the tree per root
+#   columns    tokens that a row may see: those in the cache, then the rows
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The scored tokens of one suffix."""
+
+    slots: list[int]  # of its template and answer, or of its answer alone
+    answer: int  # index in `slots` where its answer begins
 
 
 @dataclass(frozen=True)
 class _Tree:
-    """The suffixes as one token tree below a root, the prefix's last token (node 0); node n's token is ids[n - 1]."""
+    """B nodes of the suffixes' tokens below a root, the prefix's last token; R tokens are scored."""
 
-    ids: torch.Tensor  # (B,)
+    ids: torch.Tensor  # (B,) token id that each node reads
     depth: torch.Tensor  # (B,) distance from the root, from 1
-    sees: torch.Tensor  # (B, B) bool: node row attends to node column (itself and its ancestors)
-    parents: list[int]  # (R,) node whose output predicts each scored token
-    targets: list[int]  # (R,) token id of each scored token
-    scored: list[tuple[int, list[int]]]  # per suffix: where its answer starts in, and which of the R tokens are, its own
+    sees: torch.Tensor  # (B, B) bool: a node attends to itself and to its ancestors
+    parents: list[int]  # (R,) node whose output predicts each slot's token, 0 for the root
+    targets: list[int]  # (R,) token id of each slot
+    scored: list[_Scored]  # one per suffix
 
 
 def _suffix_tree(suffixes: Sequence[Suffix], whole_suffix: bool) -> _Tree:
+    """Join suffixes where they begin alike; whole_suffix: score their templates too."""
     nodes: dict[tuple[int, int], int] = {}  # (parent, token) -> node
-    parents, targets, scored = [], [], []
-    slots: dict[tuple[int, int], int] = {}  # (parent, token) -> index among the scored tokens
+    slots: dict[tuple[int, int], int] = {}  # (parent, token) -> slot
+    scored = []
     for suffix in suffixes:
-        node, rows = 0, []
+        node, own = 0, []
         for place, token in enumerate(suffix.ids):
             if whole_suffix or place >= suffix.start:
-                slot = slots.setdefault((node, token), len(slots))
-                if slot == len(parents):
-                    parents.append(node)
-                    targets.append(token)
-                rows.append(slot)
+                own.append(slots.setdefault((node, token), len(slots)))
             if place + 1 < len(suffix.ids):  # the last token is predicted, never read
                 node = nodes.setdefault((node, token), len(nodes) + 1)
-        scored.append((suffix.start if whole_suffix else 0, rows))
+        scored.append(_Scored(slots=own, answer=suffix.start if whole_suffix else 0))
     size = len(nodes)
-    sees, depth = torch.zeros(size, size, dtype=torch.bool), torch.zeros(size, dtype=torch.long)
+    sees = torch.zeros(size, size, dtype=torch.bool)
+    depth = torch.zeros(size, dtype=torch.long)
     for (parent, _), node in nodes.items():
         if parent:
             sees[node - 1] = sees[parent - 1]
         sees[node - 1, node - 1] = True
         depth[node - 1] = sees[node - 1].sum()
-    return _Tree(torch.tensor([t for _, t in nodes], dtype=torch.long), depth, sees, parents, targets, scored)
+    return _Tree(
+        ids=torch.tensor([token for _, token in nodes], dtype=torch.long),
+        depth=depth,
+        sees=sees,
+        parents=[parent for parent, _ in slots],
+        targets=[token for _, token in slots],
+        scored=scored,
+    )
 
 
-def _chunks(roots: np.ndarray, branch: int, rows: int):
-    """Split prefixes so that trunk and branches of a pass stay within `rows` tokens (always at least one prefix)."""
+def _chunks(roots: np.ndarray, branch: int, rows: int) -> Iterator[slice]:
+    """Slices of the roots, one per pass: trunk and copies of `branch` nodes take at most `rows` rows.
+
+    A slice holds one root at least, however many rows that takes.
+    """
     first = 0
     while first < len(roots):
         last = first + 1
-        while last < len(roots) and roots[last] - roots[first] + 1 + (last - first + 1) * branch <= rows:
+        while last < len(roots):
+            if roots[last] - roots[first] + 1 + (last - first + 1) * branch > rows:
+                break
             last += 1
-        yield first, last
+        yield slice(first, last)
         first = last
 
 
-def _read(model, text: torch.Tensor, cache: DynamicCache, rows: int) -> None:
-    """Extend the cache to hold the text, a stretch of `rows` tokens at a time; no logits are computed but one row's."""
+@dataclass(frozen=True)
+class _Pass:
+    """What one forward pass reads: N rows, with C tokens in the cache before it."""
+
+    ids: torch.Tensor  # (N,) token ids
+    places: torch.Tensor  # (N,) position ids
+    sees: torch.Tensor | None  # (N, C + N) bool: row attends to column; None: plain causal
+    keep: torch.Tensor  # (K,) rows whose logits are wanted
+
+
+def _read(model: torch.nn.Module, text: torch.Tensor, cache: DynamicCache, *, rows: int) -> None:
+    """Extend the cache to hold the text, in plain causal passes of 2 * rows tokens at most.
+
+    No logits are computed but those of each pass's last row.
+    """
     while (past := cache.get_seq_length()) < len(text):
         piece = text[past : past + 2 * rows]
-        at = torch.arange(past, past + len(piece), device=text.device)
-        _forward(model, piece, at, None, cache, keep=at[-1:] - past)
+        places = torch.arange(past, past + len(piece), device=text.device)
+        _forward(model, _Pass(piece, places, sees=None, keep=places[-1:] - past), cache)
 
 
-def _branch_pass(model, text, roots: np.ndarray, tree: _Tree, cache: DynamicCache) -> torch.Tensor:
-    """One pass over trunk text[roots[0]..roots[-1]] and a suffix tree per root: (len(roots), R) nats, on the CPU."""
+def _branch_pass(
+    model: torch.nn.Module,
+    text: torch.Tensor,
+    cache: DynamicCache,
+    *,
+    roots: np.ndarray,
+    tree: _Tree,
+) -> torch.Tensor:
+    """One pass over trunk text[roots[0]..roots[-1]] and a copy of the tree per root.
+
+    The cache holds text[:roots[0]] before, text[:roots[-1] + 1] after.
+    Returns (len(roots), R) float64 nats, one per root and slot, on the CPU.
+    """
+    copies, added = len(roots), len(roots) * len(tree.ids)
+    logits = _forward(model, _branch_rows(text, roots, tree), cache)
+    if added:
+        cache.crop(-added)
+    targets = torch.tensor(tree.targets, device=text.device).repeat(copies)
+    nll = torch.nn.functional.cross_entropy(_widened(logits), targets, reduction="none")
+    return nll.view(copies, -1).double().cpu()
+
+
+def _branch_rows(text: torch.Tensor, roots: np.ndarray, tree: _Tree) -> _Pass:
+    """The rows of one branch pass: the trunk, then the copies; kept are (root, slot) in that order."""
     device, past = text.device, int(roots[0])
     trunk, copies, branch = int(roots[-1]) - past + 1, len(roots), len(tree.ids)
     at = torch.from_numpy(roots).to(device)
-    # 1. tokens and positions: the trunk, then the copies of the tree, each continuing from its root
+    # 1. tokens and position ids: each copy continues from its root
     ids = torch.cat([text[past : past + trunk], tree.ids.to(device).repeat(copies)])
-    places = torch.cat([torch.arange(past, past + trunk, device=device), (at[:, None] + tree.depth.to(device)).flatten()])
+    in_copies = (at[:, None] + tree.depth.to(device)).flatten()
+    places = torch.cat([torch.arange(past, past + trunk, device=device), in_copies])
     # 2. who sees whom: everything sees the cache; a copy sees the trunk up to its root, and itself
-    sees = torch.zeros(trunk + copies * branch, past + trunk + copies * branch, dtype=torch.bool, device=device)
+    size = trunk + copies * branch
+    sees = torch.zeros(size, past + size, dtype=torch.bool, device=device)
     sees[:, :past] = True
     causal = torch.ones(trunk, trunk, dtype=torch.bool, device=device).tril()
     sees[:trunk, past : past + trunk] = causal
     sees[trunk:, past : past + trunk] = causal[at - past].repeat_interleave(branch, 0)
     sees[trunk:, past + trunk :] = torch.block_diag(*[tree.sees.to(device)] * copies).bool()
-    # 3. rows that predict a scored token: the root's own, or one of its copy
+    # 3. rows that predict a slot's token: the root's own, or one of its copy
     parents = torch.tensor(tree.parents, device=device)
     in_copy = trunk + branch * torch.arange(copies, device=device)[:, None] + parents - 1
     keep = torch.where(parents == 0, (at - past)[:, None], in_copy).flatten()
-    logits = _forward(model, ids, places, sees, cache, keep)
-    if copies * branch:
-        cache.crop(-copies * branch)
-    targets = torch.tensor(tree.targets, device=device).repeat(copies)
-    nll = torch.nn.functional.cross_entropy(_widened(logits), targets, reduction="none")
-    return nll.view(copies, -1).double().cpu()
+    return _Pass(ids, places, sees=sees, keep=keep)
 
 
-def _forward(model, ids, places, sees, cache, keep) -> torch.Tensor:
-    """Logits (len(keep), vocabulary) of the kept rows; `sees` is a (tokens, keys) bool mask or None for plain causal."""
+def _forward(model: torch.nn.Module, given: _Pass, cache: DynamicCache) -> torch.Tensor:
+    """Logits (K, vocabulary) of a pass's kept rows; the cache holds all its rows afterwards."""
     mask = None
-    if sees is not None:  # additive: with eager attention a boolean mask would silently be wrong
+    if given.sees is not None:  # additive: with eager attention a boolean mask would silently be wrong
         dtype = next(model.parameters()).dtype
-        mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, torch.finfo(dtype).min)
-        mask = mask[None, None]
-    some = {"logits_to_keep": keep} if _keeps_rows(type(model)) else {}
+        mask = torch.zeros(given.sees.shape, dtype=dtype, device=given.sees.device)
+        mask = mask.masked_fill_(~given.sees, torch.finfo(dtype).min)[None, None]
+    some = {"logits_to_keep": given.keep} if _keeps_rows(type(model)) else {}
     logits = model(
-        input_ids=ids[None],
-        position_ids=places[None],
+        input_ids=given.ids[None],
+        position_ids=given.places[None],
         attention_mask=mask,
         past_key_values=cache,
         use_cache=True,
         **some,
     ).logits[0]
-    return logits if some else logits[keep]
+    return logits if some else logits[given.keep]
 
 
 def _widened(logits: torch.Tensor) -> torch.Tensor:
@@ -258,6 +362,7 @@ def _widened(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _keeps_rows(model_class: type) -> bool:
+    """Whether a model of that class can apply its head to some rows only."""
     return "logits_to_keep" in inspect.signature(model_class.forward).parameters
 
 
@@ -266,7 +371,14 @@ def _keeps_rows(model_class: type) -> bool:
 
 @torch.inference_mode()
 def naive_nll(
-    model, prompt, trajectory, suffix: Suffix, position: int, *, whole_suffix: bool = False, few_logits: bool = False
+    model: torch.nn.Module,
+    prompt: Sequence[int],
+    trajectory: Sequence[int],
+    suffix: Suffix,
+    position: int,
+    *,
+    whole_suffix: bool = False,
+    few_logits: bool = False,
 ) -> float:
     """One full forward pass over I ⊕ q ⊕ t_{≤position} ⊕ suffix, as RaML's Algorithm 3 is written: nats per token.
 
@@ -309,30 +421,98 @@ def check_model(model: torch.nn.Module, tokens: int) -> None:
         )
 
 
-_checked: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Setting:
+    """What decides whether a model reads packed passes rightly, and may change while it lives."""
+
+    dtype: torch.dtype
+    attention: str | None  # the implementation that transformers runs
+    adapter: tuple  # see `_adapter`; empty without one
+
+
+_checked: weakref.WeakKeyDictionary[torch.nn.Module, set[_Setting]] = weakref.WeakKeyDictionary()
+
+
+def _setting(model: torch.nn.Module) -> _Setting:
+    """The model's dtype, attention implementation and adapter as they are now."""
+    attention = getattr(model.config.get_text_config(), "_attn_implementation", None)
+    return _Setting(next(model.parameters()).dtype, attention, _adapter(model))
+
+
+def _adapter(model: torch.nn.Module) -> tuple:
+    """What adapters a model carries and which of them work: equal for equal structures, not values.
+
+    One entry for each parameter whose name says `lora_` (name, shape), then one for each state
+    that peft's layers are in (active adapters, switched off, merged into the weights).
+    """
+    weights = [(name, *p.shape) for name, p in model.named_parameters() if "lora_" in name]
+    layers = [m for m in model.modules() if getattr(m, "adapter_layer_names", None)]  # peft's
+    states = {(tuple(m.active_adapters), m.disable_adapters, tuple(m.merged_adapters)) for m in layers}
+    return (*weights, *sorted(states))
 
 
 def _check_packing(model: torch.nn.Module) -> None:
-    """On first use, compare packed and naive passes on a short random input: a model that differs is refused by name."""
-    dtype = next(model.parameters()).dtype
-    if _checked.get(model) == dtype:
+    """Compare packed passes with plain ones on a short random input, once per model and `_Setting`.
+
+    Two branch passes, each of two prefixes with two suffixes that begin alike, and between them a
+    read of two tokens. The model must be in evaluation mode. Raises ValueError naming a model that
+    differs by more than 1e-3 nats per token (float32, float64) or 0.25 (shorter formats).
+    """
+    setting = _setting(model)
+    if setting in _checked.get(model, ()):
         return
     vocabulary = model.get_input_embeddings().num_embeddings
-    ids = torch.randint(vocabulary, (10,), generator=torch.Generator().manual_seed(0)).tolist()
-    suffix, where = Suffix(tuple(ids[7:]), 1, ""), [0, 2, 4]
-    tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 0.25
+    ids = torch.randint(vocabulary, (9,), generator=torch.Generator().manual_seed(0)).tolist()
+    prompt, trajectory, (shared, token, last) = ids[:1], ids[1:6], ids[6:]
+    branches = (shared, token, last), (shared, (token + 1) % vocabulary, last)
+    text = {
+        "prompt": prompt,
+        "trajectory": trajectory,
+        "suffixes": [Suffix(branch, start=1, answer="") for branch in branches],
+        "positions": [0, 1, 4, 5],
+    }
     try:
-        packed = _packed(model, ids[:3], ids[3:7], [suffix], where, False, 64, False)[0][0]
-        naive = [naive_nll(model, ids[:3], ids[3:7], suffix, i) for i in where]
-        error = float(np.abs(packed - naive).max())
+        packed = _packed(model, **text, rows_per_pass=8).own  # 2 of the trunk and 2 * 3 nodes
+        error = float(np.abs(packed - _plain_nll(model, **text)).max())
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as reason:
         raise ValueError(
-            f"{type(model).__name__} cannot be probed in packed passes ({type(reason).__name__}: {reason}); take a decoder "
-            "with a key-value cache and 4-D attention masks, such as Llama, Qwen or GPT-2"
+            f"{type(model).__name__} cannot be probed in packed passes "
+            f"({type(reason).__name__}: {reason}); take a decoder with a key-value cache and 4-D "
+            "attention masks, such as Llama, Qwen or GPT-2"
         ) from reason
+    tolerance = 1e-3 if setting.dtype in (torch.float32, torch.float64) else 0.25
     if not error <= tolerance:
         raise ValueError(
-            f"{type(model).__name__} gives other values in packed passes than one prefix at a time (by {error:.2g} nats): "
-            "its attention ignores 4-D masks or position ids; take a decoder such as Llama, Qwen or GPT-2"
+            f"{type(model).__name__} gives other values in packed passes than one prefix at a time "
+            f"(by {error:.2g} nats): its attention ignores 4-D masks or position ids; take a decoder "
+            "such as Llama, Qwen or GPT-2"
         )
-    _checked[model] = dtype
+    _checked.setdefault(model, set()).add(setting)
+
+
+def _plain_nll(
+    model: torch.nn.Module,
+    *,
+    prompt: Sequence[int],
+    trajectory: Sequence[int],
+    suffixes: Sequence[Suffix],
+    positions: Sequence[int],
+) -> np.ndarray:
+    """`naive_nll` of suffixes of one length and start after several prefixes: (suffixes, prefixes).
+
+    All texts are rows of one batch, filled up on the right, which no earlier token sees: a large
+    model's weights are then read once.
+    """
+    texts = [[*prompt, *trajectory[:i], *s.ids] for s in suffixes for i in positions]
+    width, count = max(map(len, texts)), len(suffixes[0].ids) - suffixes[0].start
+    filled = [text + text[-1:] * (width - len(text)) for text in texts]
+    device = next(model.parameters()).device
+    logits = model(input_ids=torch.tensor(filled, device=device), use_cache=False).logits
+    nll = [
+        torch.nn.functional.cross_entropy(
+            _widened(row[len(text) - count - 1 : len(text) - 1]),
+            torch.tensor(text[-count:], device=device),
+        )
+        for row, text in zip(logits, texts, strict=True)
+    ]
+    return torch.stack(nll).double().cpu().numpy().reshape(len(suffixes), -1)
