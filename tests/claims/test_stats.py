@@ -247,6 +247,23 @@ def test_a_nested_interval_has_the_width_of_both_levels():
     assert found.n == 5
 
 
+def test_nested_intervals_together_are_those_of_each_alone_to_the_last_bit():
+    draw = np.random.default_rng(4)
+    tests = [draw.normal(size=(3, 150)), draw.normal(size=(3, 150)), [draw.normal(size=n) for n in (1, 7, 90)]]
+    tests[1][0, :5] = np.nan
+    for found, groups in zip(stats.nested_intervals(tests, seed=2), tests, strict=True):
+        kept = [np.asarray(group)[~np.isnan(group)] for group in groups]
+        again = np.random.default_rng(2)  # the same resamples, drawn all at once
+        chosen = again.integers(3, size=(4000, 3))
+        means = np.empty(chosen.shape)
+        for k, group in enumerate(kept):
+            places = chosen == k
+            means[places] = group[again.integers(len(group), size=(places.sum(), len(group)))].mean(1)
+        assert (found.low, found.high) == tuple(np.quantile(means.mean(1), [(1 - 0.95) / 2, (1 + 0.95) / 2]))
+        assert found == stats.nested_interval(groups, seed=2)
+    assert stats.nested_intervals([], seed=0) == []
+
+
 def test_a_nested_interval_of_five_seeds_covers_nine_times_in_ten():
     """Five groups are few: 95 % intervals cover about 90 % where groups differ, and the docstring says so."""
     rng, covered = np.random.default_rng(3), 0

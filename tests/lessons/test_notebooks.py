@@ -123,7 +123,8 @@ def test_cells_are_short_and_few(book):
     code = [cell for cell in cells(book) if "setup" not in cell.metadata.get("tags", [])]
     assert len(code) <= 40
     for cell in code:
-        assert len(cell.source.splitlines()) <= 15, cell.source
+        counted = [line for line in cell.source.splitlines() if not line.startswith(("import ", "from "))]  # one per room
+        assert len(counted) <= 15, cell.source
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 8, f"def {node.name} belongs in tml_lib"

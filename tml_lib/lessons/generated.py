@@ -14,12 +14,10 @@ import re
 import tomllib
 from pathlib import Path
 
-import nbformat
-
 from tml_lib import runtime
 from tml_lib.claims import ledger, report
 from tml_lib.lessons import notebooks
-from tml_lib.lm import models
+from tml_lib.lm import presets
 
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -143,11 +141,11 @@ def _cost(cost: dict) -> str:
 
 def map_table() -> str:
     """All notebooks with links, measured time and memory per preset; one that takes no preset needs no pretrained model."""
-    held, presets = measured()["notebooks"], [p for p in ("tiny", "small", "gpu") if p in models.PRESETS]
-    lines = [f"| notebook | no preset | {' | '.join(f'`{p}`' for p in presets)} |", "|---" * (2 + len(presets)) + "|"]
+    held, known = measured()["notebooks"], [p for p in ("tiny", "small", "gpu") if p in presets.PRESETS]
+    lines = [f"| notebook | no preset | {' | '.join(f'`{p}`' for p in known)} |", "|---" * (2 + len(known)) + "|"]
     for book in notebooks.discover():
         costs, ways = held.get(book.name, {}), book.presets if book.preset else ["any"]
-        cells = [(_cost(costs[p]) if p in costs else "not measured yet") if p in ways else "" for p in ("any", *presets)]
+        cells = [(_cost(costs[p]) if p in costs else "not measured yet") if p in ways else "" for p in ("any", *known)]
         lines.append(f"| [{book.name}]({book.name}.ipynb): {book.title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -235,6 +233,8 @@ def renew(text: str, notebook: str = "README") -> str:
 
 def outdated(*, write: bool = False) -> list[Path]:
     """Files whose generated parts differ from what the sources say; with `write` they are renewed."""
+    import nbformat
+
     changed = []
     readme = runtime.project_root() / "README.md"
     if (new := renew(old := readme.read_text(encoding="utf8"))) != old:

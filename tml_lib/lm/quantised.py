@@ -44,13 +44,13 @@ def load_4bit(name: str, device: str | None = None) -> LanguageModel:
     try:
         with models.quiet():
             config = AutoConfig.from_pretrained(source, local_files_only=local)
-            models._check_causal(config, source)
+            models.check_causal(config, source)
             given = {"config": config, "quantization_config": settings(), "dtype": torch.bfloat16, "device_map": str(target)}
             model, info = AutoModelForCausalLM.from_pretrained(
                 source, local_files_only=local, output_loading_info=True, **given
             )
             tokenizer = AutoTokenizer.from_pretrained(models.tokenizer_source(source), local_files_only=local)
-    except models._NotCausal:
+    except models.NotCausal:
         raise
     except Exception as error:  # safetensors, json, hub, memory and OS errors all mean: not in this form, not here
         step = "copy or save the folder again" if local else "check the name, the network, the memory and your hub login"

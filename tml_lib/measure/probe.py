@@ -31,9 +31,7 @@ from tml_lib.data.gsm import first_mention
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Suffix, encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import ProbeCurve
-
-# Trunk and branch tokens of one pass: enough to fill a processor's matrix products, few enough for its cache memory.
-ROWS_PER_PASS = {"cpu": 256, "cuda": 4096}
+from tml_lib.runtime import ROWS_PER_PASS
 
 
 def probe(

@@ -245,6 +245,12 @@ def _plain(curves: dict[str, ProbeCurve]) -> dict[str, dict]:
     }
 
 
+def kept(questions: list[Question], records: list[dict]) -> dict[str, list]:
+    """What evidence keeps of the study beside its values: per question the template, all curves, and the sampled text."""
+    found = {name: [record[name] for record in records] for name in ("curves", "sampled")}
+    return {"templates": [question.template for question in questions]} | found
+
+
 def curve_of(record: dict, kind: str, whose: str = "right") -> ProbeCurve | None:
     """One curve of a study record, or None where the question has no such condition."""
     held = record["curves"].get(kind, {}).get(whose)

@@ -1,4 +1,7 @@
-"""Command line: `python -m tml_lib run|list|check|bench|report|site|plan|sweep|checkpoints`."""
+"""Command line: `python -m tml_lib run|list|check|bench|report|site|plan|sweep|checkpoints`.
+
+Each command imports what it needs itself, so that `--help`, `list` and `plan` answer at once.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,8 @@ import time
 from pathlib import Path
 
 from tml_lib import runtime
-from tml_lib.claims import ledger
-from tml_lib.lessons import generated, notebooks
-from tml_lib.lm import models
+from tml_lib.lessons import notebooks
+from tml_lib.lm import presets
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tml_lib", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tml_lib", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="run|list|check|bench|report|site|plan|sweep|checkpoints")
     run = commands.add_parser("run", help="execute notebooks headless into runs/<time>/")
     run.add_argument("notebook", nargs="*", help="names or beginnings of names (05); all by default")
@@ -85,10 +87,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options) -> int:
+    from tml_lib.claims import ledger
+    from tml_lib.lessons import generated
+
     began = time.perf_counter()
     books = notebooks.select(options.notebook)
     given = notebooks.check_given(books, {name: _value(text) for name, text in options.p})
     if any(given[book.name].get("preset", book.preset) == "small" for book in books):
+        from tml_lib.lm import models
+
         models.embedded_folder()  # converted here once rather than by two notebooks at the same time
     out = notebooks.newest_run() if options.resume else notebooks.new_run()
     print(f"{len(books)} notebooks into {_short(out)}", file=sys.stderr)
@@ -127,7 +134,7 @@ def _list(options) -> int:
     for book in notebooks.discover():
         names = ", ".join(f"{name}: {kind}" for name, kind in book.parameters.items())
         print(f"{book.name}: {book.title}\n    {names}")
-    for preset in models.PRESETS.values():
+    for preset in presets.PRESETS.values():
         model = Path(preset.model).name if preset.name == "tiny" else preset.model
         print(f"preset {preset.name}: {model} on {preset.task}; {preset.needs}")
     return 0
@@ -135,11 +142,11 @@ def _list(options) -> int:
 
 def _check(options) -> int:
     found = {"versions": runtime.versions(), **runtime.resources(), "device": str(runtime.pick_device())}
-    file = models.embedded_gguf()
-    found["embedded_model"] = "installed" if file else f"missing: run `{models.EMBEDDED_INSTALL}`"
+    file = presets.embedded_gguf()
+    found["embedded_model"] = "installed" if file else f"missing: run `{presets.EMBEDDED_INSTALL}`"
     found["presets"] = {
         p.name: f"{p.model}, {p.dtype}: {p.disk_gb:g} GB of disk, {p.memory_gb:g} GB of memory; {p.needs}"
-        for p in models.PRESETS.values()
+        for p in presets.PRESETS.values()
     }
     if options.json:
         print(json.dumps(found, indent=1))
@@ -152,6 +159,7 @@ def _check(options) -> int:
 
 
 def _bench(options) -> int:
+    from tml_lib.lessons import generated
     from tml_lib.tools import bench
 
     if unknown := [what for what in options.what if what not in bench.BENCHMARKS]:
@@ -173,8 +181,8 @@ def _checkpoints(options) -> int:
     from tml_lib.tools import checkpoints
 
     for name in options.name:
-        models.shipped(name)
-    for name in options.name or models.SHIPPED:
+        presets.shipped(name)
+    for name in options.name or presets.SHIPPED:
         entry = checkpoints.make(name, progress=True)
         print(
             f"{name}: {entry['steps']} steps in {entry['seconds']:.0f} s, loss {entry['loss_by_100_steps'][-1]:.3f}", flush=True
@@ -202,6 +210,9 @@ def _sweep(options) -> int:
 
 
 def _report(options) -> int:
+    from tml_lib.claims import ledger
+    from tml_lib.lessons import generated
+
     if options.record:
         venv = runtime.project_root() / ".venv"
         held = {name: venv / f".{name}-seconds" for name in ("setup", "test")}

@@ -10,7 +10,6 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 
-from tml_lib.tools import plan_cpu
 from tml_lib.tools.plan_formulas import (
     FILL,
     Device,
@@ -57,6 +56,8 @@ def device(name: str, *, eager: bool = True) -> Device:
     Raises ValueError for a name that is not known.
     """
     if name == "cpu":
+        from tml_lib.tools import plan_cpu  # imports torch, which no other device needs
+
         return plan_cpu.device()
     known = tables()["devices"]
     if name not in known:

