@@ -8,6 +8,7 @@ import pytest
 
 from tml_lib.claims import ledger
 from tml_lib.lessons import notebooks
+from tml_lib.studies import published
 from tml_lib.tools import bench, cli
 
 
@@ -110,3 +111,24 @@ def test_resume_without_a_run_says_so(tmp_path, capsys, monkeypatch):
 def test_the_ledger_names_evidence_relative_to_the_project():
     for row in ledger.rows([notebooks.stored_evidence()]):
         assert row.evidence.startswith("notebooks/evidence/")
+
+
+# --- verify ----------------------------------------------------------------------------------------------------------
+
+
+def test_verify_prints_rows_and_fails_where_a_number_differs(capsys, monkeypatch):
+    assert cli.main(["verify", "published", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["evidence"] for row in rows} == {"published.published.json"}
+    assert all(row["ok"] for row in rows)
+    monkeypatch.setattr(published, "estimands", lambda models: {"C13.over_best": [9.0]})
+    assert cli.main(["verify", "published"]) == 1
+    assert "DIFFERS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["nope"], "'nope' has no stored evidence"), (["--records", "0"], "records=0")]
+)
+def test_verify_refuses_what_it_cannot_replay(arguments, said, capsys):
+    assert cli.main(["verify", *arguments]) == 2
+    assert said in capsys.readouterr().err

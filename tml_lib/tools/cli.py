@@ -1,4 +1,4 @@
-"""Command line: `python -m tml_lib run|list|check|bench|report|site|plan|sweep|checkpoints`.
+"""Command line: `python -m tml_lib run|list|check|bench|report|verify|site|plan|sweep|checkpoints`.
 
 Each command imports what it needs itself, so that `--help`, `list` and `plan` answer at once.
 """
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tml_lib", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, metavar="run|list|check|bench|report|site|plan|sweep|checkpoints")
+    commands = parser.add_subparsers(required=True, metavar="run|list|check|bench|report|verify|site|plan|sweep|checkpoints")
     run = commands.add_parser("run", help="execute notebooks headless into runs/<time>/")
     run.add_argument("notebook", nargs="*", help="names or beginnings of names (05); all by default")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a notebook parameter")
@@ -63,6 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     table.add_argument("--record", action="store_true", help="maintainers: keep this clone's set-up and test times")
     table.set_defaults(command=_report)
+    again = commands.add_parser("verify", help="make stored evidence again, records drawn at random, and compare")
+    again.add_argument("study", nargs="*", help="which studies (default: all)")
+    again.add_argument("--records", type=int, default=1, help="records drawn for each way of replay (default 1)")
+    again.add_argument("--seed", type=int, default=0, help="which records are drawn (default 0)")
+    again.add_argument("--within", type=float, metavar="SECONDS", help="leave out what takes longer a record on one core")
+    again.add_argument("--json", action="store_true")
+    again.set_defaults(command=_verify)
     pages = commands.add_parser("site", help="build the kit as a static site: the report, README, notebooks with their outputs")
     pages.add_argument("--out", type=Path, help="folder (default: runs/site)")
     pages.set_defaults(command=_site)
@@ -74,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true")
     plan.set_defaults(command=_plan)
     grid = commands.add_parser("sweep", help="run a notebook or an outer loop over a grid of parameters and seeds")
-    grid.add_argument("file", type=Path, metavar="FILE.yaml", help="notebook or outer, grid, fixed, out (see tml_lib/sweep.py)")
+    grid.add_argument(
+        "file", type=Path, metavar="FILE.yaml", help="notebook or outer, grid, fixed, out (see tml_lib/tools/sweep.py)"
+    )
     grid.add_argument("--engine", choices=["loky", "dask", "ray"], default="loky", help="loky: this machine (default)")
     grid.add_argument("--workers", type=int, help="runs side by side on this machine (default: one per core)")
     grid.add_argument("--address", default="", help="of a running cluster of dask or ray")
@@ -195,6 +204,12 @@ def _site(options) -> int:
 
     print(f"open {_short(site.build(options.out))}")
     return 0
+
+
+def _verify(options) -> int:
+    from tml_lib.tools import verify
+
+    return verify.run(options)
 
 
 def _plan(options) -> int:
