@@ -51,7 +51,7 @@ def test_executes_with_its_small_parameters(book, tmp_path):
     assert "<html" in (tmp_path / f"{book.name}.html").read_text()
     assert not list(tmp_path.glob("*.partial.ipynb"))
     for path in (tmp_path / "evidence").glob("*.json"):
-        assert ledger.read_evidence(path)["source_hash"]
+        assert ledger.read_evidence(path)["protocol"]
 
 
 GPU_CASES = {
