@@ -1,5 +1,6 @@
 """Shipped checkpoints: small, what the manifest says, trained by the code that is here, able to do what they are for."""
 
+import filecmp
 import json
 import shutil
 from pathlib import Path
@@ -30,7 +31,7 @@ def test_the_manifest_describes_the_files(name, lms):
     assert entry["sha256"] == supervised.checkpoint_digest(name)
     assert entry["parameters"] == lms[name].parameters < 5e6
     assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
-    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "generation_config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,6 +53,35 @@ def test_tokenizers_are_the_kits(name, lms):
     assert lms[name].tokenizer.chat_template == tiny.CHAT_TEMPLATE
 
 
+def test_the_shared_tokenizer_is_what_the_code_here_writes(tmp_path):
+    files = sorted(Path(path).name for path in tiny.tokenizer().save_pretrained(tmp_path))
+    assert sorted(path.name for path in models.shipped_tokenizer().iterdir()) == files
+    assert filecmp.cmpfiles(tmp_path, models.shipped_tokenizer(), files, shallow=False) == (files, [], [])
+
+
+def whole(folder):
+    """A copy of tiny-base with a tokenizer of its own."""
+    shutil.copytree(models.shipped("tiny-base"), folder)
+    return Path(shutil.copytree(models.shipped_tokenizer(), folder, dirs_exist_ok=True))
+
+
+def test_a_folder_takes_its_own_tokenizer_and_no_other(tmp_path, monkeypatch):
+    folder = whole(tmp_path / "tiny-base")
+    monkeypatch.setattr(models, "shipped", lambda name: str(tmp_path / name))
+    assert models.tokenizer_source(str(folder)) == str(folder)
+    (folder / "tokenizer_config.json").unlink()
+    assert models.tokenizer_source(str(folder)) == str(tmp_path / "tiny-tokenizer")
+    elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert models.tokenizer_source(str(elsewhere)) == str(elsewhere)
+    assert models.tokenizer_source("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+def test_a_copy_without_a_tokenizer_is_refused_by_name(tmp_path):
+    folder = shutil.copytree(models.shipped("tiny-base"), tmp_path / "tiny")
+    with pytest.raises(ValueError, match=f"model '{folder}' cannot be loaded"):
+        models.load("tiny", model=str(folder), device="cpu")
+
+
 def share(lm, questions, **settings):
     return sum(supervised.greedy(lm, questions, **settings)["right"]) / len(questions)
 
@@ -69,8 +99,7 @@ def test_an_unknown_checkpoint_is_refused_with_the_known_ones():
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
-    folder = tmp_path / "tiny"
-    shutil.copytree(models.shipped("tiny-base"), folder)
+    folder = whole(tmp_path / "tiny")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match=f"model '{folder}' cannot be loaded"):
@@ -78,8 +107,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
 
 
 def test_a_checkpoint_of_another_tokenizer_is_refused(tmp_path):
-    folder = tmp_path / "tiny"
-    shutil.copytree(models.shipped("tiny-base"), folder)
+    folder = whole(tmp_path / "tiny")
     held = json.loads((folder / "tokenizer.json").read_text())
     held["model"]["vocab"]["new"] = len(held["model"]["vocab"])
     (folder / "tokenizer.json").write_text(json.dumps(held))
@@ -96,7 +124,7 @@ def test_making_a_checkpoint_replaces_it_whole_and_writes_the_manifest(tmp_path,
     (tmp_path / "weights" / "tiny-base" / "old.txt").write_text("old")
     entry = checkpoints.make("tiny-base")
     assert torch.get_num_threads() == threads
-    assert sorted(p.name for p in (tmp_path / "weights").iterdir()) == ["manifest.json", "tiny-base"]
+    assert sorted(p.name for p in (tmp_path / "weights").iterdir()) == ["manifest.json", "tiny-base", "tiny-tokenizer"]
     assert not (tmp_path / "weights" / "tiny-base" / "old.txt").exists()
     assert json.loads((tmp_path / "weights" / "manifest.json").read_text()) == {"tiny-base": entry}
     assert entry["steps"] == 3

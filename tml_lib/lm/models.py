@@ -59,6 +59,19 @@ def shipped(name: str) -> str:
     return str(Path(__file__).parent / "weights" / name)
 
 
+def shipped_tokenizer() -> Path:
+    """Folder of the tokenizer that the kit's checkpoints share; it lies beside theirs."""
+    return Path(shipped(SHIPPED[0])).parent / "tiny-tokenizer"
+
+
+def tokenizer_source(source: str) -> str:
+    """Where the tokenizer of a model (folder or hub name) is: with it, but for the kit's checkpoints, which share one."""
+    folder = Path(source)
+    bare = folder.is_dir() and not (folder / "tokenizer_config.json").is_file()
+    ours = {Path(shipped(name)).resolve() for name in SHIPPED}
+    return str(shipped_tokenizer()) if bare and folder.resolve() in ours else source
+
+
 # added by name: the hash of stored evidence covers the presets above, and this one changes none of them
 PRESETS["tiny"] = Preset("tiny", shipped("tiny-base"), "float32", "programs", 0.01, 0.5, "1 CPU core; no network")
 
@@ -167,7 +180,7 @@ def _load(source: str, dtype: torch.dtype, device: torch.device, name: str, *, l
             model, info = AutoModelForCausalLM.from_pretrained(
                 source, config=config, dtype=dtype, local_files_only=local_only, output_loading_info=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(source), local_files_only=local_only)
     except _NotCausal:
         raise
     except Exception as error:  # safetensors, json, hub and OS errors all mean: these files cannot be read

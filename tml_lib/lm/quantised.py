@@ -49,7 +49,7 @@ def load_4bit(name: str, device: str | None = None) -> LanguageModel:
             model, info = AutoModelForCausalLM.from_pretrained(
                 source, local_files_only=local, output_loading_info=True, **given
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+            tokenizer = AutoTokenizer.from_pretrained(models.tokenizer_source(source), local_files_only=local)
     except models._NotCausal:
         raise
     except Exception as error:  # safetensors, json, hub, memory and OS errors all mean: not in this form, not here

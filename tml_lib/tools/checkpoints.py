@@ -70,7 +70,7 @@ def make(name: str, *, progress: bool = False) -> dict:
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         with models.quiet():
             lm.model.save_pretrained(temporary)
-            lm.tokenizer.save_pretrained(temporary)
+            tiny.tokenizer().save_pretrained(models.shipped_tokenizer())  # one for all
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(shutil.copytree(temporary, f"{temporary}.whole"), folder)
     entry = {
