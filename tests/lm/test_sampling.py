@@ -20,13 +20,20 @@ def prompts(lm):
 
 
 def greedy(lm, prompts, **settings):
-    return sampling.sample(lm, prompts, seed=0, temperature=0, **{"max_new_tokens": 16} | settings)
+    return sampling.sample(lm, prompts, [0] * len(prompts), temperature=0, **{"max_new_tokens": 16} | settings)
 
 
-def test_left_padding_does_not_change_greedy_continuations(lm, prompts):
+def generated(lm, prompt, most):
+    """Greedily, by transformers' own loop: token ids, the end token included."""
+    ids = torch.tensor([lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+    given = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "repetition_penalty": 1.0}
+    return lm.model.generate(ids, max_new_tokens=most, do_sample=False, **given)[0, ids.shape[1] :].tolist()
+
+
+def test_left_padding_does_not_change_greedy_samples(lm, prompts):
     lengths = {len(lm.tokenizer(p)["input_ids"]) for p in prompts}
     assert len(lengths) == 2
-    assert greedy(lm, prompts) == ["Bye!", "The capital of France is Paris."]
+    assert sampling.texts(lm, greedy(lm, prompts)) == ["Bye!", "The capital of France is Paris."]
     assert greedy(lm, prompts, batch_size=1) == greedy(lm, prompts)
 
 
@@ -36,29 +43,36 @@ def test_the_greedy_continuation_is_the_argmax_of_each_step(lm, prompts):
     with torch.inference_mode():
         while not written or written[-1] != lm.tokenizer.eos_token_id:
             written.append(int(lm.model(input_ids=torch.tensor([ids + written])).logits[0, -1].argmax()))
-    assert greedy(lm, prompts[:1]) == [lm.tokenizer.decode(written[:-1])]
+    assert greedy(lm, prompts[:1]) == [sampling.Sampled(tuple(written[:-1]), written[-1])]
 
 
-def test_a_continuation_that_does_not_end_is_none(lm, prompts):
-    assert greedy(lm, prompts, max_new_tokens=4) == ["Bye!", None]
+@pytest.mark.parametrize("most", [4, 16])
+def test_greedy_tokens_are_those_of_generate(lm, prompts, most):
+    for prompt, one in zip(prompts, greedy(lm, prompts, max_new_tokens=most), strict=True):
+        assert [*one.ids] + [one.end] * (not one.cut) == generated(lm, prompt, most)
 
 
-def test_samples_are_fixed_by_their_seed_and_differ_between_seeds(lm, prompts):
-    found = [sampling.sample(lm, prompts[1:] * 3, seed=s, temperature=1.0, max_new_tokens=12) for s in (0, 0, 1)]
+def test_what_does_not_end_in_time_is_cut_beside_what_does(lm, prompts):
+    found = greedy(lm, prompts, max_new_tokens=4)
+    assert [one.cut for one in found] == [False, True]
+    assert sampling.texts(lm, found) == ["Bye!", "The capital of France"]
+    assert sampling.texts(lm, found, whole=True) == ["Bye!", ""]
+
+
+def test_samples_are_fixed_by_their_seeds_and_differ_between_seeds(lm, prompts):
+    seeds = [sampling.row_seeds(s, 3) for s in (0, 0, 1)]
+    assert sampling.row_seeds(0, 2) == seeds[0][:2]
+    found = [sampling.sample(lm, prompts[1:] * 3, rows, top_k=50, max_new_tokens=16) for rows in seeds]
     assert found[0] == found[1] != found[2]
-    assert any(found[0])
+    assert not all(one.cut for one in found[0])
 
 
 def test_sampling_leaves_the_global_generator_alone(tiny_lm):
     torch.manual_seed(0)
     wanted = torch.rand(3)
     torch.manual_seed(0)
-    sampling.sample(tiny_lm, ["one two"], seed=5, max_new_tokens=3)
+    sampling.sample(tiny_lm, ["one two"], [5], max_new_tokens=3)
     assert torch.equal(torch.rand(3), wanted)
-
-
-def test_no_prompts_give_no_texts(tiny_lm):
-    assert sampling.sample(tiny_lm, [], seed=0) == []
 
 
 # --- wrong samples ---------------------------------------------------------------------------------------------------
@@ -73,11 +87,16 @@ NUMBERLESS = "I do not know."
 def wrong_samples(monkeypatch, lm, texts, questions=(QUESTION,), **settings):
     asked = []
 
-    def sample(lm, prompts, **passed):
-        asked.append((prompts, passed))
+    def sample(lm, prompts, seeds, **passed):
+        asked.append((prompts, seeds, passed))
         return texts
 
+    def decoded(lm, samples, *, whole):
+        assert whole, "a sample that never ended is no trajectory"
+        return [text or "" for text in samples]
+
     monkeypatch.setattr(trajectories.sampling, "sample", sample)
+    monkeypatch.setattr(trajectories.sampling, "texts", decoded)
     found = trajectories.wrong_samples(lm, list(questions), seed=7, **settings)
     return found, asked
 
@@ -105,9 +124,10 @@ def test_each_question_is_judged_by_its_own_samples(monkeypatch, tiny_lm):
 def test_every_question_is_asked_tries_times_with_the_chat_prompt(monkeypatch, tiny_lm, questions):
     pair = questions[:2]
     _, asked = wrong_samples(monkeypatch, tiny_lm, [None] * 6, pair, tries=3, temperature=0.9)
-    ((prompts, passed),) = asked
+    ((prompts, seeds, passed),) = asked
     assert prompts == [chat_prompt(tiny_lm.tokenizer, q.text) for q in pair for _ in range(3)]
-    assert (passed["seed"], passed["temperature"]) == (7, 0.9)
+    assert seeds == sampling.row_seeds(7, 6)
+    assert (passed["temperature"], passed["top_k"], passed["max_new_tokens"]) == (0.9, 50, 200)
 
 
 # --- many samples ----------------------------------------------------------------------------------------------------
@@ -128,7 +148,7 @@ def word_prompts():
 
 
 def alone(lm, prompt, seed, **settings):
-    return sampling.continuations(lm, [prompt], [seed], **settings)[0]
+    return sampling.sample(lm, [prompt], [seed], **settings)[0]
 
 
 SETTINGS = [{}, {"temperature": 0.6}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 0}, {"top_k": 40, "top_p": 0.9}]
@@ -138,17 +158,45 @@ SETTINGS = [{}, {"temperature": 0.6}, {"top_k": 5}, {"top_p": 0.7}, {"temperatur
 def test_a_rows_sample_does_not_depend_on_its_neighbours(words_lm, word_prompts, settings):
     settings |= {"max_new_tokens": 40}
     seeds = list(range(100, 100 + len(word_prompts)))
-    together = sampling.continuations(words_lm, word_prompts, seeds, **settings)
+    together = sampling.sample(words_lm, word_prompts, seeds, **settings)
     assert together == [alone(words_lm, p, s, **settings) for p, s in zip(word_prompts, seeds, strict=True)]
-    turned = sampling.continuations(words_lm, word_prompts[::-1], seeds[::-1], batch_size=5, **settings)
+    turned = sampling.sample(words_lm, word_prompts[::-1], seeds[::-1], batch_size=5, **settings)
     assert turned[::-1] == together
 
 
+@pytest.mark.parametrize("batch_size", [256, 5])
+def test_copies_of_a_prompt_are_read_once_a_batch_and_drawn_each_by_its_seed(words_lm, word_prompts, monkeypatch, batch_size):
+    """Also where they do not stand side by side, and where a batch ends among them."""
+    prompts, seeds = word_prompts[:3] * 4, list(range(12))
+    wanted = [alone(words_lm, p, s, max_new_tokens=40) for p, s in zip(prompts, seeds, strict=True)]
+    read, forward = [], words_lm.model.forward
+
+    def watched(**given):
+        if given["input_ids"].shape[1] > 1:
+            read.append(len(given["input_ids"]))
+        return forward(**given)
+
+    monkeypatch.setattr(words_lm.model, "forward", watched)
+    assert sampling.sample(words_lm, prompts, seeds, max_new_tokens=40, batch_size=batch_size) == wanted
+    assert read == {256: [3], 5: [2, 2, 1]}[batch_size]
+    assert len(set(wanted)) > 8
+
+
+def test_any_of_the_end_tokens_ends_a_row_and_is_told(words_lm, word_prompts):
+    ids = [words_lm.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in word_prompts]
+    found = sampling.sample_ids(words_lm.model, ids * 3, range(36), ends := [26, 3, 4, 16], max_new_tokens=40)
+    told = {one.end for one in found}
+    assert None in told
+    assert 2 < len(told) == len(told & {None, *ends})
+    assert not {*ends} & {token for one in found for token in one.ids}
+    assert {len(one.ids) for one in found if one.cut} == {40}
+
+
 def test_samples_differ_by_seed_and_end_at_different_lengths(words_lm, word_prompts):
-    found = sampling.continuations(words_lm, word_prompts[:1] * 40, range(40), max_new_tokens=60)
-    assert len({ids for ids in found if ids is not None}) > 20
-    assert len({len(ids) for ids in found if ids is not None}) > 5
-    assert all(words_lm.tokenizer.eos_token_id not in ids for ids in found if ids is not None)
+    found = [one.ids for one in sampling.sample(words_lm, word_prompts[:1] * 40, range(40), max_new_tokens=60) if not one.cut]
+    assert len(set(found)) > 20
+    assert len({len(ids) for ids in found}) > 5
+    assert all(words_lm.tokenizer.eos_token_id not in ids for ids in found)
 
 
 def test_a_sample_follows_the_filtered_distribution(words_lm, word_prompts):
@@ -162,24 +210,13 @@ def test_a_sample_follows_the_filtered_distribution(words_lm, word_prompts):
     allowed = set(chances.topk(kept).indices.tolist())
     uniform = torch.from_numpy(np.array([np.random.default_rng(seed).random() for seed in range(4000)]))
     firsts = sampling._choose(chances.log()[None].expand(4000, -1), uniform, 1.0, 12, 0.9).tolist()
-    drawn = sampling.continuations(words_lm, [prompt] * 400, range(400), max_new_tokens=3, **settings)
-    assert [ids[0] for ids in drawn if ids] == [firsts[k] for k, ids in enumerate(drawn) if ids]
+    drawn = sampling.sample(words_lm, [prompt] * 400, range(400), max_new_tokens=3, **settings)
+    assert [[*one.ids, one.end][0] for one in drawn] == firsts[:400]
     assert set(firsts) <= allowed
     total = sum(chances[token].item() for token in allowed)
     for token in allowed:
         wanted = chances[token].item() / total
         assert firsts.count(token) / 4000 == pytest.approx(wanted, abs=4 * (wanted * (1 - wanted) / 4000) ** 0.5)
-
-
-def test_greedy_continuations_are_those_of_generate(lm, prompts):
-    found = sampling.continuations(lm, prompts, [0, 1], temperature=0, max_new_tokens=16)
-    assert [lm.tokenizer.decode(ids) for ids in found] == ["Bye!", "The capital of France is Paris."]
-
-
-def test_what_does_not_end_in_time_is_none_beside_what_does(lm, prompts):
-    found = sampling.continuations(lm, prompts, [0, 1], temperature=0, max_new_tokens=4)
-    assert found[1] is None
-    assert lm.tokenizer.decode(found[0]) == "Bye!"
 
 
 @pytest.mark.parametrize(
@@ -193,13 +230,13 @@ def test_what_does_not_end_in_time_is_none_beside_what_does(lm, prompts):
 )
 def test_settings_out_of_range_are_refused(words_lm, seeds, settings, message):
     with pytest.raises(ValueError, match=message):
-        sampling.continuations(words_lm, ["a=1", "b=2"], seeds, **settings)
+        sampling.sample(words_lm, ["a=1", "b=2"], seeds, **settings)
 
 
 def test_an_empty_prompt_is_refused_and_no_prompts_give_nothing(words_lm):
     with pytest.raises(ValueError, match="prompt 1 tokenises to nothing"):
-        sampling.continuations(words_lm, ["a=1", ""], [1, 2])
-    assert sampling.continuations(words_lm, [], []) == []
+        sampling.sample(words_lm, ["a=1", ""], [1, 2])
+    assert sampling.sample(words_lm, [], []) == []
 
 
 def test_right_answers_are_counted_per_question(words_lm, monkeypatch):
@@ -210,9 +247,9 @@ def test_right_answers_are_counted_per_question(words_lm, monkeypatch):
         assert len(set(seeds)) == 12
         assert all(prompt.endswith("<assistant>begin") for prompt in prompts)
         texts = [written[k // 4] if k % 4 else "right" for k in range(12)]
-        return [None if text is None else tuple(range(len(text))) for text in texts]
+        return [sampling.Sampled((), None) if text is None else sampling.Sampled(tuple(range(len(text))), 0) for text in texts]
 
-    monkeypatch.setattr(sampling, "continuations", scripted)
+    monkeypatch.setattr(sampling, "sample", scripted)
     judge = {"begin": False}
 
     def graded(text, answer):

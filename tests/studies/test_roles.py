@@ -22,7 +22,8 @@ def test_a_trajectory_is_cut_after_sentences_and_lines():
 def test_cut_thinking_is_compared_with_answering_at_once(tiny_lm, monkeypatch):
     asked = roles.questions(3, 0)
     thoughts = ["First. Then more. Done.", "", "Only one"]
-    monkeypatch.setattr(roles.rollouts, "completions", lambda *given, **settings: thoughts)
+    monkeypatch.setattr(roles.sampling, "sample", lambda *given, **settings: thoughts)
+    monkeypatch.setattr(roles.sampling, "texts", lambda lm, written: written)
     seen = []
 
     def forced(lm, questions, texts):
@@ -45,25 +46,26 @@ def test_cut_thinking_is_compared_with_answering_at_once(tiny_lm, monkeypatch):
 def test_an_answer_is_what_stands_in_the_box(tiny_lm, monkeypatch):
     asked = roles.questions(2, 0)
     texts = [asked[0].answer + "} and on", "no number"]
-    monkeypatch.setattr(roles.rollouts, "completions", lambda *given, **settings: texts)
+    monkeypatch.setattr(roles.sampling, "sample", lambda *given, **settings: texts)
+    monkeypatch.setattr(roles.sampling, "texts", lambda lm, written: written)
     assert roles.forced(tiny_lm, asked, ["", ""]) == [True, False]
 
 
 def test_questions_can_be_reflected_on_and_were_not_trained():
     found = roles.questions(12, 1)
     assert len({question.id for question in found}) == 12
-    assert all(roles.tasks.reflecting(question, 1) for question in found)
+    assert all(roles.gsm.reflecting(question, 1) for question in found)
     assert all(lora.fresh(found, lora.STEPS, 0))
 
 
 def test_questions_of_the_paper_can_be_reflected_on_too(tmp_path):
     found = roles.questions(5, 1, f"math500_5={hub.fixture('math500_5', tmp_path / 'set', n=30)}")
     assert len(found) == 5
-    assert all(roles.tasks.reflecting(question, 1) for question in found)
+    assert all(roles.gsm.reflecting(question, 1) for question in found)
 
 
 def test_material_is_a_presets_own(tiny_lm, monkeypatch):
-    assert roles.material("tiny", n=2, seed=0).pieces is roles.role_study.program_pieces
+    assert roles.material("tiny", n=2, seed=0).pieces is roles.token_roles.program_pieces
     monkeypatch.setattr(lora.models, "load", lambda name, **given: tiny_lm)
     given = roles.material("small", n=2, seed=0)
     assert given.lm is tiny_lm

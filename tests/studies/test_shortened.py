@@ -56,12 +56,14 @@ def test_a_program_is_shortened_as_in_the_study(reasoner):
 def test_a_text_model_writes_its_own_summary_and_finishes(tiny_lm, monkeypatch):
     seen, texts = [], []
 
-    def completions(lm, prompts, **settings):
+    def scripted(lm, prompts, seeds, **settings):
+        assert len(seeds) == len(prompts)
         seen.append(list(prompts))
         return texts.pop(0)
 
     monkeypatch.setattr(lora.models, "load", lambda name, **given: tiny_lm)
-    monkeypatch.setattr(shortened.rollouts, "completions", completions)
+    monkeypatch.setattr(shortened.sampling, "sample", scripted)
+    monkeypatch.setattr(shortened.sampling, "texts", lambda lm, written: written)
     full = ["He has 3. He gets 4. So 9 in all: \\boxed{9}", "There are 5 left. No 8."]
     texts += [full, ["3 and 4 pens. That makes 9.", "5 are left."]]
     given = shortened.material("small", n=2, seed=0, worth={})

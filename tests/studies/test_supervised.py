@@ -13,6 +13,7 @@ from tml_lib.data import programs, tiny
 from tml_lib.lm import models
 from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
+from tml_lib.lm.sampling import Sampled
 from tml_lib.studies import supervised
 
 WORDS = list(tiny.VOCABULARY)
@@ -125,9 +126,9 @@ def test_a_scripted_model_is_graded_and_no_thinking_begins_with_the_template(bas
     def scripted(lm, prompts, seeds, **settings):
         assert all(prompt.endswith(ANSWER_TEMPLATE) for prompt in prompts)
         answers = [asked[0].answer, "a=0 b=0", asked[2].answer]
-        return [tuple(lm.tokenizer(f"{answer} }}", add_special_tokens=False)["input_ids"]) for answer in answers]
+        return [Sampled(tuple(lm.tokenizer(f"{answer} }}", add_special_tokens=False)["input_ids"]), 0) for answer in answers]
 
-    monkeypatch.setattr(supervised.rollouts, "continuations", scripted)
+    monkeypatch.setattr(supervised.sampling, "sample", scripted)
     found = supervised.greedy(base, asked, begin=ANSWER_TEMPLATE)
     assert found == {"right": [1, 0, 1], "tokens": 3.0, "ended": 1.0}
 
@@ -220,7 +221,7 @@ def test_samples_are_drawn_at_their_temperature_and_with_their_number(base, monk
         calls.append((settings["temperature"], settings["samples"], settings["seed"]))
         return [7] * len(questions), 1.0, 1.0
 
-    monkeypatch.setattr(supervised.rollouts, "right_counts", spy)
+    monkeypatch.setattr(supervised.sampling, "right_counts", spy)
     assert supervised.sampled(base, programs.questions(2), 5) == {"0.6": [7, 7], "1.0": [7, 7]}
     assert calls == [(0.6, 16, 5), (1.0, 16, 5)]
 

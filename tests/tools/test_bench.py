@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from tml_lib.data import toy
+from tml_lib.data import programs, toy
 from tml_lib.lessons import generated
 from tml_lib.lm import models
-from tml_lib.lm.answers import Suffix
+from tml_lib.lm.answers import Suffix, chat_prompt
+from tml_lib.lm.sampling import Sampled
 from tml_lib.meta import maml
 from tml_lib.tools import bench
 
@@ -88,23 +89,34 @@ def test_maml_rows_are_ratios_and_a_training_run(monkeypatch):
 
 
 def test_sampling_rates_are_tokens_by_seconds(monkeypatch, lm):
+    pair = [Sampled((1, 2, 3), 0), Sampled((1,) * 5, None)]
     monkeypatch.setattr(bench.models, "load", lambda *_, **__: lm)
-    monkeypatch.setattr(
-        bench.rollouts, "continuations", lambda lm, prompts, seeds, **_: [(1, 2, 3), None] * (len(prompts) // 2)
-    )
-    monkeypatch.setattr(bench.rollouts, "sample", lambda lm, prompts, **_: ["a=1 b=2"])
+    monkeypatch.setattr(bench.sampling, "sample", lambda lm, prompts, seeds, **_: pair * (len(prompts) // 2))
+    monkeypatch.setattr(bench, "_generated", lambda lm, prompts, *_, **__: [2] * len(prompts))
     monkeypatch.setattr(bench, "_time", lambda call: (call(), 2.0)[1])
     said = []
-    ratio, rate = bench.rollouts_rows(rounds=1, say=said.append)
+    ratio, rate, tiny, small = bench.rollouts_rows(rounds=1, say=said.append)
     assert rate["value"] == 128 * 3 / 2
     assert ratio["value"] == 128 * 3 / (16 * 2)
-    assert said == ["rollouts, round 1/1: 12.0 times generate row by row"]
+    assert tiny["value"] == small["value"] == 16 * 8 / (32 * 2), "what is cut was written too"
+    assert said[0] == "rollouts, round 1/1: 12.0 times generate row by row"
+    assert said[1:] == [f"rollouts, {name}, 32 rows: 2.00 times generate" for name in ("tiny-long", "SmolLM2-135M")]
+
+
+def test_generate_is_asked_for_what_the_sampler_is_asked_for():
+    """At a temperature near 0 both write the greedy tokens, whatever they draw."""
+    lm = models.load("tiny", model=models.shipped("tiny-long"), device="cpu")
+    prompts = [chat_prompt(lm.tokenizer, q.text) for q in programs.questions(6, 0, "held_out")]
+    settings = {"temperature": 1e-4, "max_new_tokens": 45}
+    wanted = [len(one.ids) for one in bench.sampling.sample(lm, prompts, range(6), **settings)]
+    assert bench._generated(lm, prompts, 3, temperature=1e-4, most=45) == wanted
+    assert min(wanted) < 45
 
 
 def test_the_landscape_is_compared_with_adding_in_place(monkeypatch, tiny_lm):
-    real, asked = bench.models.load, bench.tasks.gsm_symbolic(2, 0)
+    real, asked = bench.models.load, bench.gsm.gsm_symbolic(2, 0)
     monkeypatch.setattr(bench.models, "load", lambda name, **given: tiny_lm if name == "small" else real(name, **given))
-    monkeypatch.setattr(bench.tasks, "gsm_symbolic", lambda n, seed: asked)
+    monkeypatch.setattr(bench.gsm, "gsm_symbolic", lambda n, seed: asked)
     monkeypatch.setattr(bench.landscape, "axis", lambda points: np.array([-0.5, 0.0]))
     before = [p.detach().clone() for p in tiny_lm.model.parameters()]
     rows = bench.landscape_rows(rounds=1, say=lambda _: None)

@@ -148,7 +148,7 @@ def test_a_probe_reads_the_trajectory_once_and_a_suffix_per_prefix():
 def test_sampling_equals_counted_operations(start):
     start.model.set_attn_implementation("eager")
     try:
-        prompts = ["<user>a=1 ?a<assistant>"] * 4
+        prompts = [f"<user>a={number} ?a<assistant>" for number in range(1, 5)]  # equal ones would be read once
         *_, stage, shape, call = plan_cpu._sampling(start, plan_formulas.shape("tiny-base"), prompts, 20)
         assert planned(stage, shape) == pytest.approx(operations(call), rel=0.1)
     finally:

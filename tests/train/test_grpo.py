@@ -79,6 +79,18 @@ def by_hand(lm, questions, samples, kept, group):
     return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True)), rewards
 
 
+def watched(monkeypatch) -> list[list[list[int]]]:
+    """A list that will hold, step by step, the samples that a step has drawn."""
+    drawn, turn = [], grpo._Trainer._generate_single_turn
+
+    def generate(*given):
+        drawn.append(turn(*given)[0])
+        return drawn[-1], None
+
+    monkeypatch.setattr(grpo._Trainer, "_generate_single_turn", generate)
+    return drawn
+
+
 @pytest.mark.parametrize(
     ("which", "update", "accumulate"), [("long", 0, 1), ("long", 2, 1), ("long", 2, 2), ("gpt2", 0, 1), ("gpt2", 2, 1)]
 )
@@ -88,8 +100,7 @@ def test_a_step_of_plain_descent_is_the_formulas_in_direction_and_size(
     lm, most, group, rate = (long, 128, 16, 0.5) if which == "long" else (gpt2(), 12, 16, 0.5)
     monkeypatch.setattr(grpo, "OPTIMISER", "sgd")
     monkeypatch.setattr(grpo, "LARGEST_NORM", 0.0)
-    drawn, sampled = [], grpo.sampled
-    monkeypatch.setattr(grpo, "sampled", lambda *given: drawn.append(sampled(*given)) or drawn[-1])
+    drawn = watched(monkeypatch)
     settings = {"steps": 1, "group": group, "update": update, "accumulate": accumulate, "peak_lr": rate, "most_tokens": most}
     run = grpo.grpo(lm, questions, brevity, tmp_path / "run", **settings)
     kept = range(2 * group)
@@ -126,20 +137,17 @@ def test_the_kept_samples_are_drawn_anew_each_step_and_one_of_each_group(long, q
     assert min(len({places[k] for places in found}) for k in (0, 1)) > 1
 
 
-def test_the_sampler_draws_what_that_of_rollouts_draws(long, questions):
+def test_a_step_trains_on_what_the_sampler_draws_for_its_seeds(long, questions, tmp_path, monkeypatch):
+    drawn = watched(monkeypatch)
+    grpo.grpo(long, questions, brevity, tmp_path / "run", steps=1, prompts=3, group=4, most_tokens=40, seed=5)
     prompts = [chat_prompt(long.tokenizer, q.text) for q in questions[:3]]
-    seeds = [[5, 7, row] for row in range(12)]
-    wanted = sampling.continuations(long, [p for p in prompts for _ in range(4)], seeds, max_new_tokens=40)
-    ids, ends = [long.tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts], [long.tokenizer.eos_token_id]
-    found = grpo.sampled(long.model, ids, 4, seeds, ends, 40, 1.0)
-    assert None in wanted, "some should be cut off"
-    assert len(set(map(tuple, found))) > 9
-    for mine, theirs in zip(found, wanted, strict=True):
-        if theirs is None:
-            assert len(mine) == 40
-            assert ends[0] not in mine
-        else:
-            assert mine == [*theirs, ends[0]]
+    seeds, end = [[5, 0, row] for row in range(12)], long.tokenizer.eos_token_id
+    wanted = sampling.sample(long, [p for p in prompts for _ in range(4)], seeds, max_new_tokens=40)
+    assert 0 < sum(one.cut for one in wanted) < 12, "some should be cut off"
+    assert len({one.ids for one in wanted}) > 9
+    for mine, theirs in zip(drawn[0], wanted, strict=True):
+        assert mine == [*theirs.ids] + [end] * (not theirs.cut)
+        assert len(mine) == 40 if theirs.cut else end not in theirs.ids
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
@@ -233,7 +241,7 @@ NURSERY = """
 import os, sys, time, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import test_outer_grpo as tests
+import test_grpo as tests
 from tml_lib.lm import models
 from tml_lib.train import grpo
 torch.set_num_threads(1)

@@ -181,8 +181,9 @@ def own_rows(
 ) -> list[list]:
     """The rows of one sampled trajectory per question, cut after `most_tokens`; questions with an empty one are left out."""
     prompts, table = [chat_prompt(lm.tokenizer, question.text) for question in questions], []
-    texts = sampling.completions(lm, prompts, seed=seed, temperature=temperature, max_new_tokens=most_tokens)
-    for question, prompt, text in zip(questions, prompts, texts, strict=True):
+    settings = {"temperature": temperature, "max_new_tokens": most_tokens, "batch_size": 32}
+    written = sampling.sample(lm, prompts, sampling.row_seeds(seed, len(prompts)), **settings)
+    for question, prompt, text in zip(questions, prompts, sampling.texts(lm, written), strict=True):
         own = text.partition(ANSWER_TEMPLATE.strip())[0].strip()
         if own:
             encoded = encode(lm.tokenizer, prompt, own, [question.answer])

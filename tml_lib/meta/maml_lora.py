@@ -175,8 +175,8 @@ def answered(meta: MetaLora, made: Sequence[tuple[Question, Row]], *, steps: int
         for question, support in made:
             lm = meta.with_weights(meta.adapted(own, support, steps=steps, inner_lr=inner_lr))
             prompt = chat_prompt(lm.tokenizer, question.text)
-            (ids,) = sampling.continuations(lm, [prompt], [0], temperature=0, max_new_tokens=128)
-            right.append(ids is not None and programs.graded(lm.tokenizer.decode(ids), question.answer))
+            (written,) = sampling.sample(lm, [prompt], [0], temperature=0, max_new_tokens=128)
+            right.append(not written.cut and programs.graded(lm.tokenizer.decode(written.ids), question.answer))
     finally:
         meta.with_weights(own)
     return right

@@ -93,8 +93,8 @@ def asked(lm: LanguageModel, questions: Sequence[Question], seed: int) -> dict:
     prompts, found = [answers.chat_prompt(lm.tokenizer, question.text) for question in questions], {}
     for name, temperature, count in (("greedy", 0.0, 1), ("sampled", 1.0, SAMPLES)):
         repeated = [prompt for prompt in prompts for _ in range(count)]
-        settings = {"seed": seed, "temperature": temperature, "max_new_tokens": MOST_TOKENS}
-        texts = sampling.completions(lm, repeated, **settings)
+        settings = {"temperature": temperature, "max_new_tokens": MOST_TOKENS, "batch_size": 32}
+        texts = sampling.texts(lm, sampling.sample(lm, repeated, sampling.row_seeds(seed, len(repeated)), **settings))
         right = [answers.grade(text, questions[k // count].answer) for k, text in enumerate(texts)]
         boxed = [rewards.boxed_at_the_end(text) for text in texts]
         found[name] = {
@@ -118,8 +118,8 @@ def room_record(arm: str, lm: LanguageModel, folder: Path, *, seed: int, steps: 
     if arm != "base":
         lm, _ = trained(lm, Path(folder), arm, seed, steps=steps, cold_steps=cold_steps)
     prompts = [answers.chat_prompt(lm.tokenizer, question.text) for question in held_out]
-    settings = {"seed": seed, "temperature": 1.0, "max_new_tokens": ROOM, "batch_size": 200}
-    texts = sampling.completions(lm, prompts, **settings)
+    seeds = sampling.row_seeds(seed, len(prompts))
+    texts = sampling.texts(lm, sampling.sample(lm, prompts, seeds, max_new_tokens=ROOM, batch_size=200))
     return {
         "right": [answers.grade(text, question.answer) for text, question in zip(texts, held_out, strict=True)],
         "boxed": [rewards.boxed_at_the_end(text) for text in texts],

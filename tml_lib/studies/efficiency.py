@@ -122,10 +122,9 @@ def shortened(words: list[str], question: Question, other: list[str], worth: dic
 def own_trajectories(lm: LanguageModel, questions: Sequence[Question], seed: int, samples: int = SAMPLES) -> list[list[str]]:
     """Words of `samples` trajectories per question, question by question; empty where one did not end."""
     prompts = [chat_prompt(lm.tokenizer, question.text) for question in questions for _ in range(samples)]
-    seeds = np.random.SeedSequence([seed, 2]).generate_state(len(prompts), np.uint64).tolist()
     settings = {"temperature": TEMPERATURE, "max_new_tokens": supervised.MOST_TOKENS, "batch_size": 512}
-    written = sampling.continuations(lm, prompts, seeds, **settings)
-    return [lm.tokenizer.decode(ids or ()).partition(ANSWER_TEMPLATE.strip())[0].split() for ids in written]
+    written = sampling.sample(lm, prompts, sampling.row_seeds([seed, 2], len(prompts)), **settings)
+    return [text.partition(ANSWER_TEMPLATE.strip())[0].split() for text in sampling.texts(lm, written, whole=True)]
 
 
 def finished(
@@ -138,13 +137,12 @@ def finished(
     ending = ANSWER_TEMPLATE if at_once else ""
     prompts = [chat_prompt(lm.tokenizer, q.text) + " ".join(words) + ending for q, words in zip(questions, begun, strict=True)]
     settings = {"temperature": 0, "max_new_tokens": ROOM, "batch_size": 512}
+    written = sampling.sample(lm, prompts, [0] * len(prompts), **settings)
     right, counts = [], []
-    for ids, question, words in zip(
-        sampling.continuations(lm, prompts, [0] * len(prompts), **settings), questions, begun, strict=True
-    ):
-        text = ending + lm.tokenizer.decode(ids or ())
-        right.append(ids is not None and programs.graded(text, question.answer))
-        counts.append(len(words) + (ROOM if ids is None else len(text.partition(ANSWER_TEMPLATE.strip())[0].split())))
+    for one, end, question, words in zip(written, sampling.texts(lm, written), questions, begun, strict=True):
+        text = ending + end
+        right.append(not one.cut and programs.graded(text, question.answer))
+        counts.append(len(words) + (ROOM if one.cut else len(text.partition(ANSWER_TEMPLATE.strip())[0].split())))
     return right, counts
 
 

@@ -144,13 +144,13 @@ def conditions(question: Question, other: Question, rng: random.Random) -> dict[
 def own_samples(lm: LanguageModel, questions: Sequence[Question], seed: int) -> list[dict[str, list[str]]]:
     """Per question the words of the first right and the first wrong sample among TRIES at T = 1, where there are such."""
     prompts = [chat_prompt(lm.tokenizer, question.text) for question in questions for _ in range(TRIES)]
-    seeds = np.random.SeedSequence([seed, 1]).generate_state(len(prompts), np.uint64).tolist()
+    seeds = sampling.row_seeds([seed, 1], len(prompts))
     settings = {"temperature": 1.0, "max_new_tokens": supervised.MOST_TOKENS, "batch_size": 512}
     found: list[dict[str, list[str]]] = [{} for _ in questions]
-    for k, ids in enumerate(sampling.continuations(lm, prompts, seeds, **settings)):
-        text = "" if ids is None else lm.tokenizer.decode(ids)
+    written = sampling.sample(lm, prompts, seeds, **settings)
+    for k, text in enumerate(sampling.texts(lm, written, whole=True)):
         words = text.partition(ANSWER_TEMPLATE.strip())[0].split()
-        if ids is not None and words:
+        if words:
             right = programs.graded(text, questions[k // TRIES].answer)
             found[k // TRIES].setdefault("own_right" if right else "own_wrong", words)
     return found
@@ -226,8 +226,8 @@ def cut_values(lm: LanguageModel, questions: Sequence[Question], foreign: Sequen
     """
     prompts = [chat_prompt(lm.tokenizer, question.text) for question in questions]
     settings = {"temperature": 0, "max_new_tokens": supervised.MOST_TOKENS, "batch_size": 512}
-    written = sampling.continuations(lm, prompts, [0] * len(prompts), **settings)
-    texts = [lm.tokenizer.decode(ids or ()).partition(ANSWER_TEMPLATE.strip())[0].split() for ids in written]
+    written = sampling.sample(lm, prompts, [0] * len(prompts), **settings)
+    texts = [text.partition(ANSWER_TEMPLATE.strip())[0].split() for text in sampling.texts(lm, written, whole=True)]
     stops = [[0, *(k + 1 for k, word in enumerate(words) if word == ".")] for words in texts]
     most = programs.CHAINS * programs.STEPS
     cuts = [[words[: ends[min(k, len(ends) - 1)]] for words, ends in zip(texts, stops, strict=True)] for k in range(most)]
@@ -254,8 +254,8 @@ def forced(lm: LanguageModel, questions: Sequence[Question], thoughts: Sequence[
         chat_prompt(lm.tokenizer, question.text) + " ".join(words) + ANSWER_TEMPLATE
         for question, words in zip(questions, thoughts, strict=True)
     ]
-    written = sampling.continuations(lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=8, batch_size=512)
-    texts = [ANSWER_TEMPLATE + lm.tokenizer.decode(ids or ()) for ids in written]
+    written = sampling.sample(lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=8, batch_size=512)
+    texts = [ANSWER_TEMPLATE + text for text in sampling.texts(lm, written, whole=True)]
     return [programs.graded(text, question.answer) for text, question in zip(texts, questions, strict=True)]
 
 

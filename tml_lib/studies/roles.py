@@ -91,8 +91,8 @@ def cut_values(lm: LanguageModel, asked: Sequence[Question], seed: int) -> tuple
     answer. NaN where it writes nothing before that. As a control it answers after as much text of another question's solution.
     """
     prompts = [chat_prompt(lm.tokenizer, question.text) for question in asked]
-    written = sampling.completions(lm, prompts, seed=seed, temperature=0, max_new_tokens=MOST_TOKENS)
-    texts = [text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in written]
+    written = sampling.sample(lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=MOST_TOKENS, batch_size=32)
+    texts = [text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in sampling.texts(lm, written)]
     others = gsm.gsm_symbolic(64, seed)
     foreign = [gsm.foreign(q, others, seed).text[: len(text)] for q, text in zip(asked, texts, strict=True)]
     last = [cut(text, 1.0, less=1) for text in texts]
@@ -126,9 +126,9 @@ def cut(text: str, share: float, less: int = 0) -> str:
 
 def forced(lm: LanguageModel, asked: Sequence[Question], thoughts: Sequence[str]) -> list[bool]:
     """Whether the model answers rightly when made to answer after these texts."""
-    prompts = [chat_prompt(lm.tokenizer, q.text) + text for q, text in zip(asked, thoughts, strict=True)]
-    settings = {"seed": 0, "temperature": 0, "max_new_tokens": ANSWER_TOKENS, "begin": ANSWER_TEMPLATE}
-    boxes = [f"\\boxed{{{text.partition('}')[0]}}}" for text in sampling.completions(lm, prompts, **settings)]
+    prompts = [chat_prompt(lm.tokenizer, q.text) + text + ANSWER_TEMPLATE for q, text in zip(asked, thoughts, strict=True)]
+    written = sampling.sample(lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=ANSWER_TOKENS, batch_size=32)
+    boxes = [f"\\boxed{{{text.partition('}')[0]}}}" for text in sampling.texts(lm, written)]
     return [grade(box, question.answer) for box, question in zip(boxes, asked, strict=True)]
 
 

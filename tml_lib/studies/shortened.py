@@ -48,7 +48,7 @@ class Shortened:
         if at_once:
             return forced(self.lm, self.questions, texts)
         prompts = [chat_prompt(self.lm.tokenizer, q.text) + text for q, text in zip(self.questions, texts, strict=True)]
-        endings = sampling.completions(self.lm, prompts, seed=0, temperature=0, max_new_tokens=MOST_TOKENS)
+        endings = _written(self.lm, prompts, 0, temperature=0, max_new_tokens=MOST_TOKENS)
         whole = [text + ending for text, ending in zip(texts, endings, strict=True)]
         return [grade(text, question.answer) for text, question in zip(whole, self.questions, strict=True)]
 
@@ -84,19 +84,25 @@ def _program_ways(asked: Sequence[Question], found: Sequence[list[str]], k: int,
 def text_ways(lm: LanguageModel, asked: Sequence[Question], seed: int) -> list[dict[str, str]]:
     """Per question the model's own sample in every way."""
     prompts = [chat_prompt(lm.tokenizer, question.text) for question in asked]
-    settings = {"seed": seed, "temperature": TEMPERATURE, "max_new_tokens": MOST_TOKENS}
-    full = [text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in sampling.completions(lm, prompts, **settings)]
+    written = _written(lm, prompts, seed, temperature=TEMPERATURE, max_new_tokens=MOST_TOKENS)
+    full = [text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in written]
     results = [extract(text) or question.answer for text, question in zip(full, asked, strict=True)]
     withheld = [before_result(text, result) for text, result in zip(full, results, strict=True)]
     requests = [
         chat_prompt(lm.tokenizer, ASK.format(question=q.text, text=text), "") for q, text in zip(asked, withheld, strict=True)
     ]
-    written = sampling.completions(lm, requests, seed=seed, temperature=0, max_new_tokens=MOST_TOKENS // 2)
+    written = _written(lm, requests, seed, temperature=0, max_new_tokens=MOST_TOKENS // 2)
     short = [before_result(text.strip(), result) for text, result in zip(written, results, strict=True)]
     return [
         _same_length(full[k], withheld[k], short[k], short[(k + 1) % len(asked)], random.Random(f"{seed}/{k}"))
         for k in range(len(asked))
     ]
+
+
+def _written(lm: LanguageModel, prompts: Sequence[str], seed: int, **settings) -> list[str]:
+    """What the model writes after each prompt, cut where it does not end."""
+    seeds = sampling.row_seeds(seed, len(prompts))
+    return sampling.texts(lm, sampling.sample(lm, prompts, seeds, batch_size=32, **settings))
 
 
 def before_result(text: str, result: str) -> str:

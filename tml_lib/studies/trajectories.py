@@ -102,10 +102,13 @@ def wrong_samples(
 ) -> list[Trajectory | None]:
     """Per question, the first of `tries` samples that states an answer, a wrong one, and never the right value.
 
-    None where no sample qualifies. settings: passed to `sampling.sample`.
+    None where no sample qualifies; one that did not end does not. settings: passed to `sampling.sample`, in place of
+    temperature 0.7, top-k 50 (the paper's, Table 5) and 200 tokens.
     """
     prompts = [chat_prompt(lm.tokenizer, q.text) for q in questions for _ in range(tries)]
-    texts = sampling.sample(lm, prompts, seed=seed, progress=progress, **settings)
+    settings = {"temperature": 0.7, "top_k": 50, "max_new_tokens": 200, "batch_size": 32} | settings
+    written = sampling.sample(lm, prompts, sampling.row_seeds(seed, len(prompts)), progress=progress, **settings)
+    texts = [text.strip() for text in sampling.texts(lm, written, whole=True)]
     found: list[Trajectory | None] = []
     for k, question in enumerate(questions):
         chosen = None

@@ -178,11 +178,11 @@ def _tiny_cases() -> list[Case]:
     from tml_lib.studies import supervised
 
     lm, model = models.load("tiny", model=models.shipped("tiny-long"), device="cpu"), shape("tiny-long")
-    prompts = [chat_prompt(lm.tokenizer, q.text) for q in programs.questions(64, 0, "held_out")]
+    prompts = [chat_prompt(lm.tokenizer, q.text) for q in programs.questions(256, 0, "held_out")]
     stream = supervised.arm_rows(0, "long")
     steps = [stream(k) for k in range(5)]
     return [
-        _sampling(lm, model, prompts * 4, 128),
+        _sampling(lm, model, prompts, 128),
         _training(model, steps, lambda: supervised.tuned(lm, steps.__getitem__, len(steps))),
     ]
 
@@ -200,9 +200,9 @@ def _sampling(lm: models.LanguageModel, model: Shape, prompts: list[str], most: 
     """One batch sampled at temperature 1."""
 
     def call():
-        return sampling.continuations(lm, prompts, range(len(prompts)), max_new_tokens=most)
+        return sampling.sample(lm, prompts, range(len(prompts)), max_new_tokens=most)
 
-    tokens = [most if ids is None else len(ids) + 1 for ids in call()]
+    tokens = [most if one.cut else len(one.ids) + 1 for one in call()]
     widest = max(len(lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts)
     stage = Stage("sample", len(prompts), 1, sum(tokens) / len(tokens), max(tokens), widest)
     return Case("sampling", f"{model.name}, {len(prompts)} rows of up to {most} tokens", stage, model, call)

@@ -277,7 +277,8 @@ def _mapped(stage: Stage, model: Shape, on: Device) -> Phase:
 def _sampled(stage: Stage, model: Shape, on: Device, rows: int) -> list[Phase]:
     """Prompts are read; then each decoded step reads the weights, and the keys and values of its rows (`cache_bytes`).
 
-    A serving engine refills its rows; the kit's own loop goes on to a batch's longest row, and copies its cache at every step.
+    Every sample's prompt counts, though samples of a question that stand side by side share its reading. A serving engine
+    refills its rows; the kit's own loop goes on to a batch's longest row, and copies its cache at every step.
     """
     n, batches = stage.count, stage.count / min(rows, stage.side)
     steps, context = batches * (stage.longest if on.eager else stage.length), stage.prompt + stage.length / 2

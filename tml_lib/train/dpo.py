@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback
@@ -167,21 +166,21 @@ def sampled_pairs(
     """Per question one right sample with one wrong one, drawn by the seed; and how many questions had none.
 
     graded: (text, answer) -> right or not. Only samples that ended count, and a pair's continuations hold their end token.
-    A question's pair does not depend on the questions behind it. settings: passed to `sampling.continuations`.
+    A question's pair does not depend on the questions behind it. settings: passed to `sampling.sample`.
     Raises ValueError where no question has both a right and a wrong sample.
     """
     prompts = [chat_prompt(lm.tokenizer, question.text) for question in questions]
-    seeds = np.random.SeedSequence(seed).generate_state(samples * len(prompts), np.uint64).tolist()
+    seeds = sampling.row_seeds(seed, samples * len(prompts))
     settings |= {"temperature": temperature, "max_new_tokens": max_new_tokens}
-    written = sampling.continuations(lm, [prompt for prompt in prompts for _ in range(samples)], seeds, **settings)
-    texts = lm.tokenizer.batch_decode([ids or () for ids in written])
+    written = sampling.sample(lm, [prompt for prompt in prompts for _ in range(samples)], seeds, **settings)
+    texts = sampling.texts(lm, written)
     pairs: list[Pair] = []
     missing = {"right": 0, "wrong": 0, "ended": 0}  # questions without a right, a wrong, any finished sample
     for k, question in enumerate(questions):
         found: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
         for place in range(k * samples, (k + 1) * samples):
-            if written[place] is not None:
-                found[bool(graded(texts[place], question.answer))].append(written[place])
+            if not written[place].cut:
+                found[bool(graded(texts[place], question.answer))].append(written[place].ids)
         if found[True] and found[False]:
             rng = random.Random(f"pairs/{seed}/{k}")
             prompt = lm.tokenizer(prompts[k], add_special_tokens=False)["input_ids"]

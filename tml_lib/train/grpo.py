@@ -37,15 +37,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import DynamicCache, PrinterCallback
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
 from tml_lib.data import tiny
+from tml_lib.lm import sampling
 from tml_lib.lm.adapters import copy_to_train, merged, sharing, without_patches
 from tml_lib.lm.answers import chat_prompt
 from tml_lib.lm.models import LanguageModel, check_tokenizer, quiet
-from tml_lib.lm.sampling import _choose
 from tml_lib.records import Question
 from tml_lib.train.runs import Follow, OuterRun, claim, finished, newest_whole
 
@@ -199,15 +199,16 @@ class _Trainer(GRPOTrainer):
         return self.processing_class(prompts, add_special_tokens=False)["input_ids"], None, {}
 
     def _generate_single_turn(self, prompt_ids, *_, **__):
-        began, group, first = time.perf_counter(), self.num_generations, self.accelerator.process_index * len(prompt_ids)
+        began, first = time.perf_counter(), self.accelerator.process_index * len(prompt_ids)
         seeds = [[self.args.seed, self.state.global_step, first + row] for row in range(len(prompt_ids))]
-        model, limits = self.accelerator.unwrap_model(self.model), (self.max_completion_length, self.temperature)
-        found = sampled(model, prompt_ids[::group], group, seeds, self.eos_token_ids, *limits)
+        model, settings = self.accelerator.unwrap_model(self.model), {"temperature": self.temperature}
+        settings |= {"max_new_tokens": self.max_completion_length, "batch_size": len(prompt_ids)}
+        found = sampling.sample_ids(model, prompt_ids, seeds, self.eos_token_ids, **settings)
         self._metrics["train"]["seconds_sampling"].append(time.perf_counter() - began)
-        return found, None
+        return [[*one.ids] if one.cut else [*one.ids, one.end] for one in found], None
 
     def reward(self, prompts, completions, completion_ids, *, answer, name, **_) -> list[float]:
-        """Rewards of texts as `rollouts` decodes them: without the end token, but with every other."""
+        """Rewards of texts as `sampling` decodes them: without the end token, but with every other."""
         ids = [row[:-1] if row[-1] in self.eos_token_ids else row for row in completion_ids]
         return [self._rewarded(*one) for one in zip(self.processing_class.batch_decode(ids), answer, name, strict=True)]
 
@@ -263,35 +264,3 @@ class _Trainer(GRPOTrainer):
         if "loss" in logs:  # a step is done, and its loss has been read off the device
             self._metrics["train"]["seconds_update"].append(time.perf_counter() - self._ready)
         super().log(logs, start_time)
-
-
-@torch.inference_mode()
-def sampled(model, prompts, copies: int, seeds, ends, most_tokens: int, temperature: float) -> list[list[int]]:
-    """`copies` continuations of each prompt's ids, with the end token where one ended, cut off at `most_tokens` where not.
-
-    As in `sampling.continuations` a row hangs on its prompt and its own seed alone; a prompt is read once for its copies.
-    """
-    device, width, rows = next(model.parameters()).device, max(map(len, prompts)), len(seeds)
-    ids = torch.tensor([[ends[0]] * (width - len(row)) + row for row in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device)
-    positions, alive = (mask.cumsum(1) - 1).clamp(min=0), torch.arange(rows, device=device)  # alive: rows in the batch
-    uniform = torch.from_numpy(np.stack([np.random.default_rng(seed).random(most_tokens) for seed in seeds])).to(device)
-    stops, cache = torch.tensor(ends, device=device), DynamicCache(config=model.config)
-    written, lengths = torch.zeros(uniform.shape, dtype=torch.long, device=device), torch.zeros_like(alive)  # 0: goes on
-    for step in range(most_tokens):
-        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
-        logits = model(**given, use_cache=True, logits_to_keep=1).logits[:, -1].float()
-        if step == 0:
-            cache.batch_repeat_interleave(copies)
-            logits, mask, positions = (part.repeat_interleave(copies, 0) for part in (logits, mask, positions))
-        written[alive, step] = token = _choose(logits, uniform[alive, step], temperature, 0, 1.0)
-        lengths[alive[torch.isin(token, stops) & (lengths[alive] == 0)]] = step + 1
-        running = lengths[alive] == 0
-        if not running.any():
-            break
-        ids, positions = token[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        if int(running.sum()) < 0.8 * len(alive):  # dropping rows copies the cache, so it waits for a fifth of them
-            cache.batch_select_indices(running.nonzero().flatten())
-            alive, ids, positions, mask = alive[running], ids[running], positions[running], mask[running]
-    return [row[: length or most_tokens] for row, length in zip(written.tolist(), lengths.tolist(), strict=True)]
