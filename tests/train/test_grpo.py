@@ -81,13 +81,13 @@ def by_hand(lm, questions, samples, kept, group):
 
 def watched(monkeypatch) -> list[list[list[int]]]:
     """A list that will hold, step by step, the samples that a step has drawn."""
-    drawn, turn = [], grpo._Trainer._generate_single_turn
+    drawn, turn = [], grpo.Trainer._generate_single_turn
 
     def generate(*given):
         drawn.append(turn(*given)[0])
         return drawn[-1], None
 
-    monkeypatch.setattr(grpo._Trainer, "_generate_single_turn", generate)
+    monkeypatch.setattr(grpo.Trainer, "_generate_single_turn", generate)
     return drawn
 
 
@@ -121,7 +121,7 @@ def test_a_step_of_plain_descent_is_the_formulas_in_direction_and_size(
 
 
 def test_the_kept_samples_are_drawn_anew_each_step_and_one_of_each_group(long, questions, tmp_path, monkeypatch):
-    found, kept = [], grpo._Trainer._kept
+    found, kept = [], grpo.Trainer._kept
 
     def watched(self, output):
         output = kept(self, output | {"place": torch.arange(8)})
@@ -130,7 +130,7 @@ def test_the_kept_samples_are_drawn_anew_each_step_and_one_of_each_group(long, q
         assert output["completion_ids"].shape[1] == int(output["completion_mask"].sum(1).max())
         return output
 
-    monkeypatch.setattr(grpo._Trainer, "_kept", watched)
+    monkeypatch.setattr(grpo.Trainer, "_kept", watched)
     settings = {"steps": 6, "prompts": 2, "group": 4, "update": 1, "most_tokens": 8}
     grpo.grpo(long, questions, brevity, tmp_path / "run", **settings)
     assert [[place // 4 for place in places] for places in found] == [[0, 1]] * 6

@@ -278,7 +278,7 @@ def grpo_rows(*, rounds: int = 3, steps: int = 12, say: Callable[[str], None] = 
         own, ratios = [], []
         for turn in range(rounds):
             own.append(step())
-            with mock.patch.object(grpo._Trainer, "_generate_single_turn", theirs):
+            with mock.patch.object(grpo.Trainer, "_generate_single_turn", theirs):
                 ratios.append(step()["sampling"] / own[-1]["sampling"])
             say(f"grpo, round {turn + 1}/{rounds}: {sum(own[-1].values()):.2f} s a step")
     finally:

@@ -105,7 +105,7 @@ def grpo(
     model = copy_to_train(lm, lora_rank, seed)
     if not lora_rank:  # settings of its own, for trl writes into them
         model.config, model.generation_config = map(copy.deepcopy, (lm.model.config, lm.model.generation_config))
-    trainer = _Trainer(model, lm, reward, given["update"], beta, args=arguments, train_dataset=Dataset.from_list(rows))
+    trainer = Trainer(model, lm, reward, given["update"], beta, args=arguments, train_dataset=Dataset.from_list(rows))
     trainer.add_callback(Follow(on_log))
     with quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # trl's, every step
@@ -174,7 +174,7 @@ def _arguments(lm: LanguageModel, given: dict, world: int, **more) -> GRPOConfig
     return GRPOConfig(**sizes, **rate, **loss, **plain, **more)
 
 
-class _Trainer(GRPOTrainer):
+class Trainer(GRPOTrainer):
     """trl's trainer, the kit's sampler; all it draws hangs on (seed, step, row) alone, so that a resumed run draws the same."""
 
     def __init__(self, model, lm: LanguageModel, reward: Callable, update: int, beta: float, **given):
