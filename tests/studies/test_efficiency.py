@@ -121,8 +121,9 @@ def test_the_whole_study_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch
     monkeypatch.setattr(efficiency, "LEARNT_FROM", 2)
     given = {"questions": 2, "steps": 2}
     records, seconds = efficiency.study([0, 1], tmp_path, **given)
-    monkeypatch.setattr(supervised, "tuned", None)
-    assert json.dumps(efficiency.study([0, 1], tmp_path, **given)[0]) == json.dumps(records)
+    with monkeypatch.context() as untrained:
+        untrained.setattr(supervised, "tuned", None)
+        assert json.dumps(efficiency.study([0, 1], tmp_path, **given)[0]) == json.dumps(records)
     efficiency.write_evidence(tmp_path, records, command="a test", seconds=seconds)
     rows = ledger.rows([tmp_path])
     assert {row.verdict for row in rows} == {"too few"}

@@ -204,8 +204,9 @@ def test_a_reasoner_is_trained_once_and_then_kept(tmp_path, monkeypatch):
 def test_the_whole_study_runs_and_goes_on_where_it_stopped(study, claims, tmp_path, monkeypatch):
     given = {"questions": 3, "steps": 2}
     records, seconds = study.study([0, 1], tmp_path, **given)
-    monkeypatch.setattr(supervised, "tuned", None)
-    assert json.dumps(study.study([0, 1], tmp_path, **given)[0]) == json.dumps(records)
+    with monkeypatch.context() as untrained:
+        untrained.setattr(supervised, "tuned", None)
+        assert json.dumps(study.study([0, 1], tmp_path, **given)[0]) == json.dumps(records)
     path = study.write_evidence(tmp_path, records, command="a test", seconds=seconds)
     rows = ledger.rows([tmp_path])
     assert {row.claim for row in rows} == claims

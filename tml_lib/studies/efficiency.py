@@ -206,17 +206,9 @@ def measured(lm: LanguageModel, asked: Sequence[Question], found: list[list[str]
     return {"values": {name: column.tolist() for name, column in values.items()}, "modes": modes, "budget": cuts}
 
 
-def study(
-    seeds: Sequence[int],
-    folder: Path,
-    *,
-    questions: int = QUESTIONS,
-    steps: int = program_probes.STEPS,
-    progress: bool = False,
-) -> tuple[list[dict], float]:
-    """One `efficiency_record` per seed and the seconds spent; the folder keeps finished seeds and trained reasoners."""
-    given = {"questions": questions, "steps": steps}
-    return program_probes.by_seed("efficiency", efficiency_record, seeds, folder, progress, **given)
+def study(seeds: Sequence[int], folder: Path, *, questions: int = QUESTIONS, **settings) -> tuple[list[dict], float]:
+    """One `efficiency_record` per seed and the seconds spent. settings: as of `program_probes.by_seed`."""
+    return program_probes.by_seed("efficiency", efficiency_record, seeds, folder, questions=questions, **settings)
 
 
 def write_evidence(folder: Path, records: list[dict], *, command: str, seconds: float) -> Path:

@@ -142,17 +142,9 @@ def path_record(seed: int, folder: Path, *, questions: int, steps: int = program
     }
 
 
-def study(
-    seeds: Sequence[int],
-    folder: Path,
-    *,
-    questions: int = QUESTIONS,
-    steps: int = program_probes.STEPS,
-    progress: bool = False,
-) -> tuple[list[dict], float]:
-    """One `path_record` per seed and the seconds spent; the folder keeps finished seeds and trained reasoners."""
-    given = {"questions": questions, "steps": steps}
-    return program_probes.by_seed("paths", path_record, seeds, folder, progress, **given)
+def study(seeds: Sequence[int], folder: Path, *, questions: int = QUESTIONS, **settings) -> tuple[list[dict], float]:
+    """One `path_record` per seed and the seconds spent. settings: as of `program_probes.by_seed`."""
+    return program_probes.by_seed("paths", path_record, seeds, folder, questions=questions, **settings)
 
 
 def text_study(

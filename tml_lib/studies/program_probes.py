@@ -292,26 +292,22 @@ def probe_record(seed: int, folder: Path, *, questions: int, steps: int = STEPS,
     return {"values": values, "curves": means, "cuts": cuts, "classes": token_roles.by_class(tokens)}
 
 
-def study(
-    seeds: Sequence[int], folder: Path, *, questions: int = QUESTIONS, steps: int = STEPS, progress: bool = False
-) -> tuple[list[dict], float]:
-    """One `probe_record` per seed and the seconds spent; the folder keeps finished seeds and trained reasoners."""
-    given = {"questions": questions, "steps": steps}
-    return by_seed("probes", probe_record, seeds, folder, progress, **given)
+def study(seeds: Sequence[int], folder: Path, *, questions: int = QUESTIONS, **settings) -> tuple[list[dict], float]:
+    """One `probe_record` per seed and the seconds spent. settings: as of `by_seed`."""
+    return by_seed("probes", probe_record, seeds, folder, questions=questions, **settings)
 
 
 def by_seed(
-    name: str,
-    record: Callable[..., dict],
-    seeds: Sequence[int],
-    folder: Path,
-    progress: bool,
-    **given,
+    name: str, record: Callable[..., dict], seeds: Sequence[int], folder: Path, *, progress: bool = False, **settings
 ) -> tuple[list[dict], float]:
-    """[record(seed, folder, **given) for seed in seeds] and the seconds spent, each kept in the folder once it is finished."""
-    key = {"study": name, "seeds": list(seeds), "base": supervised.checkpoint_digest()} | given
+    """[record(seed, folder, steps=..., **settings) for seed in seeds] and the seconds spent.
+
+    The folder keeps every finished seed and each trained reasoner. steps: of the reasoner's training, STEPS by default.
+    """
+    settings = {"steps": STEPS} | settings
+    key = {"study": name, "seeds": list(seeds), "base": supervised.checkpoint_digest()} | settings
     key |= {"protocol": ledger.protocol(name)}
-    one = functools.partial(record, folder=Path(folder), progress=progress, **given)
+    one = functools.partial(record, folder=Path(folder), progress=progress, **settings)
     return runtime.resumable(list(seeds), one, key, folder, progress)
 
 

@@ -239,7 +239,7 @@ def size_study(
     tried = rates_study(folder, steps=steps, cold_steps=cold_steps, progress=progress)
     given = {"steps": steps, "cold_steps": cold_steps, "questions": questions}
     given["rates"] = {size: best(tried, "cold", size) for size in SIZES}
-    records, seconds = by_seed("rl-sizes", size_record, seeds, folder, progress, **given)
+    records, seconds = by_seed("sizes", size_record, seeds, folder, progress=progress, **given)
     return records, tried, seconds
 
 
@@ -258,7 +258,7 @@ def rl_study(
     rates = {"warm": best(tried, "cold", GROUP), "zero": best(tried, "base", GROUP)}
     rates["dpo"] = max((row for row in tried if "dpo" in row), key=lambda row: row["right"])["dpo"]
     given = {"steps": steps, "cold_steps": cold_steps, "questions": questions, "rates": rates}
-    records, seconds = by_seed("rl", rl_record, seeds, folder, progress, **given)
+    records, seconds = by_seed("rl", rl_record, seeds, folder, progress=progress, **given)
     return records, tried, seconds
 
 

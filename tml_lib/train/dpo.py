@@ -14,18 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from tml_lib.data import tiny
 from tml_lib.lm import sampling
 from tml_lib.lm.adapters import copy_to_train, sharing, without_patches
 from tml_lib.lm.answers import chat_prompt
 from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
-from tml_lib.train.runs import Follow, OuterRun, claim, finished, newest_whole
+from tml_lib.train.runs import Follow, OuterRun, claim, finished, newest_whole, trainer_settings
 
 Pair = tuple[list[int], list[int], list[int]]  # token ids of the prompt, the chosen and the rejected continuation
 
@@ -115,32 +113,12 @@ def _trainer(lm, pairs, folder, settings: dict, save_every: int, log_every: int,
 
 def _arguments(folder: Path, lm: LanguageModel, settings: dict, save_every: int, log_every: int) -> DPOConfig:
     """trl's settings: those of `sft.sft`, and DPO's."""
-    steps = settings["steps"]
+    pace = {"save_every": save_every, "log_every": log_every}
+    shared = {name: settings[name] for name in ("steps", "peak_lr", "seed")}
     return DPOConfig(
-        output_dir=str(folder),
+        **trainer_settings(lm, folder, **shared, **pace),
         beta=settings["beta"],
-        max_steps=steps,
         per_device_train_batch_size=settings["batch"],
-        learning_rate=settings["peak_lr"],
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": int(tiny.DECAY * steps)},
-        warmup_steps=min(tiny.WARMUP, steps // 10),
-        adam_beta1=tiny.BETAS[0],
-        adam_beta2=tiny.BETAS[1],
-        weight_decay=0.0,
-        train_sampling_strategy="sequential",
-        max_length=None,
-        activation_checkpointing=False,
-        bf16=lm.model.dtype == torch.bfloat16,
-        use_cpu=lm.device.type == "cpu",
-        save_strategy="steps" if save_every else "no",
-        save_steps=save_every or steps,
-        save_total_limit=2,
-        logging_steps=log_every,
-        logging_nan_inf_filter=False,  # a loss that is not finite must be seen
-        report_to="none",
-        disable_tqdm=True,
-        seed=settings["seed"],
     )
 
 

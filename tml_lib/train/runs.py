@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
+from tml_lib.data import tiny
 from tml_lib.data.tiny import Row
 from tml_lib.lm.adapters import RUN, fingerprint, merged
 from tml_lib.lm.models import LanguageModel, quiet
@@ -28,6 +29,36 @@ class OuterRun:
     seconds: float  # wall time of this call
     trained: int  # parameters that were trained
     folder: Path  # weights or adapter, and checkpoints
+
+
+def trainer_settings(
+    lm: LanguageModel, folder: Path, *, steps: int, peak_lr: float, seed: int, save_every: int, log_every: int
+) -> dict:
+    """The settings of trl's trainers that SFT and DPO share: rows in the order given, AdamW, a rate that falls at the end."""
+    return {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "learning_rate": peak_lr,
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": int(tiny.DECAY * steps)},
+        "warmup_steps": min(tiny.WARMUP, steps // 10),
+        "adam_beta1": tiny.BETAS[0],
+        "adam_beta2": tiny.BETAS[1],
+        "weight_decay": 0.0,
+        "train_sampling_strategy": "sequential",
+        "max_length": None,
+        "activation_checkpointing": False,
+        "bf16": lm.model.dtype == torch.bfloat16,
+        "use_cpu": lm.device.type == "cpu",
+        "save_strategy": "steps" if save_every else "no",
+        "save_steps": save_every or steps,
+        "save_total_limit": 2,
+        "logging_steps": log_every,
+        "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": seed,
+    }
 
 
 def finished(model: torch.nn.Module, lm: LanguageModel, folder: Path) -> LanguageModel:

@@ -19,7 +19,6 @@ from huggingface_hub import constants
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from tml_lib.data import tiny
 from tml_lib.data.gsm import gold
 from tml_lib.data.tiny import Row
 from tml_lib.lm.adapters import copy_to_train, merged, without_patches
@@ -27,7 +26,7 @@ from tml_lib.lm.answers import chat_prompt, encode
 from tml_lib.lm.blocks import find_blocks
 from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
-from tml_lib.train.runs import Follow, OuterRun, claim, finished, newest_whole
+from tml_lib.train.runs import Follow, OuterRun, claim, finished, newest_whole, trainer_settings
 
 constants.HF_HUB_DISABLE_TELEMETRY = True  # trl reports its use to its makers; the kit makes no request
 
@@ -67,31 +66,10 @@ def sft(
         raise ValueError(f"batch={batch} for {world} processes: give a multiple, for they share the rows of a step")
     folder, began = Path(folder), time.perf_counter()
     arguments = SFTConfig(
-        output_dir=str(folder),
-        max_steps=steps,
+        **trainer_settings(lm, folder, steps=steps, peak_lr=peak_lr, seed=seed, save_every=save_every, log_every=log_every),
         per_device_train_batch_size=batch,
         accelerator_config={"split_batches": True},  # batch is that of all processes together
-        learning_rate=peak_lr,
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": int(tiny.DECAY * steps)},
-        warmup_steps=min(tiny.WARMUP, steps // 10),
-        adam_beta1=tiny.BETAS[0],
-        adam_beta2=tiny.BETAS[1],
-        weight_decay=0.0,
-        train_sampling_strategy="sequential",
-        max_length=None,
-        activation_checkpointing=False,
-        bf16=lm.model.dtype == torch.bfloat16,
-        use_cpu=lm.device.type == "cpu",
-        save_strategy="steps" if save_every else "no",
-        save_steps=save_every or steps,
-        save_total_limit=2,
-        logging_steps=log_every,
-        logging_nan_inf_filter=False,  # a loss that is not finite must be seen
-        report_to="none",
-        disable_tqdm=True,
         skip_memory_metrics=lm.device.type == "cpu",  # on a GPU the log's last entry has the peak memory
-        seed=seed,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: else trl takes a batch for each that it sees
     with arguments.main_process_first():  # one process alone claims the folder and removes what a kill cut off
