@@ -24,6 +24,7 @@ import json, shutil, sys
 from pathlib import Path
 import torch
 from accelerate import PartialState
+from tml_lib.lm import adapters
 from tml_lib.train import sft
 from tml_lib.data import tiny
 from tml_lib.lm.models import LanguageModel
@@ -35,7 +36,7 @@ rows = [row for step in range({STEPS}) for row in stream(step)]
 start = LanguageModel(tiny.new_model(0), tiny.tokenizer(), "start")
 found = {{"processes": process.num_processes, "backend": process.backend}}
 
-def sft(name, rows, **settings):
+def train(name, rows, **settings):
     run = sft.sft(start, rows, here / name, log_every=1, **({{"steps": {STEPS}, "peak_lr": {RATE}}} | settings))
     process.wait_for_everyone()
     found.setdefault(name, []).append({{
@@ -44,14 +45,14 @@ def sft(name, rows, **settings):
         "epoch": run.log[-1]["epoch"],
     }})
 
-sft("shared", rows, batch={BATCH}, save_every=2)
+train("shared", rows, batch={BATCH}, save_every=2)
 if process.is_main_process:  # as if killed between steps 3 and 4
     shutil.rmtree(here / "shared" / "checkpoint-4")
 process.wait_for_everyone()
-sft("shared", rows, batch={BATCH}, save_every=2)
-sft("adapter", rows, batch={BATCH}, lora_rank=2)
+train("shared", rows, batch={BATCH}, save_every=2)
+train("adapter", rows, batch={BATCH}, lora_rank=2)
 try:
-    sft("uneven", rows[:28], batch=7)
+    train("uneven", rows[:28], batch=7)
 except ValueError as error:
     found["uneven"] = str(error)
 (here / f"process{{process.process_index}}.json").write_text(json.dumps(found))
