@@ -1,8 +1,7 @@
 """Helper library of the trajectory meta-learning kit: probing, claims and evidence for RaML (arXiv 2505.19815).
 
-The modules form layers, and each imports only from lower ones:
-0 `records`, `runtime`, `stats` · 1 `tasks`, `toy`, `models`, `answers`, `blocks`, `one_layer` ·
-2 `probe`, `implicit`, `paths`, `rollouts` · 3 everything else.
+The modules stand in rooms, and each imports from its own room and from those before it only: `records` and `runtime`,
+then `lm`, `data`, `measure`, `meta`, `train`, `claims`, `studies`, `lessons`, `tools`.
 Importing the package itself loads nothing heavy.
 """
 

@@ -2,7 +2,7 @@
 
 Beside the gold trajectory of each question stand wrong and control trajectories made from it; every one says by its
 `kind` what it is. Deviations from the paper: its trajectories are sampled from QwQ-32B and Qwen3-32B; ours are the task's
-gold solutions, with seeded alterations, and (through `rollouts`) samples of the model under study.
+gold solutions, with seeded alterations, and (through `lm.sampling`) samples of the model under study.
 """
 
 from __future__ import annotations

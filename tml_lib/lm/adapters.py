@@ -34,6 +34,7 @@ def sharing(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def merged(model: torch.nn.Module, lm: LanguageModel) -> LanguageModel:
+    """The trained model, its adapter merged where it has one, with lm's tokenizer."""
     if isinstance(model, PeftModel):
         model = model.merge_and_unload(safe_merge=True)  # sums in new memory: the weights below the adapter are lm's own
     return LanguageModel(model.eval(), lm.tokenizer, f"{lm.name}+sft")
@@ -61,7 +62,7 @@ def belongs(lm: LanguageModel, folder: Path) -> bool:
     """Whether the adapter in a folder was trained on this very model; FileNotFoundError where the folder holds none."""
     folder = Path(folder)
     if not (folder / "adapter_model.safetensors").is_file() or not (folder / RUN).is_file():
-        raise FileNotFoundError(f"folder {folder} holds no adapter of this kit: make one with outer.sft and a lora_rank")
+        raise FileNotFoundError(f"folder {folder} holds no adapter of this kit: train one with train.sft.sft and a lora_rank")
     return json.loads((folder / RUN).read_text(encoding="utf8"))["model"] == fingerprint(lm.model)
 
 

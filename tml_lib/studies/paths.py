@@ -1,9 +1,9 @@
 """The path study of the tiny reasoner: does a trajectory's own parameter path descend on its own landscape? (C12)
 
-For each question the exact path θ'_0, …, θ'_|t| of `paths` is projected on the plane of its largest spread (`landscape`), and
-the loss of the answer without the trajectory is read off that plane at the projected points: the picture that the paper could
-not draw. The same is done for the control trajectories, each in its own plane. Reasoners, questions and trajectories are those
-of `probe_study`.
+For each question the exact path θ'_0, …, θ'_|t| of `parameter_paths` is projected on the plane of its largest spread
+(`landscape`). The loss of the answer without the trajectory is read off that plane at the projected points: the picture that
+the paper could not draw. The same is done for the control trajectories, each in its own plane. Reasoners, questions and
+trajectories are those of `program_probes`.
 """
 
 from __future__ import annotations

@@ -138,7 +138,8 @@ def _from_records(estimands: Callable[[dict], dict]) -> Replay:
         seed, found = _place(name), {}
         for test, values in estimands(evidence, seed).items():
             stored = np.array([math.nan if x is None else x for x in evidence["values"][test][seed]])
-            far = int(np.nanargmax(np.abs(stored - values))) if np.isfinite(stored).any() else 0
+            apart = np.where(np.isnan(stored) != np.isnan(values), math.inf, np.nan_to_num(np.abs(stored - values)))
+            far = int(apart.argmax())
             found[test] = (float(stored[far]), float(values[far]))
         return found
 

@@ -1,6 +1,6 @@
 """Shortened trajectories at any preset: what notebook 11 shows live (C10, RaML §4.3).
 
-For programs the ways are those of `efficiency_study`. For text the model's own sample is shortened: *withheld* is what stands
+For programs the ways are those of `efficiency`. For text the model's own sample is shortened: *withheld* is what stands
 before the sentence that states its result (the right answer's, where it boxes none), and the *summary* of that is the model's
 own, cut likewise before the result. Beside it stand as many words of the beginning, at random, and of another question's
 summary. Text has no *pruned* way: what a class of its words is worth was not learnt.

@@ -1,8 +1,8 @@
 """The outer loop by preference: of two trajectories of one question the right one becomes likelier than the wrong one.
 
-Off-policy preference optimisation of RaML's Table 1, as DPO (Rafailov et al. 2023, arXiv 2305.18290) with trl's trainer. The
-helpers of `outer` make the copy that is trained, hold the folder, and go on after a kill. Deviations from the paper: pairs are
-sampled from the kit's own small models, so rates are a hundred times trl's default of 1e-6.
+Off-policy preference optimisation of RaML's Table 1, as DPO (Rafailov et al. 2023, arXiv 2305.18290) with trl's trainer.
+`runs` holds the folder of a run, which resumes after a kill; `adapters` makes the copy that is trained. Deviations from the
+paper: pairs are sampled from the kit's own small models, so rates are a hundred times trl's default of 1e-6.
 """
 
 from __future__ import annotations
