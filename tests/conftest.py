@@ -50,6 +50,12 @@ def start() -> LanguageModel:
 
 
 @pytest.fixture(scope="session")
+def reasoner() -> LanguageModel:
+    """The shipped tiny reasoner, fine-tuned on long trajectories."""
+    return models.load("tiny", model=models.shipped("tiny-long"), device="cpu")
+
+
+@pytest.fixture(scope="session")
 def questions():
     """200 gsm_symbolic questions of seed 0."""
     return gsm.gsm_symbolic(200, seed=0)

@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 
 from tml_lib.data import gsm, programs
-from tml_lib.lm import models
 from tml_lib.lm.answers import chat_prompt, encode
 from tml_lib.measure import token_roles
 from tml_lib.measure.probe import probe
 from tml_lib.studies import program_probes, trajectories
-
-
-@pytest.fixture(scope="module")
-def reasoner():
-    return models.load("tiny", model=models.shipped("tiny-long"), device="cpu")
 
 
 @pytest.fixture(scope="module")

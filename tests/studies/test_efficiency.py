@@ -17,11 +17,6 @@ WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="module")
-def reasoner():
-    return models.load("tiny", model=models.shipped("tiny-long"), device="cpu")
-
-
-@pytest.fixture(scope="module")
 def asked():
     return programs.questions(4, 50, "held_out")
 

@@ -12,15 +12,9 @@ import torch
 from tml_lib.claims import ledger
 from tml_lib.claims.stats import trend
 from tml_lib.data import gsm, programs
-from tml_lib.lm import models
 from tml_lib.lm.answers import chat_prompt
 from tml_lib.measure.probe import probe
 from tml_lib.studies import paths, program_probes, supervised
-
-
-@pytest.fixture(scope="module")
-def reasoner():
-    return models.load("tiny", model=models.shipped("tiny-long"), device="cpu")
 
 
 @pytest.fixture(scope="module")
