@@ -56,12 +56,13 @@ def test_an_unknown_side_is_refused():
 
 @pytest.mark.parametrize("test", [test for _, test in TESTS], ids=[f"{claim}.{test['name']}" for claim, test in TESTS])
 def test_every_rule_is_complete(test):
-    assert {"name", "decisive", "estimand", "unit", "control", "side", "threshold"} == set(test) - {"added"}
+    assert {"name", "label", "decisive", "estimand", "unit", "control", "side", "threshold"} == set(test) - {"added"}
     assert not (test.get("added") and test["decisive"]), "a test written after a first look must not decide"
     assert test["side"] in ("above", "below")
     assert isinstance(test["decisive"], bool)
     assert isinstance(test["threshold"], float)
-    assert all(test[field].strip() for field in ("name", "estimand", "unit", "control"))
+    assert all(test[field].strip() for field in ("name", "label", "estimand", "unit", "control"))
+    assert len(test["label"]) <= 70
 
 
 @pytest.mark.parametrize("claim", ledger.claims().values(), ids=ledger.claims().keys())
@@ -81,6 +82,19 @@ def test_the_rules_hash_changes_with_a_rule_of_a_named_test_only(monkeypatch):
     monkeypatch.setattr(ledger, "claims", lambda: changed)
     assert ledger.rules_hash(["C1.trend", "C1.fall"]) != before[0]
     assert ledger.rules_hash(["C1.fall"]) == before[2]
+
+
+def test_the_rules_hash_ignores_a_label(monkeypatch):
+    before = ledger.rules_hash(["C1.trend"])
+    changed = ledger.claims()
+    next(test for test in changed["C1"]["tests"] if test["name"] == "trend")["label"] = "other words"
+    monkeypatch.setattr(ledger, "claims", lambda: changed)
+    assert ledger.rules_hash(["C1.trend"]) == before
+
+
+@pytest.mark.parametrize("claim", ledger.claims().values(), ids=ledger.claims().keys())
+def test_labels_tell_the_tests_of_a_claim_apart(claim):
+    assert len({test["label"] for test in claim["tests"]}) == len(claim["tests"])
 
 
 # --- evidence files --------------------------------------------------------------------------------------------------
