@@ -161,6 +161,7 @@ def test_stored_outputs_show_figures_and_no_machine(book):
     outputs = [output for cell in cells(book) for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not [o for o in outputs if o.output_type == "error"]
+    assert not [o for o in outputs if o.output_type == "stream" and not o.text.strip()], "an empty line is no output"
     assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
     assert not re.search(r"/(home|root|tmp|work|Users)/", json.dumps(outputs))
     assert book.path.stat().st_size < 2_000_000

@@ -279,7 +279,20 @@ def store(result: Result, out: Path) -> None:
     for cell in done.cells:
         cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter")})
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+            cell.outputs = _without_errors(cell.outputs)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     done.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
     runtime.write_text(folder() / f"{result.name}.ipynb", nbformat.writes(done) + "\n")
+
+
+def _without_errors(outputs: list) -> list:
+    """A cell's outputs less what it wrote to standard error; what that had cut in two is one again."""
+    kept = []
+    for output in outputs:
+        if output.output_type == "stream" and output.name == "stderr":
+            continue
+        if kept and output.output_type == kept[-1].output_type == "stream":
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept

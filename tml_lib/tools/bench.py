@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import json
 import subprocess
@@ -17,6 +16,7 @@ from unittest import mock
 
 import torch
 
+from tml_lib import runtime
 from tml_lib.data import gsm, programs, toy
 from tml_lib.lm import models, sampling
 from tml_lib.lm.answers import ANSWER_TEMPLATE, chat_prompt, encode
@@ -461,7 +461,7 @@ def _peak_above(call: Callable[[], object]) -> float:
     import psutil
 
     process, done = psutil.Process(), threading.Event()
-    gc.collect()
+    runtime.free_memory()  # else memory that was freed before and is still held would hide what the call takes
     before = peak = process.memory_info().rss
 
     def watch():
