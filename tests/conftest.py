@@ -14,10 +14,13 @@ from tml_lib.lm.models import LanguageModel
 
 torch.set_num_threads(1)
 
-# Nothing under test may leave this machine: not this process, nor the kernels and children that it starts.
+# Nothing under test may leave this machine: not this process, nor the kernels and children that it
+# starts.
 _GUARD = Path(__file__).parent / "offline"
 runpy.run_path(str(_GUARD / "sitecustomize.py"))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_GUARD), os.environ.get("PYTHONPATH")]))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(_GUARD), os.environ.get("PYTHONPATH")])
+)
 
 
 @pytest.fixture(scope="session")
@@ -34,12 +37,16 @@ def tokenizer(lm):
 @pytest.fixture(scope="session")
 def tiny_lm(tokenizer) -> LanguageModel:
     """A tiny random Llama that reads SmolLM2's tokens: as fast as it is ignorant."""
-    return LanguageModel(models.random_model("llama", vocab_size=len(tokenizer), seed=1), tokenizer, "tiny-random")
+    return LanguageModel(
+        models.random_model("llama", vocab_size=len(tokenizer), seed=1), tokenizer, "tiny-random"
+    )
 
 
 @pytest.fixture(scope="session")
 def random_model():
-    """`models.random_model`, each model built once per run; a test that alters one asks `models` for its own."""
+    """`models.random_model`, each model built once per run; a test that alters one asks `models`
+    for its own.
+    """
     return functools.cache(models.random_model)
 
 

@@ -1,4 +1,6 @@
-"""One set of packages in pyproject.toml, environment.yml, binder/ and the lock; the files that newcomers start from."""
+"""One set of packages in pyproject.toml, environment.yml, binder/ and the lock; the files that
+newcomers start from.
+"""
 
 import os
 import re
@@ -17,8 +19,15 @@ from tml_lib.lessons import generated
 ROOT = runtime.project_root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
-EXTRAS = [text for name, texts in PROJECT["optional-dependencies"].items() if name not in ("dev", "gpu") for text in texts]
-LOCK = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+EXTRAS = [
+    text
+    for name, texts in PROJECT["optional-dependencies"].items()
+    if name not in ("dev", "gpu")
+    for text in texts
+]
+LOCK = dict(
+    line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+)
 
 
 def normal(name):
@@ -38,7 +47,9 @@ def test_the_lock_pins_every_requirement_within_its_range(text):
     wanted = Requirement(text)
     pinned = {normal(name): number for name, number in LOCK.items()}[normal(wanted.name)]
     assert wanted.specifier.contains(pinned)
-    assert version(wanted.name).split("+")[0] == pinned, "the environment under test is not the locked one"
+    assert version(wanted.name).split("+")[0] == pinned, (
+        "the environment under test is not the locked one"
+    )
 
 
 @pytest.mark.parametrize("name", ["torch", "numpy"])
@@ -71,7 +82,7 @@ def test_the_citation_names_the_paper_and_the_licence_is_the_stated_one():
     assert "Apache License" in (ROOT / "LICENSE").read_text()[:200]
 
 
-# --- the public address ----------------------------------------------------------------------------------------------
+# --- the public address ---------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -96,10 +107,13 @@ def test_naming_the_repository_brings_links_badges_and_the_set_up(copy):
     assert "clone" not in generated.setup_cell()
     generated.set_home("https://github.com/someone/kit")
     assert generated.home() == "https://github.com/someone/kit"
-    assert "colab.research.google.com/github/someone/kit/blob/main/notebooks/05_probing" in generated.links(
+    assert (
+        "colab.research.google.com/github/someone/kit/blob/main/notebooks/05_probing"
+        in generated.links("05_probing_trajectories")
+    )
+    assert "mybinder.org/v2/gh/someone/kit/main?urlpath=lab" in generated.links(
         "05_probing_trajectories"
     )
-    assert "mybinder.org/v2/gh/someone/kit/main?urlpath=lab" in generated.links("05_probing_trajectories")
     assert 'home = "https://github.com/someone/kit"' in generated.setup_cell()
     assert "someone/kit/blob/main/notebooks/00_start_here.ipynb" in generated.badges()
     compile(generated.setup_cell(), "cell", "exec")
@@ -110,7 +124,8 @@ def test_naming_the_repository_brings_links_badges_and_the_set_up(copy):
 
 
 @pytest.mark.parametrize(
-    "address", ["someone/kit", "https://gitlab.com/a/b", "https://github.com/a", "https://github.com/a/b.git"]
+    "address",
+    ["someone/kit", "https://gitlab.com/a/b", "https://github.com/a", "https://github.com/a/b.git"],
 )
 def test_an_address_that_colab_cannot_open_is_refused(copy, address):
     before = (copy / "pyproject.toml").read_text()
@@ -125,7 +140,13 @@ def test_make_installs_every_extra_that_runs_on_a_cpu():
 
 
 def test_make_help_lists_every_target():
-    out = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert {line.split()[0] for line in out.splitlines()} == {
         "help",
         "setup",
@@ -140,6 +161,11 @@ def test_make_help_lists_every_target():
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, tml_lib, tml_lib.lm.answers; print('torch' in sys.modules or 'transformers' in sys.modules)"
-    out = subprocess.run([os.sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code = (
+        "import sys, tml_lib, tml_lib.lm.answers; print('torch' in sys.modules or 'transformers' in"
+        " sys.modules)"
+    )
+    out = subprocess.run(
+        [os.sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert out.strip() == "False"

@@ -1,4 +1,6 @@
-"""The package's architecture: rooms whose imports only go up the list, public names only, nothing unsafe."""
+"""The package's architecture: rooms whose imports only go up the list, public names only, nothing
+unsafe.
+"""
 
 import ast
 from pathlib import Path
@@ -7,7 +9,8 @@ import pytest
 
 import tml_lib
 
-ROOMS = ("", "lm", "data", "measure", "meta", "train", "claims", "studies", "lessons", "tools")  # from the ground up
+# from the ground up
+ROOMS = ("", "lm", "data", "measure", "meta", "train", "claims", "studies", "lessons", "tools")
 ROOT = Path(tml_lib.__file__).parent
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
 MODULES = [name for name in FILES if name != "__main__.py"]
@@ -16,7 +19,8 @@ RISKY |= {"torch.load", "torch.hub", "np.load", "joblib.load", "joblib.dump"}
 ONLY_IN = {
     "matplotlib": {"lessons/plots.py"},
     "trl": {"train/sft.py", "train/dpo.py", "train/grpo.py"},
-    "peft": {"lm/adapters.py", "train/sft.py", "train/dpo.py", "measure/implicit.py"},  # implicit: writes an adapter
+    # implicit: writes an adapter
+    "peft": {"lm/adapters.py", "train/sft.py", "train/dpo.py", "measure/implicit.py"},
     "bitsandbytes": {"lm/quantised.py"},
     "sphinx": {"tools/site.py"},
     "joblib": {"tools/sweep.py"},
@@ -26,7 +30,9 @@ ONLY_IN = {
 
 
 def imports(tree: ast.AST) -> list[str]:
-    """Dotted names of all that is imported, wherever in the file: 'tml_lib.claims.stats.trend', 'torch', '.sibling'."""
+    """Dotted names of all that is imported, wherever in the file: 'tml_lib.claims.stats.trend',
+    'torch', '.sibling'.
+    """
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -37,7 +43,9 @@ def imports(tree: ast.AST) -> list[str]:
 
 
 def room(name: str) -> str:
-    """'claims/stats.py' and 'tml_lib.claims.stats.trend' -> 'claims'; '' for the modules beside the rooms."""
+    """'claims/stats.py' and 'tml_lib.claims.stats.trend' -> 'claims'; '' for the modules beside the
+    rooms.
+    """
     parts = name.removeprefix("tml_lib.").replace("/", ".").split(".")
     return parts[0] if parts[0] in ROOMS else ""
 
@@ -49,13 +57,27 @@ def higher(name: str, tree: ast.AST) -> list[str]:
 
 
 def private(tree: ast.AST) -> list[str]:
-    """Private names of other modules that a file uses: imported by name, or read off an imported module."""
-    own = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tml_lib")]
+    """Private names of other modules that a file uses: imported by name, or read off an imported
+    module.
+    """
+    own = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tml_lib")
+    ]
     names = {alias.asname or alias.name for node in own for alias in node.names}
     found = [name for name in names if name.startswith("_")]
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
-            found += [f"{node.value.id}.{node.attr}"] if node.attr.startswith("_") and node.attr[1] != "_" else []
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in names
+        ):
+            found += (
+                [f"{node.value.id}.{node.attr}"]
+                if node.attr.startswith("_") and node.attr[1] != "_"
+                else []
+            )
     return found
 
 
@@ -63,9 +85,15 @@ def unsafe(tree: ast.AST) -> set[str]:
     """Names in the code (not in strings or comments) that could run what a file or a hub sends."""
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword | ast.arg) and node.arg}
+    names |= {
+        node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword | ast.arg) and node.arg
+    }
     names |= {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    names |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value == "trust_remote_code"}
+    names |= {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value == "trust_remote_code"
+    }
     names |= {part for name in imports(tree) for part in (name, *name.split("."))}
     return names & RISKY | called(tree)
 
@@ -99,10 +127,17 @@ def test_private_names_stay_in_their_module(trees, name):
 
 
 def test_imports_form_no_cycle(trees):
-    dotted = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in MODULES}
+    dotted = {
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name
+        for name in MODULES
+    }
     waiting = {}
     for short, name in dotted.items():
-        found = {part.removeprefix("tml_lib.") for part in imports(trees[name]) if part.startswith("tml_lib.")}
+        found = {
+            part.removeprefix("tml_lib.")
+            for part in imports(trees[name])
+            if part.startswith("tml_lib.")
+        }
         found |= {part.rpartition(".")[0] for part in found}
         waiting[short] = (found & set(dotted)) - {short}
     while ready := [name for name, needs in waiting.items() if not needs & set(waiting)]:
@@ -113,12 +148,18 @@ def test_imports_form_no_cycle(trees):
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_star_and_no_relative_imports(trees, name):
-    assert [found for found in imports(trees[name]) if found.endswith(".*") or found.startswith(".")] == []
+    assert [
+        found for found in imports(trees[name]) if found.endswith(".*") or found.startswith(".")
+    ] == []
 
 
 @pytest.mark.parametrize(("package", "allowed"), ONLY_IN.items())
 def test_a_heavy_package_is_imported_by_its_own_modules_only(trees, package, allowed):
-    users = {name for name, tree in trees.items() if any(found.split(".")[0] == package for found in imports(tree))}
+    users = {
+        name
+        for name, tree in trees.items()
+        if any(found.split(".")[0] == package for found in imports(tree))
+    }
     assert users <= allowed
 
 
@@ -156,7 +197,11 @@ def test_the_search_for_unsafe_names_finds_them(code, found):
         ("claims/stats.py", "def f():\n    from tml_lib.lessons import plots", True),
         ("claims/stats.py", "import tml_lib.studies.roles as r", True),
         ("records.py", "from tml_lib.lm.models import load", True),
-        ("studies/roles.py", "from tml_lib.claims import ledger\nfrom tml_lib import runtime", False),
+        (
+            "studies/roles.py",
+            "from tml_lib.claims import ledger\nfrom tml_lib import runtime",
+            False,
+        ),
         ("studies/roles.py", "from tml_lib.studies import lora\nimport torch", False),
     ],
 )

@@ -1,4 +1,6 @@
-"""The machine and the run: safe writing, source hashes, notebook parameters, devices and folders."""
+"""The machine and the run: safe writing, source hashes, notebook parameters, devices and
+folders.
+"""
 
 import os
 import subprocess
@@ -9,7 +11,7 @@ import torch
 
 from tml_lib import runtime
 
-# --- write_text ------------------------------------------------------------------------------------------------------
+# --- write_text -----------------------------------------------------------------------------------
 
 
 def test_write_text_writes_into_new_folders_and_returns_the_path(tmp_path):
@@ -31,7 +33,8 @@ def test_a_write_that_fails_keeps_the_old_content_and_leaves_nothing_behind(tmp_
     if old is not None:
         path.write_text(old)
     with pytest.raises(UnicodeEncodeError):
-        runtime.write_text(path, "fine so far " * 10_000 + "\ud800")  # a lone surrogate has no UTF-8
+        # a lone surrogate has no UTF-8
+        runtime.write_text(path, "fine so far " * 10_000 + "\ud800")
     assert os.listdir(tmp_path) == ([] if old is None else ["a.txt"])
     assert old is None or path.read_text() == old
 
@@ -49,9 +52,11 @@ def test_a_rename_that_fails_keeps_the_old_content_and_leaves_nothing_behind(tmp
     assert (os.listdir(tmp_path), path.read_text()) == (["a.txt"], "old")
 
 
-# --- notebook parameters ---------------------------------------------------------------------------------------------
+# --- notebook parameters --------------------------------------------------------------------------
 
-DECLARED = "n_questions: int = 8  # how many\nfast: bool = True\nrate: float = 0.5\nname: str = 'small'"
+DECLARED = (
+    "n_questions: int = 8  # how many\nfast: bool = True\nrate: float = 0.5\nname: str = 'small'"
+)
 DEFAULTS = {"n_questions": 8, "fast": True, "rate": 0.5, "name": "small"}
 
 
@@ -61,7 +66,9 @@ def namespace(injected="", **values):
 
 
 def test_check_parameters_returns_the_declared_values():
-    assert runtime.check_parameters(namespace("n_questions = 3", n_questions=3)) == DEFAULTS | {"n_questions": 3}
+    assert runtime.check_parameters(namespace("n_questions = 3", n_questions=3)) == DEFAULTS | {
+        "n_questions": 3
+    }
 
 
 def test_an_unknown_injected_name_is_refused_with_the_nearest_declared_one():
@@ -70,7 +77,9 @@ def test_an_unknown_injected_name_is_refused_with_the_nearest_declared_one():
 
 
 def test_an_unknown_name_that_resembles_nothing_is_refused_with_all_declared_ones():
-    with pytest.raises(ValueError, match=r"'zzz': the notebook declares n_questions, fast, rate, name"):
+    with pytest.raises(
+        ValueError, match=r"'zzz': the notebook declares n_questions, fast, rate, name"
+    ):
         runtime.check_parameters(namespace("zzz = 3", zzz=3))
 
 
@@ -82,10 +91,20 @@ def test_names_of_other_cells_are_not_taken_for_parameters():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("fast", "false"), ("fast", 0), ("n_questions", True), ("n_questions", 8.0), ("rate", "0.5"), ("rate", True), ("name", 3)],
+    [
+        ("fast", "false"),
+        ("fast", 0),
+        ("n_questions", True),
+        ("n_questions", 8.0),
+        ("rate", "0.5"),
+        ("rate", True),
+        ("name", 3),
+    ],
 )
 def test_a_value_of_another_type_is_refused_by_name(name, value):
-    with pytest.raises(TypeError, match=f"{name}={value!r} is a {type(value).__name__}.*-p {name} "):
+    with pytest.raises(
+        TypeError, match=f"{name}={value!r} is a {type(value).__name__}.*-p {name} "
+    ):
         runtime.check_parameters(namespace(**{name: value}))
 
 
@@ -93,14 +112,16 @@ def test_an_int_may_stand_for_a_float():
     assert runtime.check_parameters(namespace("rate = 1", rate=1))["rate"] == 1
 
 
-@pytest.mark.parametrize("magic", ["%matplotlib inline\nx: int = 'no'", "!pip install tml_lib", "%%time\nfast = 'no'"])
+@pytest.mark.parametrize(
+    "magic", ["%matplotlib inline\nx: int = 'no'", "!pip install tml_lib", "%%time\nfast = 'no'"]
+)
 def test_cells_with_magics_are_skipped(magic):
     cells = namespace()
     cells["In"].insert(1, magic)
     assert runtime.check_parameters(cells) == DEFAULTS
 
 
-# --- device, folders, versions ---------------------------------------------------------------------------------------
+# --- device, folders, versions --------------------------------------------------------------------
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -141,7 +162,9 @@ def test_the_project_root_holds_notebooks_and_package():
 
 
 def test_an_install_without_notebooks_says_how_to_get_them(monkeypatch, tmp_path):
-    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "site-packages" / "tml_lib" / "runtime.py"))
+    monkeypatch.setattr(
+        runtime, "__file__", str(tmp_path / "site-packages" / "tml_lib" / "runtime.py")
+    )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"pip install -e \."):
         runtime.project_root()
@@ -165,5 +188,9 @@ del held
 runtime.free_memory()
 print(full - psutil.Process().memory_info().rss)
 """
-    freed = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    freed = int(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+    )
     assert freed > 0.8 * 2000 * 60_000

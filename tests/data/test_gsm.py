@@ -11,10 +11,19 @@ from tml_lib.records import Question, Trajectory
 
 PENS = Question(
     "pens",
-    "Ann has 3 boxes of 4 pens and buys 5 more. She sells all pens for $2 each. How many dollars does she get?",
+    "Ann has 3 boxes of 4 pens and buys 5 more. She sells all pens for $2 each. How many dollars"
+    " does she get?",
     "34",
     "hand",
-    (Trajectory("She has 3 x 4 = 12 pens.\nWith 5 more, 12 pens + 5 = 17 pens.\nShe gets 17 * $2 = $34.", "gold", "34", True),),
+    (
+        Trajectory(
+            "She has 3 x 4 = 12 pens.\nWith 5 more, 12 pens + 5 = 17 pens.\nShe gets 17 * $2 ="
+            " $34.",
+            "gold",
+            "34",
+            True,
+        ),
+    ),
 )
 PENS_17 = PENS.trajectories[0].text.index("17")
 
@@ -34,12 +43,14 @@ def corrupted(questions):
     return [(q, wrong) for q, wrong in pairs if wrong is not None]
 
 
-# --- questions -------------------------------------------------------------------------------------------------------
+# --- questions ------------------------------------------------------------------------------------
 
 
 def test_gsm_symbolic_is_fixed_by_its_seed():
     assert gsm.gsm_symbolic(5, seed=3) == gsm.gsm_symbolic(5, seed=3)
-    assert {q.text for q in gsm.gsm_symbolic(5, seed=3)}.isdisjoint(q.text for q in gsm.gsm_symbolic(5, seed=4))
+    assert {q.text for q in gsm.gsm_symbolic(5, seed=3)}.isdisjoint(
+        q.text for q in gsm.gsm_symbolic(5, seed=4)
+    )
 
 
 def test_the_first_questions_do_not_depend_on_how_many_are_asked_for(questions):
@@ -67,7 +78,12 @@ def test_fewer_than_one_question_is_refused():
 def test_the_four_aime_questions_have_their_official_answers():
     found = gsm.aime24_four()
     assert [q.answer for q in found] == ["204", "025", "540", "468"]
-    wanted = ["$9$-kilometer-long walk", "Find $xy$", "largest possible real part", "circumcenter $O$ and incenter $I$"]
+    wanted = [
+        "$9$-kilometer-long walk",
+        "Find $xy$",
+        "largest possible real part",
+        "circumcenter $O$ and incenter $I$",
+    ]
     assert all(part in q.text for part, q in zip(wanted, found, strict=True))
 
 
@@ -76,7 +92,7 @@ def test_a_question_without_gold_says_so():
         gsm.gold(gsm.aime24_four()[0])
 
 
-# --- reading numbers and equations -----------------------------------------------------------------------------------
+# --- reading numbers and equations ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -122,7 +138,10 @@ def test_a_right_step_is_found_through_units_and_currency(text, value):
     assert Fraction(text[found.value_start : found.value_end].replace(",", "")) == value
 
 
-@pytest.mark.parametrize("text", ["3 + 4 = 8", "13 + 4 = 7", "7 = 7", "x = 5", "2**3 = 8", "7//2 = 3", "4/0 = 0", "12 a = 1 b"])
+@pytest.mark.parametrize(
+    "text",
+    ["3 + 4 = 8", "13 + 4 = 7", "7 = 7", "x = 5", "2**3 = 8", "7//2 = 3", "4/0 = 0", "12 a = 1 b"],
+)
 def test_what_is_no_right_arithmetic_is_skipped(text):
     assert gsm.equations(f"so {text}") == []
 
@@ -133,10 +152,12 @@ def test_an_equation_may_open_the_text(text, values):
 
 
 def test_a_chain_of_equalities_gives_one_step_per_expression():
-    assert [e.value for e in gsm.equations("so 2 + 3 = 5.\nThen 20 / 2 = 5 + 5 = 10, then 8 - 4 = 4")] == [5, 10, 4]
+    assert [
+        e.value for e in gsm.equations("so 2 + 3 = 5.\nThen 20 / 2 = 5 + 5 = 10, then 8 - 4 = 4")
+    ] == [5, 10, 4]
 
 
-# --- corrupted gold --------------------------------------------------------------------------------------------------
+# --- corrupted gold -------------------------------------------------------------------------------
 
 
 def test_a_value_that_is_also_a_well_known_constant_is_left_alone():
@@ -154,7 +175,10 @@ def test_a_hand_example_is_corrupted_in_one_value_and_carried_on(monkeypatch):
             assert (pens != 12, more) == (True, pens + 5)
         else:
             assert (pens, more != 17) == (12, True)
-        text = f"She has 3 x 4 = {pens} pens.\nWith 5 more, {pens} pens + 5 = {more} pens.\nShe gets {more} * $2 = ${2 * more}."
+        text = (
+            f"She has 3 x 4 = {pens} pens.\nWith 5 more, {pens} pens + 5 = {more} pens.\nShe gets"
+            f" {more} * $2 = ${2 * more}."
+        )
         assert wrong == Trajectory(text, "corrupted", str(2 * more), False, wrong.first_error)
         assert 2 * more != 34
     assert seen == {16, PENS_17}  # both intermediate values get their turn
@@ -171,7 +195,8 @@ def test_a_value_that_stands_in_the_question_is_never_the_corrupted_one():
         "She has 3 x 4 = 13 pens.\n12 + 5 = 17.\n17 * 2 = 34.",  # a step that is wrong already
         "She has 3 x 4 = 12 pens.\n12 + 5 = 17.",  # the answer is no step's result
         "It is 2 * 17 = 34.",  # no intermediate step
-        "She has 3 x 4 = 12 pens.\nShe gets 17 * $2 = $34.",  # the answer does not depend on the intermediate step
+        # the answer does not depend on the intermediate step
+        "She has 3 x 4 = 12 pens.\nShe gets 17 * $2 = $34.",
         "She has n = 12 pens.\n12 + 5 = 17.\n17 * 2 = 34.",  # a step that is no arithmetic
     ],
 )
@@ -180,7 +205,10 @@ def test_gold_that_cannot_be_corrupted_soundly_gives_none(gold):
 
 
 def test_gold_without_equations_gives_none():
-    assert gsm.corrupt(by_hand("Three boxes of four pens and five more make thirty-four dollars.")) is None
+    assert (
+        gsm.corrupt(by_hand("Three boxes of four pens and five more make thirty-four dollars."))
+        is None
+    )
 
 
 def test_most_questions_can_be_corrupted(corrupted):
@@ -190,19 +218,31 @@ def test_most_questions_can_be_corrupted(corrupted):
 
 def test_corruption_makes_exactly_one_step_false(corrupted):
     for question, wrong in corrupted:
-        right_before, right_after = gsm.equations(gsm.gold(question).text), gsm.equations(wrong.text)
+        right_before, right_after = (
+            gsm.equations(gsm.gold(question).text),
+            gsm.equations(wrong.text),
+        )
         assert len(right_before) == wrong.text.count("=") == len(right_after) + 1
         assert wrong.first_error not in {step.value_start for step in right_after}
 
 
 def test_simple_steps_of_corrupted_text_are_right_but_for_the_first_error(corrupted):
     checked = 0
-    operations = {"+": Fraction.__add__, "-": Fraction.__sub__, "*": Fraction.__mul__, "/": Fraction.__truediv__}
+    operations = {
+        "+": Fraction.__add__,
+        "-": Fraction.__sub__,
+        "*": Fraction.__mul__,
+        "/": Fraction.__truediv__,
+    }
     for _, wrong in corrupted:
         # the whole expression is two bare numbers; counted here without the library's own reader
-        for step in re.finditer(r"(?:^|[a-z] )(\d+) ?([-+*/]) ?(\d+) ?= ?(\d+)(?![\d.,]*\d)", wrong.text, re.MULTILINE):
+        for step in re.finditer(
+            r"(?:^|[a-z] )(\d+) ?([-+*/]) ?(\d+) ?= ?(\d+)(?![\d.,]*\d)", wrong.text, re.MULTILINE
+        ):
             a, b, stated = (Fraction(step[k]) for k in (1, 3, 4))
-            assert (operations[step[2]](a, b) == stated) == (step.start(4) != wrong.first_error), wrong.text
+            assert (operations[step[2]](a, b) == stated) == (step.start(4) != wrong.first_error), (
+                wrong.text
+            )
             checked += 1
     assert checked > 50
 
@@ -235,7 +275,7 @@ def test_corruption_changes_numbers_only(corrupted):
     assert changed == []
 
 
-# --- controls --------------------------------------------------------------------------------------------------------
+# --- controls -------------------------------------------------------------------------------------
 
 
 def test_shuffled_gold_holds_the_same_steps_in_another_order(questions):
@@ -251,7 +291,9 @@ def test_shuffled_gold_holds_the_same_steps_in_another_order(questions):
 def test_shuffling_keeps_everything_from_the_step_that_states_the_answer(questions):
     for question in questions:
         lines, made = gsm.gold(question).text.split("\n"), gsm.shuffle_steps(question)
-        first = next(k for k, line in enumerate(lines) if Fraction(question.answer) in numbers(line))
+        first = next(
+            k for k, line in enumerate(lines) if Fraction(question.answer) in numbers(line)
+        )
         assert (made is None) == (first < 2 or len(set(lines[:first])) == 1)
         assert made is None or made.text.split("\n")[first:] == lines[first:]
 
@@ -266,8 +308,18 @@ def test_foreign_text_is_of_other_templates_and_never_states_the_answer(question
         made = gsm.foreign(question, questions)
         assert (made.kind, made.answer) == ("foreign", None)
         assert Fraction(question.answer) not in numbers(made.text)
-        own = {line for q in questions if q.template == question.template for line in gsm.gold(q).text.split("\n")}
-        others = {line for q in questions if q.template != question.template for line in gsm.gold(q).text.split("\n")}
+        own = {
+            line
+            for q in questions
+            if q.template == question.template
+            for line in gsm.gold(q).text.split("\n")
+        }
+        others = {
+            line
+            for q in questions
+            if q.template != question.template
+            for line in gsm.gold(q).text.split("\n")
+        }
         lines = set(made.text.split("\n"))
         assert lines <= others
         assert not lines & (own - others)

@@ -1,4 +1,6 @@
-"""The paper's question sets: each schema from disk, what the hub is asked for, and what is refused by name."""
+"""The paper's question sets: each schema from disk, what the hub is asked for, and what is refused
+by name.
+"""
 
 import json
 import random
@@ -43,7 +45,7 @@ def write(rows, path):
     return str(path)
 
 
-# --- every schema ----------------------------------------------------------------------------------------------------
+# --- every schema ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", READ)
@@ -73,13 +75,17 @@ def test_only_level_5_of_math500_is_read(saved):
     rows = rows_of(saved["math500_5"])
     assert sorted({row["level"] for row in rows}) == [1, 2, 3, 4, 5]
     found = hub.questions("math500_5", source=str(saved["math500_5"]))
-    assert [q.id for q in found] == [f"math500_5/{k}" for k, row in enumerate(rows) if row["level"] == 5][:8]
+    assert [q.id for q in found] == [
+        f"math500_5/{k}" for k, row in enumerate(rows) if row["level"] == 5
+    ][:8]
 
 
 @pytest.mark.parametrize("levels", [("Level 5", "Level 4"), ("5", "15"), (5, 4)])
 def test_a_level_may_be_a_number_or_written_in_words(tmp_path, levels):
     rows = [{"problem": "p", "solution": "s", "answer": "1", "level": level} for level in levels]
-    assert [q.id for q in hub.questions("math500_5", source=write(rows, tmp_path / "math.jsonl"))] == ["math500_5/0"]
+    assert [
+        q.id for q in hub.questions("math500_5", source=write(rows, tmp_path / "math.jsonl"))
+    ] == ["math500_5/0"]
 
 
 @pytest.mark.parametrize("name", ROLLOUTS)
@@ -93,7 +99,9 @@ def test_labels_say_which_samples_are_right(saved, made, name):
 
 
 def test_marked_thinking_is_the_trajectory_and_unmarked_text_all_of_it(saved):
-    long, short = (hub.questions(name, 1, source=str(saved[name]))[0].trajectories[0].text for name in ROLLOUTS)
+    long, short = (
+        hub.questions(name, 1, source=str(saved[name]))[0].trajectories[0].text for name in ROLLOUTS
+    )
     assert "boxed" not in long
     assert short.startswith(long)
     assert short.endswith("}.")
@@ -107,12 +115,19 @@ def test_labels_may_be_numbers_or_truth_values(tmp_path, labels):
 
 
 def test_a_generation_without_thinking_is_no_trajectory(tmp_path):
-    row = {"problem": "p", "answer": "1", "generations": ["<think>\n\n</think>\n\n1", "so 1"], "labels": [1, 1]}
+    row = {
+        "problem": "p",
+        "answer": "1",
+        "generations": ["<think>\n\n</think>\n\n1", "so 1"],
+        "labels": [1, 1],
+    }
     (question,) = hub.questions("orz_14b", source=write([row], tmp_path / "orz.jsonl"))
     assert [t.text for t in question.trajectories] == ["so 1"]
 
 
-@pytest.mark.parametrize(("labels", "said"), [([1], r"2 generations and the labels \[1\]"), ([1, 2], r"labels \[1, 2\]")])
+@pytest.mark.parametrize(
+    ("labels", "said"), [([1], r"2 generations and the labels \[1\]"), ([1, 2], r"labels \[1, 2\]")]
+)
 def test_labels_that_do_not_fit_are_refused_by_row(tmp_path, labels, said):
     row = {"problem": "p", "answer": "1", "generations": ["a", "b"], "labels": labels}
     with pytest.raises(ValueError, match=f"orz_14b/0 has .*{said}.*leave this row out"):
@@ -120,7 +135,8 @@ def test_labels_that_do_not_fit_are_refused_by_row(tmp_path, labels, said):
 
 
 @pytest.mark.parametrize(
-    ("written", "answer"), [("$\\frac{1}{2}$", "\\frac{1}{2}"), ("$$7$$", "7"), (" 7 ", "7"), ("$7", "$7")]
+    ("written", "answer"),
+    [("$\\frac{1}{2}$", "\\frac{1}{2}"), ("$$7$$", "7"), (" 7 ", "7"), ("$7", "$7")],
 )
 def test_an_answer_loses_the_dollars_around_it(tmp_path, written, answer):
     row = {"question": "q", "answer": written}
@@ -131,17 +147,23 @@ def test_an_answer_loses_the_dollars_around_it(tmp_path, written, answer):
 @pytest.mark.parametrize("answer", [None, "", ["1", "2"]])
 def test_an_answer_that_is_no_text_is_refused_by_row(tmp_path, answer):
     rows = [{"question": "q", "answer": answer}]
-    with pytest.raises(ValueError, match=r"livemathbench_hard/0 has .* in column 'answer', which is no text"):
+    with pytest.raises(
+        ValueError, match=r"livemathbench_hard/0 has .* in column 'answer', which is no text"
+    ):
         hub.questions("livemathbench_hard", source=write(rows, tmp_path / "live.jsonl"))
 
 
-# --- multiple choice -------------------------------------------------------------------------------------------------
+# --- multiple choice ------------------------------------------------------------------------------
 
 
 def test_gpqa_s_answer_is_the_letter_of_the_right_option(saved, made):
     found = hub.questions("gpqa_diamond", source=str(saved["gpqa_diamond"]))
     for question, own in zip(found, made, strict=True):
-        options = dict(line.split(") ", 1) for line in question.text.splitlines() if line[:2] in ("A)", "B)", "C)", "D)"))
+        options = dict(
+            line.split(") ", 1)
+            for line in question.text.splitlines()
+            if line[:2] in ("A)", "B)", "C)", "D)")
+        )
         assert sorted(options) == list(hub.LETTERS)
         assert options[question.answer] == own.answer
         assert len(set(options.values())) == 4
@@ -150,7 +172,9 @@ def test_gpqa_s_answer_is_the_letter_of_the_right_option(saved, made):
 
 def test_gpqa_s_options_are_shuffled_by_the_seed_alone(saved):
     source = str(saved["gpqa_diamond"])
-    first, again, other = (hub.questions("gpqa_diamond", source=source, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (
+        hub.questions("gpqa_diamond", source=source, seed=seed) for seed in (0, 0, 1)
+    )
     assert first == again
     assert first != other
     assert all(q in first for q in hub.questions("gpqa_diamond", 5, source=source))
@@ -164,7 +188,7 @@ def test_letters_are_graded(letter):
     assert not any(answers.grade(f"so \\boxed{{{other}}}", letter) for other in others)
 
 
-# --- which questions -------------------------------------------------------------------------------------------------
+# --- which questions ------------------------------------------------------------------------------
 
 
 def test_n_questions_are_random_fixed_and_nested(saved):
@@ -174,7 +198,9 @@ def test_n_questions_are_random_fixed_and_nested(saved):
     assert three == five[:3]
     assert all(q in whole for q in five)
     assert five != whole[:5]
-    assert {q.id for q in five} != {q.id for q in hub.questions("math500_5", 5, seed=2, source=source)}
+    assert {q.id for q in five} != {
+        q.id for q in hub.questions("math500_5", 5, seed=2, source=source)
+    }
 
 
 def test_the_caller_s_random_numbers_are_left_alone(saved):
@@ -184,7 +210,10 @@ def test_the_caller_s_random_numbers_are_left_alone(saved):
     assert random.getstate() == state
 
 
-@pytest.mark.parametrize(("n", "said"), [(0, "n=0 questions make no set"), (9, "has 8 questions for aime24, 9 are wanted")])
+@pytest.mark.parametrize(
+    ("n", "said"),
+    [(0, "n=0 questions make no set"), (9, "has 8 questions for aime24, 9 are wanted")],
+)
 def test_too_few_or_too_many_are_refused(saved, n, said):
     with pytest.raises(ValueError, match=said):
         hub.questions("aime24", n, source=str(saved["aime24"]))
@@ -196,7 +225,7 @@ def test_a_set_without_a_question_is_refused(tmp_path):
         hub.questions("math500_5", source=write([row], tmp_path / "math.jsonl"))
 
 
-# --- where from ------------------------------------------------------------------------------------------------------
+# --- where from -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
@@ -229,7 +258,9 @@ def test_parts_of_a_saved_set_are_chosen_by_split(saved, tmp_path):
 def test_a_folder_of_files_is_read_by_its_parts(saved, tmp_path):
     data = datasets.load_from_disk(str(saved["aime24"]))
     data.to_parquet(str(tmp_path / "set" / "train-00000-of-00001.parquet"))
-    assert hub.questions("aime24", source=str(tmp_path / "set")) == hub.questions("aime24", source=str(saved["aime24"]))
+    assert hub.questions("aime24", source=str(tmp_path / "set")) == hub.questions(
+        "aime24", source=str(saved["aime24"])
+    )
 
 
 @pytest.mark.parametrize("name", READ)
@@ -243,7 +274,9 @@ def test_the_hub_is_asked_for_data_only(monkeypatch, saved, name):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     source = hub.SETS[name]
     assert hub.questions(name) == hub.questions(name, source=str(saved[name]))
-    assert asked == [((source.hub, source.config or None), {"split": source.split, "streaming": False})]
+    assert asked == [
+        ((source.hub, source.config or None), {"split": source.split, "streaming": False})
+    ]
     hub.questions(name, 2, source="someone/copy", split="other", stream=True)
     assert asked[1] == (("someone/copy", None), {"split": "other", "streaming": True})
 
@@ -253,7 +286,10 @@ def test_a_hub_that_does_not_answer_is_an_error_with_the_next_step(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(ValueError, match=r"gpqa_diamond cannot be read.*ConnectionError: no route.*hub login.*GPQA is gated"):
+    with pytest.raises(
+        ValueError,
+        match=r"gpqa_diamond cannot be read.*ConnectionError: no route.*hub login.*GPQA is gated",
+    ):
         hub.questions("gpqa_diamond")
 
 
@@ -273,7 +309,8 @@ def test_a_file_that_cannot_be_read_is_refused_by_path(tmp_path):
 def test_missing_columns_are_named_with_those_found(tmp_path, stream):
     file = write([{"question": "q", "answer": "1"}], tmp_path / "other.jsonl")
     said = (
-        r"aime24 needs the columns problem, solution, answer; .*other\.jsonl has question, answer and lacks problem, solution"
+        r"aime24 needs the columns problem, solution, answer; .*other\.jsonl has question, answer"
+        r" and lacks problem, solution"
     )
     with pytest.raises(ValueError, match=f"{said}: give a set.*rename_columns"):
         hub.questions("aime24", source=file, stream=stream)
@@ -281,9 +318,14 @@ def test_missing_columns_are_named_with_those_found(tmp_path, stream):
 
 @pytest.mark.parametrize("ask", [hub.questions, lambda name: hub.fixture(name, "unused")])
 def test_what_is_no_set_or_cannot_be_graded_is_refused(ask):
-    with pytest.raises(ValueError, match=r"'aime' is no question set of the paper: choose one of orz_14b"):
+    with pytest.raises(
+        ValueError, match=r"'aime' is no question set of the paper: choose one of orz_14b"
+    ):
         ask("aime")
-    with pytest.raises(NotImplementedError, match=r"livecodebench is not read here.*sandbox.*lcb_runner.*gpqa_diamond"):
+    with pytest.raises(
+        NotImplementedError,
+        match=r"livecodebench is not read here.*sandbox.*lcb_runner.*gpqa_diamond",
+    ):
         ask("livecodebench")
 
 
@@ -294,10 +336,12 @@ def test_questions_are_drawn_one_by_one_in_the_order_of_questions(saved, stream)
         place = f"{saved['aime24']}.jsonl"
         datasets.load_from_disk(str(saved["aime24"])).to_json(place)
     drawn = hub.draw("aime24", seed=5, source=place, stream=stream)
-    assert [next(drawn), next(drawn)] == hub.questions("aime24", 2, seed=5, source=place, stream=stream)
+    assert [next(drawn), next(drawn)] == hub.questions(
+        "aime24", 2, seed=5, source=place, stream=stream
+    )
 
 
-# --- what the kit does with them -------------------------------------------------------------------------------------
+# --- what the kit does with them ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ROLLOUTS)
@@ -305,19 +349,29 @@ def test_a_right_sample_serves_as_gold(saved, name):
     asked = hub.questions(name, source=str(saved[name]))
     found = hub.right_as_gold(asked)
     assert [q.id for q in found] == [q.id for q in asked]
-    assert [(gsm.gold(q).text, gsm.gold(q).correct) for q in found] == [(q.trajectories[0].text, True) for q in asked]
+    assert [(gsm.gold(q).text, gsm.gold(q).correct) for q in found] == [
+        (q.trajectories[0].text, True) for q in asked
+    ]
     assert [q.trajectories[1:] for q in found] == [q.trajectories[1:] for q in asked]
 
 
 def test_questions_without_a_right_sample_are_left_out(saved):
-    assert hub.right_as_gold(hub.questions("livemathbench_hard", source=str(saved["livemathbench_hard"]))) == []
+    assert (
+        hub.right_as_gold(
+            hub.questions("livemathbench_hard", source=str(saved["livemathbench_hard"]))
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("name", READ)
 def test_prompt_trajectory_and_answer_meet_at_token_boundaries(saved, tokenizer, name):
     for question in hub.questions(name, source=str(saved[name])):
         texts = [t.text for t in question.trajectories] or [""]
-        assert all(encode(tokenizer, chat_prompt(tokenizer, question.text), text, [question.answer]) for text in texts)
+        assert all(
+            encode(tokenizer, chat_prompt(tokenizer, question.text), text, [question.answer])
+            for text in texts
+        )
 
 
 @pytest.mark.parametrize("name", ["math500_5", "orz_14b"])

@@ -1,4 +1,6 @@
-"""Programs: answers that two interpreters agree on, trajectories that are what their style says, splits that never meet."""
+"""Programs: answers that two interpreters agree on, trajectories that are what their style says,
+splits that never meet.
+"""
 
 import itertools
 import random
@@ -12,7 +14,9 @@ ALL_SPLITS = list(programs.SPLITS)
 
 
 def run(text):
-    """Answer of a question by Python's own eval on renamed lines: an interpreter that shares nothing with the library."""
+    """Answer of a question by Python's own eval on renamed lines: an interpreter that shares
+    nothing with the library.
+    """
     lines = [line.replace("<-", ":=") for line in text.split("\n")]
     (asked,) = [line.split() for line in lines if line.startswith("?")]
     known = {word[0]: int(word[2]) for line in lines for word in line.split() if word[1] == "="}
@@ -22,7 +26,12 @@ def run(text):
         waiting.remove([name, operation])
         value, literal = known[operation[0]], int(operation[2])
         inverse = next(x for x in range(7) if x * literal % 7 == 1)
-        found = {"+": value + literal, "-": value - literal, "*": value * literal, "/": value * inverse}
+        found = {
+            "+": value + literal,
+            "-": value - literal,
+            "*": value * literal,
+            "/": value * inverse,
+        }
         known[name[0]] = found[operation[1]] % 7
     return " ".join(f"{word[1]}={known[word[1]]}" for word in asked)
 
@@ -64,8 +73,12 @@ def canonical(program):
 
 def test_trained_and_tested_programs_are_disjoint_up_to_renaming():
     seen = {split: set() for split in ALL_SPLITS}
-    for split, steps in itertools.product(ALL_SPLITS, (1, 2)):  # short chains, which would meet if anything did
-        seen[split] |= {canonical(programs.parse(q.text)) for q in programs.questions(1500, 0, split, steps=steps)}
+    # short chains, which would meet if anything did
+    for split, steps in itertools.product(ALL_SPLITS, (1, 2)):
+        seen[split] |= {
+            canonical(programs.parse(q.text))
+            for q in programs.questions(1500, 0, split, steps=steps)
+        }
     assert not seen["train"] & seen["held_out"]
     assert not seen["train"] & seen["harder"]
     assert not seen["train"] & seen["other_surface"]
@@ -78,7 +91,10 @@ def test_renaming_and_reordering_leave_a_program_on_its_side():
     for question in programs.questions(50, 1):
         program = programs.parse(question.text)
         names = dict(zip(programs.LETTERS, rng.sample(programs.LETTERS, 16), strict=True))
-        moved = [Statement(names[s.name], names[s.operand], s.operator, s.literal) for s in program.statements]
+        moved = [
+            Statement(names[s.name], names[s.operand], s.operator, s.literal)
+            for s in program.statements
+        ]
         rng.shuffle(moved)
         inputs = tuple((names[letter], value) for letter, value in reversed(program.inputs))
         twin = Program(inputs, tuple(moved), tuple(names[letter] for letter in program.asked))
@@ -96,14 +112,18 @@ def test_splits_are_what_they_are_called(sets):
 
 def test_difficulty_is_the_number_of_statements_of_a_chain():
     for steps in (1, 2, 5):
-        assert len(programs.parse(programs.questions(1, steps=steps)[0].text).statements) == 2 * steps
+        assert (
+            len(programs.parse(programs.questions(1, steps=steps)[0].text).statements) == 2 * steps
+        )
 
 
-# --- trajectories ----------------------------------------------------------------------------------------------------
+# --- trajectories ---------------------------------------------------------------------------------
 
 
 def replay(program, text):
-    """Walk a full-step trajectory word by word; returns (values written, first offset of a value that does not follow)."""
+    """Walk a full-step trajectory word by word; returns (values written, first offset of a value
+    that does not follow).
+    """
     known, statements = dict(program.inputs), {s.name: s for s in program.statements}
     offset, first_error, current = 0, None, None
     for word in text.split():
@@ -137,7 +157,9 @@ def test_full_trajectories_follow_step_by_step_and_err_only_where_they_say(sets,
         program = programs.parse(question.text)
         trajectory = programs.trajectory(program, style, rng)
         values, first_error = replay(program, trajectory.text)
-        assert trajectory.answer == " ".join(f"{letter}={values[letter]}" for letter in program.asked)
+        assert trajectory.answer == " ".join(
+            f"{letter}={values[letter]}" for letter in program.asked
+        )
         assert trajectory.correct == (trajectory.answer == question.answer) == (style != "wrong")
         assert trajectory.first_error == first_error
         assert trajectory.kind == style
@@ -155,7 +177,11 @@ def test_full_trajectories_follow_step_by_step_and_err_only_where_they_say(sets,
 )
 def test_each_style_has_its_own_words(sets, style, always, never):
     for seed, question in enumerate(sets["held_out"]):
-        written = set(programs.trajectory(programs.parse(question.text), style, random.Random(seed)).text.split())
+        written = set(
+            programs.trajectory(
+                programs.parse(question.text), style, random.Random(seed)
+            ).text.split()
+        )
         assert always <= written
         assert not never & written
 
@@ -199,12 +225,13 @@ def test_every_question_has_at_least_32_distinct_trajectories(sets, style):
 
 def test_plain_orders_are_counted_by_the_binomial():
     program = programs.parse(programs.questions(1, 0)[0].text)
-    assert len(programs.trajectories(program, 20, "plain")) == 20  # C(6, 3) interleavings of two chains of three
+    # C(6, 3) interleavings of two chains of three
+    assert len(programs.trajectories(program, 20, "plain")) == 20
     with pytest.raises(ValueError, match="only 20 distinct 'plain' trajectories"):
         programs.trajectories(program, 21, "plain")
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -223,7 +250,10 @@ def test_a_question_without_a_valid_trajectory_is_refused(text, message):
 def test_statements_that_nothing_asks_for_may_dangle():
     program = programs.parse("a=1\nb:= a+2\nd:= c*2\n?b")
     assert programs.trajectory(program, "plain", random.Random(0)).text == "b:= a+2 a=1 b=3 ."
-    assert "d:= c*2 c=? Alternatively" in programs.trajectory(program, "exploring", random.Random(0)).text
+    assert (
+        "d:= c*2 c=? Alternatively"
+        in programs.trajectory(program, "exploring", random.Random(0)).text
+    )
 
 
 def test_nothing_can_be_explored_where_every_statement_is_ready():
@@ -233,19 +263,26 @@ def test_nothing_can_be_explored_where_every_statement_is_ready():
 
 def test_an_unknown_style_or_split_is_refused_with_the_known_ones():
     program = programs.parse("a=1\nb:= a+2\n?b")
-    with pytest.raises(ValueError, match="unknown trajectory style 'lang': choose one of plain, short"):
+    with pytest.raises(
+        ValueError, match="unknown trajectory style 'lang': choose one of plain, short"
+    ):
         programs.trajectory(program, "lang", random.Random(0))
     with pytest.raises(ValueError, match="unknown split 'test': choose one of train, held_out"):
         programs.questions(1, split="test")
 
 
-@pytest.mark.parametrize(("n", "steps", "message"), [(0, 3, "n=0 questions"), (1, 0, "steps=0"), (1, 8, r"steps=8.*1\.\.7")])
+@pytest.mark.parametrize(
+    ("n", "steps", "message"),
+    [(0, 3, "n=0 questions"), (1, 0, "steps=0"), (1, 8, r"steps=8.*1\.\.7")],
+)
 def test_counts_out_of_range_are_refused(n, steps, message):
     with pytest.raises(ValueError, match=message):
         programs.questions(n, steps=steps)
 
 
-@pytest.mark.parametrize("text", ["a=7\n?a", "a=1\nb= a+2\n?b", "a=1\nb:= a^2\n?b", "q=1\n?q", "a=1\nb:=\n?b"])
+@pytest.mark.parametrize(
+    "text", ["a=7\n?a", "a=1\nb= a+2\n?b", "a=1\nb:= a^2\n?b", "q=1\n?q", "a=1\nb:=\n?b"]
+)
 def test_what_is_no_program_is_refused_by_word(text):
     with pytest.raises(ValueError, match="begins no part of a program"):
         programs.parse(text)
@@ -254,11 +291,18 @@ def test_what_is_no_program_is_refused_by_word(text):
 def test_grading_is_exact_and_takes_the_last_box():
     assert programs.graded("c=1 \n\n**Final Answer**\n\\boxed{ a=1 b=2 } <end>", "a=1 b=2")
     assert programs.graded("\\boxed{a=3 b=2} \\boxed{a=1 b=2}", "a=1 b=2")
-    for text in ("a=1 b=2", "\\boxed{b=2 a=1}", "\\boxed{a=1}", "\\boxed{a=1 b=2 c=3}", "\\boxed{a=1 b=2} \\boxed{}", ""):
+    for text in (
+        "a=1 b=2",
+        "\\boxed{b=2 a=1}",
+        "\\boxed{a=1}",
+        "\\boxed{a=1 b=2 c=3}",
+        "\\boxed{a=1 b=2} \\boxed{}",
+        "",
+    ):
         assert not programs.graded(text, "a=1 b=2")
 
 
-# --- faults ----------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 TWO_STEPS = "a=1\nb:= a+2\nc:= b*2\n?c"
 END = " \n\n**Final Answer**\n\\boxed{ c=6 }"
@@ -294,9 +338,13 @@ def test_an_answer_that_was_not_computed_is_a_fault_of_its_own():
         assert programs.fault(programs.parse(TWO_STEPS), written + end) == "answer"
 
 
-@pytest.mark.parametrize("style", ["plain", "short", "self_correcting", "exploring", "long", "wrong"])
+@pytest.mark.parametrize(
+    "style", ["plain", "short", "self_correcting", "exploring", "long", "wrong"]
+)
 def test_faults_are_found_in_wrong_trajectories_and_in_no_others(sets, style):
     for seed, question in enumerate(sets["held_out"]):
         written = programs.trajectory(programs.parse(question.text), style, random.Random(seed))
         end = f" \\boxed{{ {written.answer} }}"
-        assert programs.fault(programs.parse(question.text), written.text + end) == ("value" if style == "wrong" else "none")
+        assert programs.fault(programs.parse(question.text), written.text + end) == (
+            "value" if style == "wrong" else "none"
+        )

@@ -1,4 +1,6 @@
-"""The reward of Eq. 21: every branch, for both kinds of text, and texts that a model should never write but will."""
+"""The reward of Eq. 21: every branch, for both kinds of text, and texts that a model should never
+write but will.
+"""
 
 import threading
 import time
@@ -24,7 +26,8 @@ def grader():
 
 
 @pytest.mark.parametrize(
-    ("answer_right", "format_right", "wanted"), [(True, True, 1), (False, True, 0), (True, False, -0.5), (False, False, -1)]
+    ("answer_right", "format_right", "wanted"),
+    [(True, True, 1), (False, True, 0), (True, False, -0.5), (False, False, -1)],
 )
 def test_the_four_values_of_equation_21(answer_right, format_right, wanted):
     assert eq21(answer_right, format_right) == wanted
@@ -34,10 +37,11 @@ def test_the_four_values_of_equation_21(answer_right, format_right, wanted):
 def test_right_in_the_right_format_is_best_and_a_right_answer_never_costs():
     for format_right in (True, False):
         assert eq21(True, format_right) > eq21(False, format_right)
-    assert eq21(False, True) > eq21(True, False)  # the paper's order: the format counts for more than the answer
+    # the paper's order: the format counts for more than the answer
+    assert eq21(False, True) > eq21(True, False)
 
 
-# --- texts -----------------------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 TEXTS = [
     ("so \\boxed{42}", 1),
@@ -81,7 +85,7 @@ def test_an_unclosed_box_is_never_in_the_right_format(grader):
         assert not rewards.boxed_at_the_end(text)
 
 
-# --- the tiny reasoner -----------------------------------------------------------------------------------------------
+# --- the tiny reasoner ----------------------------------------------------------------------------
 
 PROGRAMS = {
     "as trained": (FULL, 1),
@@ -133,8 +137,12 @@ def test_what_the_tokenizer_reads_back_of_a_training_row_has_the_full_reward():
         ids, start = tiny.row(question.text, question.trajectories[0].text.split(), question.answer)
         assert tokenizer.decode(ids[-1:]) == "<end>"
         assert program_reward(tokenizer.decode(ids[start:-1]), question.answer) == 1
-        assert program_reward(tokenizer.decode(ids[start:], skip_special_tokens=True), question.answer) == 1
-        assert program_reward(tokenizer.decode(ids[start:-2]), question.answer) == -0.5  # cut before the '}'
+        assert (
+            program_reward(tokenizer.decode(ids[start:], skip_special_tokens=True), question.answer)
+            == 1
+        )
+        # cut before the '}'
+        assert program_reward(tokenizer.decode(ids[start:-2]), question.answer) == -0.5
 
 
 def test_what_the_kit_s_evaluation_calls_right_is_never_called_wrong():
@@ -151,7 +159,7 @@ def test_an_empty_answer_is_never_right():
     assert program_reward(f"{ANSWER_TEMPLATE} }}", "") != 1
 
 
-# --- hostile texts and threads -----------------------------------------------------------------------------------------
+# --- hostile texts and threads --------------------------------------------------------------------
 
 MILLION = 1_000_000
 HOSTILE = {
@@ -201,7 +209,9 @@ def test_rewards_work_off_the_main_thread():
     found = {}
 
     def work():
-        found["text"] = [text_reward(text, "0.5") for text in ("\\boxed{1/2}", "\\boxed{1/3}", "so 1/2", "none")]
+        found["text"] = [
+            text_reward(text, "0.5") for text in ("\\boxed{1/2}", "\\boxed{1/3}", "so 1/2", "none")
+        ]
         found["program"] = [program_reward(text, ANSWER) for text, _ in PROGRAMS.values()]
 
     thread = threading.Thread(target=work)

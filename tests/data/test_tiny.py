@@ -1,4 +1,6 @@
-"""The tiny reasoner: a tokenizer that loses nothing, a vanilla model with the head start that it claims, rows and training."""
+"""The tiny reasoner: a tokenizer that loses nothing, a vanilla model with the head start that it
+claims, rows and training.
+"""
 
 import random
 
@@ -45,9 +47,16 @@ def test_a_row_is_what_the_chat_template_and_the_tokenizer_make(tokenizer, quest
 
 def test_the_kits_seams_are_token_boundaries(tokenizer, questions):
     question = questions[0]
-    encoded = encode(tokenizer, chat_prompt(tokenizer, question.text), question.trajectories[0].text, [question.answer])
+    encoded = encode(
+        tokenizer,
+        chat_prompt(tokenizer, question.text),
+        question.trajectories[0].text,
+        [question.answer],
+    )
     (suffix,) = encoded.suffixes
-    assert tokenizer.convert_ids_to_tokens(list(suffix.ids[suffix.start :])) == question.answer.split()
+    assert (
+        tokenizer.convert_ids_to_tokens(list(suffix.ids[suffix.start :])) == question.answer.split()
+    )
     assert [text.strip() for text in encoded.tokens] == question.trajectories[0].text.split()
 
 
@@ -60,7 +69,7 @@ def test_the_tokenizer_survives_saving(tokenizer, tmp_path, questions):
     assert again.eos_token_id == tokenizer.eos_token_id
 
 
-# --- model -----------------------------------------------------------------------------------------------------------
+# --- model ----------------------------------------------------------------------------------------
 
 
 def test_the_model_is_a_vanilla_llama_of_at_most_five_million_parameters():
@@ -68,7 +77,9 @@ def test_the_model_is_a_vanilla_llama_of_at_most_five_million_parameters():
     assert type(model) is LlamaForCausalLM
     assert sum(p.numel() for p in model.parameters()) < 5e6
     twin, other = tiny.new_model(0), tiny.new_model(1)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True)
+    )
     assert not torch.equal(model.lm_head.weight, other.lm_head.weight)
 
 
@@ -103,7 +114,7 @@ def test_words_that_share_a_letter_begin_alike_and_others_do_not():
     assert cosine("a*4", "a+4") > 0.4
 
 
-# --- rows ------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 def test_base_rows_never_chain_two_statements():
@@ -122,13 +133,30 @@ def test_base_rows_never_chain_two_statements():
         styles |= {"none" if learnt[0] == ANSWER_TEMPLATE else "long" if "." in learnt else "short"}
         styles |= {"other surface"} if program.other_surface else set()
         styles |= set(learnt) & {"Wait", "Alternatively"} | {s.operator for s in program.statements}
-    assert styles == {"none", "long", "short", "other surface", "Wait", "Alternatively", "+", "-", "*", "/"}
+    assert styles == {
+        "none",
+        "long",
+        "short",
+        "other surface",
+        "Wait",
+        "Alternatively",
+        "+",
+        "-",
+        "*",
+        "/",
+    }
 
 
 def test_sft_rows_are_whole_cut_or_without_trajectory_at_their_rates():
     program = programs.parse(programs.questions(1)[0].text)
-    words, rng = programs.trajectory(program, "plain", random.Random(0)).text.split(), random.Random(1)
-    lengths = [len(ids) - start - 5 for ids, start in (tiny.sft_row(program, words, rng) for _ in range(4000))]
+    words, rng = (
+        programs.trajectory(program, "plain", random.Random(0)).text.split(),
+        random.Random(1),
+    )
+    lengths = [
+        len(ids) - start - 5
+        for ids, start in (tiny.sft_row(program, words, rng) for _ in range(4000))
+    ]
     assert sum(n == len(words) for n in lengths) / 4000 == pytest.approx(0.84, abs=0.02)
     assert sum(n == 0 for n in lengths) / 4000 == pytest.approx(0.08 + 0.08 / len(words), abs=0.015)
 
@@ -139,7 +167,7 @@ def test_batches_are_padded_on_the_right_and_learnt_after_the_question():
     assert labels.tolist() == [[-100, -100, 7, 8], [-100, 4, -100, -100]]
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 def test_training_learns_stops_early_on_the_same_path_and_ends_in_evaluation_mode():

@@ -1,4 +1,6 @@
-"""Chains: right by construction, controls as they are named, and a training that is reproducible and learns."""
+"""Chains: right by construction, controls as they are named, and a training that is reproducible
+and learns.
+"""
 
 import pytest
 import torch
@@ -54,7 +56,9 @@ def test_controls_are_what_they_are_called(chains):
         at = next(k for k in range(toy.TERMS) if values[k] != gold[1][k])
         assert operations == gold[0]
         assert made["corrupted"].first_error == len("+ 3 = 0 4 ") * at + len("+ 3 = ")
-        assert all(values[k] == apply(values[k - 1], operations[k]) for k in range(at + 1, toy.TERMS))
+        assert all(
+            values[k] == apply(values[k - 1], operations[k]) for k in range(at + 1, toy.TERMS)
+        )
         assert gold[1][-1] not in values
         assert values[-1] not in values[:-1]
         operations, values = recompute(made["shuffled"].text)
@@ -65,7 +69,9 @@ def test_controls_are_what_they_are_called(chains):
         foreign = recompute(made["foreign"].text)
         assert foreign[0] != gold[0]
         assert gold[1][-1] not in foreign[1]
-        ends = recompute(toy.altered_trajectories(question, seed=0, avoid="0 3")["foreign"].text)[1][-1]
+        ends = recompute(toy.altered_trajectories(question, seed=0, avoid="0 3")["foreign"].text)[
+            1
+        ][-1]
         assert ends != 3
 
 
@@ -81,7 +87,9 @@ def test_training_is_by_seed_and_lowers_the_loss():
     first, losses = toy.train_reasoner(5, steps=25, batch=16)
     again, same = toy.train_reasoner(5, steps=25, batch=16)
     assert losses == same
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)
+    )
     assert losses != toy.train_reasoner(6, steps=25, batch=16)[1]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert not first.training
@@ -90,14 +98,16 @@ def test_training_is_by_seed_and_lowers_the_loss():
 def test_the_models_words_and_probing_fit_together(chains):
     model, question = toy.new_model(0), chains[0]
     trajectory = toy.encode(question.trajectories[0].text)
-    nll, _ = probe.prefix_nll(model, toy.prompt_ids(question), trajectory, [toy.suffix(question.answer)], [0, 5])
+    nll, _ = probe.prefix_nll(
+        model, toy.prompt_ids(question), trajectory, [toy.suffix(question.answer)], [0, 5]
+    )
     assert nll.shape == (1, 2)
     assert len(trajectory) == toy.TERMS * toy.STEP_TOKENS
     with pytest.raises(KeyError, match="Wait"):
         toy.encode("+ 3 Wait")
 
 
-# --- regression tasks ------------------------------------------------------------------------------------------------
+# --- regression tasks -----------------------------------------------------------------------------
 
 
 def draw(seed=0):
@@ -174,7 +184,10 @@ def test_an_overlap_of_support_and_query_must_be_asked_for():
         (lambda: toy.sinusoids(5, 3, draw(), queries=0), "0 query points"),
         (lambda: toy.linear_tasks(5, 3, draw(), noise=-0.1), "noise=-0.1 must not be negative"),
         (lambda: toy.linear_tasks(5, 3, draw(), condition=0.5), "condition=0.5 must be at least 1"),
-        (lambda: TaskBatch(torch.zeros(2, 3), *[torch.zeros(2, 3, 1)] * 3), "are not \\(tasks, points, features\\)"),
+        (
+            lambda: TaskBatch(torch.zeros(2, 3), *[torch.zeros(2, 3, 1)] * 3),
+            "are not \\(tasks, points, features\\)",
+        ),
         (lambda: TaskBatch(*[torch.zeros(2, 3, 1)] * 3, torch.zeros(2, 4, 1)), "do not fit"),
         (
             lambda: TaskBatch(*[torch.zeros(2, 3, 1)] * 3, torch.full((2, 3, 1), torch.nan)),

@@ -1,4 +1,6 @@
-"""Checkers of the exercises on an explicit inner loop: right ones pass, each likely mistake gets its hint."""
+"""Checkers of the exercises on an explicit inner loop: right ones pass, each likely mistake gets
+its hint.
+"""
 
 import numpy as np
 import pytest
@@ -25,7 +27,11 @@ GRADIENTS = [
     (gradient, True, "right: FOMAML leaves out"),
     (slope, False, "FOMAML's estimate"),
     (lambda *given: slope(*given[:6], 0), False, "gradient of the outer loss at theta;"),
-    (lambda *g: slope(*g[:6], 0) * (1 - g[5] * g[1]) ** g[6], False, "the outer loss's slope is wanted at theta'"),
+    (
+        lambda *g: slope(*g[:6], 0) * (1 - g[5] * g[1]) ** g[6],
+        False,
+        "the outer loss's slope is wanted at theta'",
+    ),
     (lambda *g: gradient(*g[:6], 1), False, "take as many as asked"),
     (lambda *g: slope(*g) * (1 - g[5] * g[1]), False, "each inner step brings its own factor"),
     (lambda *g: slope(*g) * (1 - g[5] * g[3]) ** g[6], False, "its curvature is a"),

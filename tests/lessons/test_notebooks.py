@@ -1,4 +1,6 @@
-"""The notebooks: executed with their small parameters, well formed, with stored outputs and current generated parts."""
+"""The notebooks: executed with their small parameters, well formed, with stored outputs and current
+generated parts.
+"""
 
 import ast
 import importlib
@@ -67,7 +69,8 @@ GPU_CASES = {
 
 @pytest.mark.parametrize("start", GPU_CASES)
 def test_the_gpu_preset_runs_the_same_cells(start, tmp_path, lm, monkeypatch):
-    """A hub model's stand-in, a folder with a tiny random decoder, in bfloat16 but for 06, on whatever device there is.
+    """A hub model's stand-in, a folder with a tiny random decoder, in bfloat16 but for 06, on
+    whatever device there is.
 
     The paper's sets are stood in for by folders of the same columns.
     """
@@ -94,7 +97,12 @@ def test_the_gpu_preset_runs_the_same_cells(start, tmp_path, lm, monkeypatch):
 def test_begins_with_question_set_up_and_parameters(book):
     content = nbformat.read(book.path, as_version=4).cells
     assert content[0].source.startswith("# ")
-    for phrase in ("**The question.**", "**You will learn**", "**Paper:**", "<!-- generated: needs -->"):
+    for phrase in (
+        "**The question.**",
+        "**You will learn**",
+        "**Paper:**",
+        "<!-- generated: needs -->",
+    ):
         assert phrase in content[0].source
     assert content[1].metadata["tags"] == ["setup"]
     assert content[2].metadata["tags"] == ["parameters"]
@@ -108,7 +116,9 @@ def test_parameters_are_few_typed_and_explained(book):
     assert 1 <= len(lines) <= 9
     assert all(re.fullmatch(r"\w+: (int|float|str|bool) = .+  # .+", line) for line in lines), lines
     annotated = [name for c in cells(book) if c is not cell for name in declared(c.source)]
-    assert not set(annotated) - set(book.parameters), "only parameters are annotated: check_parameters relies on it"
+    assert not set(annotated) - set(book.parameters), (
+        "only parameters are annotated: check_parameters relies on it"
+    )
 
 
 def declared(source):
@@ -123,7 +133,10 @@ def test_cells_are_short_and_few(book):
     code = [cell for cell in cells(book) if "setup" not in cell.metadata.get("tags", [])]
     assert len(code) <= 40
     for cell in code:
-        counted = [line for line in cell.source.splitlines() if not line.startswith(("import ", "from "))]  # one per room
+        # one per room
+        counted = [
+            line for line in cell.source.splitlines() if not line.startswith(("import ", "from "))
+        ]
         assert len(counted) <= 15, cell.source
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.FunctionDef):
@@ -132,7 +145,9 @@ def test_cells_are_short_and_few(book):
 
 @each_book
 def test_solutions_are_folded(book):
-    assert all(cell.metadata.get("jupyter", {}).get("source_hidden") for cell in tagged(book, "solution"))
+    assert all(
+        cell.metadata.get("jupyter", {}).get("source_hidden") for cell in tagged(book, "solution")
+    )
 
 
 @each_book
@@ -143,16 +158,25 @@ def test_exercises_are_checked_by_the_module_of_the_notebooks_name(book):
         return
     assert re.findall(r"lessons\.exercises import (.+)", source) == [f"{name} as exercises"]
     checkers = {
-        found for found in vars(importlib.import_module(f"tml_lib.lessons.exercises.{name}")) if found.startswith("check_")
+        found
+        for found in vars(importlib.import_module(f"tml_lib.lessons.exercises.{name}"))
+        if found.startswith("check_")
     }
     for given in ("attempt", r"(?:solution|lambda .+)"):
-        assert set(re.findall(rf"^exercises\.(check_\w+)\({given}[,):]", source, re.MULTILINE)) == checkers
+        assert (
+            set(re.findall(rf"^exercises\.(check_\w+)\({given}[,):]", source, re.MULTILINE))
+            == checkers
+        )
 
 
 @each_book
 def test_prose_outweighs_code(book):
     words = sum(len(cell.source.split()) for cell in cells(book, "markdown"))
-    lines = sum(len(cell.source.splitlines()) for cell in cells(book) if "setup" not in cell.metadata.get("tags", []))
+    lines = sum(
+        len(cell.source.splitlines())
+        for cell in cells(book)
+        if "setup" not in cell.metadata.get("tags", [])
+    )
     assert words >= 4 * lines
 
 
@@ -161,7 +185,9 @@ def test_stored_outputs_show_figures_and_no_machine(book):
     outputs = [output for cell in cells(book) for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not [o for o in outputs if o.output_type == "error"]
-    assert not [o for o in outputs if o.output_type == "stream" and not o.text.strip()], "an empty line is no output"
+    assert not [o for o in outputs if o.output_type == "stream" and not o.text.strip()], (
+        "an empty line is no output"
+    )
     assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
     assert not re.search(r"/(home|root|tmp|work|Users)/", json.dumps(outputs))
     assert book.path.stat().st_size < 2_000_000
@@ -184,9 +210,22 @@ def test_costs_are_kept_under_the_preset_that_was_run(monkeypatch):
     monkeypatch.setattr(generated, "record", lambda **parts: kept.update(parts["notebooks"]))
     names = {book.name[:2]: book for book in BOOKS}
     given = {"02": {}, "05": {"seed": 3}, "01": {"preset": "gpu"}}
-    generated.record_notebooks([notebooks.Result(names[k].name, True, 1.0, 2.0, parameters) for k, parameters in given.items()])
-    assert {name[:2]: list(costs) for name, costs in kept.items()} == {"02": ["any"], "05": ["small"], "01": ["gpu"]}
-    assert kept[names["05"].name]["small"] == {"seconds": 1.0, "memory_mb": 2.0, "settings": {"seed": 3}}
+    generated.record_notebooks(
+        [
+            notebooks.Result(names[k].name, True, 1.0, 2.0, parameters)
+            for k, parameters in given.items()
+        ]
+    )
+    assert {name[:2]: list(costs) for name, costs in kept.items()} == {
+        "02": ["any"],
+        "05": ["small"],
+        "01": ["gpu"],
+    }
+    assert kept[names["05"].name]["small"] == {
+        "seconds": 1.0,
+        "memory_mb": 2.0,
+        "settings": {"seed": 3},
+    }
     assert "settings" not in kept[names["01"].name]["gpu"], "the preset is the key"
 
 
@@ -209,7 +248,10 @@ def test_a_missed_bar_is_told(value, bar, met):
 
 def test_stored_evidence_is_current_and_large_enough():
     table = ledger.rows([notebooks.stored_evidence()])
-    by_scale = {scale: {row.claim for row in table if row.scale == scale} for scale in ("small", "small-sft", "published")}
+    by_scale = {
+        scale: {row.claim for row in table if row.scale == scale}
+        for scale in ("small", "small-sft", "published")
+    }
     assert by_scale["published"] == {"C13"}
     assert by_scale["small"] >= {"C1", "C2", "C3", "C4s", "C5s", "C6", "C11", "C12"}
     assert by_scale["small-sft"] >= {"C1", "C2", "C3", "C6"}
@@ -234,24 +276,33 @@ def test_stored_evidence_is_current_and_large_enough():
         "C9",
     }
     for row in table:
-        assert row.verdict not in ("stale", "too few"), f"{row.claim}.{row.test}: {row.verdict} ({row.evidence})"
+        assert row.verdict not in ("stale", "too few"), (
+            f"{row.claim}.{row.test}: {row.verdict} ({row.evidence})"
+        )
         assert row.low <= row.estimate <= row.high
 
 
-@pytest.mark.parametrize(("given", "message"), [({"sede": 1}, "did you mean 'seed'"), ({"seed": "zero"}, "declares seed: int")])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"sede": 1}, "did you mean 'seed'"), ({"seed": "zero"}, "declares seed: int")],
+)
 def test_papermill_itself_stops_at_a_bad_parameter(given, message, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match=re.escape(message)):
-        papermill.execute_notebook(BOOKS[0].path, tmp_path / "out.ipynb", given, cwd=notebooks.folder(), progress_bar=False)
+        papermill.execute_notebook(
+            BOOKS[0].path, tmp_path / "out.ipynb", given, cwd=notebooks.folder(), progress_bar=False
+        )
 
 
-# --- the runner ------------------------------------------------------------------------------------------------------
+# --- the runner -----------------------------------------------------------------------------------
 
 
 def tiny_book(folder, name, body):
     cell = nbformat.v4.new_code_cell("wait: int = 0  # s", metadata={"tags": ["parameters"]})
     content = [nbformat.v4.new_markdown_cell(f"# {name}"), cell, nbformat.v4.new_code_cell(body)]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=content, metadata=kernel), folder / f"{name}.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=content, metadata=kernel), folder / f"{name}.ipynb"
+    )
 
 
 @pytest.fixture
@@ -266,13 +317,17 @@ def tiny_books(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ctrl_c():
-    """Ctrl-C interrupts, also where the tests were started in the background of a shell, which ignores it."""
+    """Ctrl-C interrupts, also where the tests were started in the background of a shell, which
+    ignores it.
+    """
     held = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, held)
 
 
-def test_an_interrupted_run_keeps_what_finished_and_resumes(ctrl_c, tiny_books, tmp_path, monkeypatch):
+def test_an_interrupted_run_keeps_what_finished_and_resumes(
+    ctrl_c, tiny_books, tmp_path, monkeypatch
+):
     out = tmp_path / "run"
     slow = notebooks.check_given(tiny_books, {"wait": 120})
 
@@ -288,7 +343,9 @@ def test_an_interrupted_run_keeps_what_finished_and_resumes(ctrl_c, tiny_books, 
     assert not (out / "01_slow.ipynb").exists()
     executed = []
     real = notebooks._execute
-    monkeypatch.setattr(notebooks, "_execute", lambda book, *rest: executed.append(book.name) or real(book, *rest))
+    monkeypatch.setattr(
+        notebooks, "_execute", lambda book, *rest: executed.append(book.name) or real(book, *rest)
+    )
     # the quick one's parameters are the same; the slow one is told not to wait this time
     results = notebooks.run(tiny_books, slow | {"01_slow": {"wait": 0}}, out, jobs=2)
     assert executed == ["01_slow"]
@@ -319,14 +376,22 @@ def test_a_parameter_goes_to_the_notebooks_that_declare_it(tiny_books):
 def test_a_preset_of_other_questions_is_refused_by_notebook():
     books = [book for book in notebooks.discover() if book.preset]
     assert {book.name[:2] for book in books} >= {"01", "05"}
-    assert all(book.presets == (["small", "gpu", "tiny"] if book.any_preset else ["small", "gpu"]) for book in books)
-    with pytest.raises(ValueError, match=r"notebook 0\d_\w+ does not ask the questions of preset 'tiny': give it small or gpu"):
+    assert all(
+        book.presets == (["small", "gpu", "tiny"] if book.any_preset else ["small", "gpu"])
+        for book in books
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"notebook 0\d_\w+ does not ask the questions of preset 'tiny': give it small or gpu",
+    ):
         notebooks.check_given([book for book in books if not book.any_preset], {"preset": "tiny"})
     assert notebooks.discover()[2].presets == []
 
 
 def test_storing_outputs_drops_progress_and_run_metadata(tiny_books, tmp_path):
-    tiny_book(notebooks.folder(), "00_quick", "import sys; print('kept'); print('bar', file=sys.stderr)")
+    tiny_book(
+        notebooks.folder(), "00_quick", "import sys; print('kept'); print('bar', file=sys.stderr)"
+    )
     (book, *_) = notebooks.discover()
     (result,) = notebooks.run([book], {"00_quick": {}}, tmp_path / "run")
     notebooks.store(result, tmp_path / "run")
@@ -336,10 +401,16 @@ def test_storing_outputs_drops_progress_and_run_metadata(tiny_books, tmp_path):
 
 
 def test_a_kernel_that_takes_too_much_memory_is_ended(tiny_books, tmp_path, monkeypatch):
-    """The same watch ends any kernel of these tests that holds 1.9 GB, nbval's with the committed defaults too."""
+    """The same watch ends any kernel of these tests that holds 1.9 GB, nbval's with the committed
+    defaults too.
+    """
     monkeypatch.setenv("TML_MEMORY_LIMIT_MB", "400")
     tiny_book(notebooks.folder(), "03_small", "held = bytearray(10**7)\nimport time; time.sleep(1)")
-    tiny_book(notebooks.folder(), "04_large", "held = bytearray(b'1') * 5 * 10**8\nimport time; time.sleep(600)")
+    tiny_book(
+        notebooks.folder(),
+        "04_large",
+        "held = bytearray(b'1') * 5 * 10**8\nimport time; time.sleep(600)",
+    )
     books = notebooks.discover()[2:]
     small, large = notebooks.run(books, notebooks.check_given(books, {}), tmp_path / "run")
     assert small.ok
@@ -349,7 +420,9 @@ def test_a_kernel_that_takes_too_much_memory_is_ended(tiny_books, tmp_path, monk
 
 @each_book
 def test_measured_memory_fits_binder(book):
-    """A full run's peak at the preset that the notebook opens with: 1.9 GB where SmolLM2 takes part, else 1 GB."""
+    """A full run's peak at the preset that the notebook opens with: 1.9 GB where SmolLM2 takes
+    part, else 1 GB.
+    """
     cost = generated.measured()["notebooks"][book.name][book.preset or "any"]
     assert cost["memory_mb"] <= (1900 if book.preset == "small" else 1000), cost
 

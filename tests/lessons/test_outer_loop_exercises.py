@@ -1,4 +1,6 @@
-"""Checkers of the outer loop's exercises: right ones pass, each likely mistake gets its hint, none attempted says so."""
+"""Checkers of the outer loop's exercises: right ones pass, each likely mistake gets its hint, none
+attempted says so.
+"""
 
 import math
 
@@ -7,7 +9,12 @@ import pytest
 from scipy.stats import hypergeom
 
 from tml_lib.data import programs
-from tml_lib.lessons.exercises import generalisation, lora_outer_loop, support_set_size, the_tiny_reasoner
+from tml_lib.lessons.exercises import (
+    generalisation,
+    lora_outer_loop,
+    support_set_size,
+    the_tiny_reasoner,
+)
 
 
 def loss(rows, starts):
@@ -24,14 +31,22 @@ def same(text, other, *, sort=True):
     for question in (text, other):
         program = programs.parse(question)
         follows = {s.operand: s for s in program.statements}
-        chains = [(value, follows[letter].operator, follows[letter].literal) for letter, value in program.inputs]
+        chains = [
+            (value, follows[letter].operator, follows[letter].literal)
+            for letter, value in program.inputs
+        ]
         found.append(sorted(chains) if sort else chains)
     return found[0] == found[1]
 
 
 def nested(groups, rng, *, seeds=True, questions=True):
     chosen = rng.integers(len(groups), size=len(groups)) if seeds else range(len(groups))
-    return np.mean([rng.choice(groups[k], len(groups[k])).mean() if questions else groups[k].mean() for k in chosen])
+    return np.mean(
+        [
+            rng.choice(groups[k], len(groups[k])).mean() if questions else groups[k].mean()
+            for k in chosen
+        ]
+    )
 
 
 def size(shapes, rank):
@@ -43,27 +58,92 @@ def merged(w, a, b, alpha):
 
 
 CASES = [
-    (lora_outer_loop.check_adapter_size, size, lambda shapes, rank: sum(o * i for o, i in shapes), "stay frozen"),
-    (lora_outer_loop.check_adapter_size, size, lambda shapes, rank: rank * sum(o for o, _ in shapes), "B alone"),
+    (
+        lora_outer_loop.check_adapter_size,
+        size,
+        lambda shapes, rank: sum(o * i for o, i in shapes),
+        "stay frozen",
+    ),
+    (
+        lora_outer_loop.check_adapter_size,
+        size,
+        lambda shapes, rank: rank * sum(o for o, _ in shapes),
+        "B alone",
+    ),
     (lora_outer_loop.check_adapter_size, size, lambda shapes, rank: 7, "write down the shapes"),
     (lora_outer_loop.check_merged, merged, lambda w, a, b, alpha: w + b @ a, "left out the scale"),
-    (lora_outer_loop.check_merged, merged, lambda w, a, b, alpha: w + alpha * b @ a, "alpha / rank, not alpha"),
+    (
+        lora_outer_loop.check_merged,
+        merged,
+        lambda w, a, b, alpha: w + alpha * b @ a,
+        "alpha / rank, not alpha",
+    ),
     (lora_outer_loop.check_merged, merged, lambda w, a, b, alpha: a, "which product"),
-    (the_tiny_reasoner.check_orders, lambda n: math.comb(2 * n, n), lambda n: 4**n, "exactly n times"),
-    (the_tiny_reasoner.check_orders, lambda n: math.comb(2 * n, n), lambda n: math.factorial(2 * n), "backwards"),
+    (
+        the_tiny_reasoner.check_orders,
+        lambda n: math.comb(2 * n, n),
+        lambda n: 4**n,
+        "exactly n times",
+    ),
+    (
+        the_tiny_reasoner.check_orders,
+        lambda n: math.comb(2 * n, n),
+        lambda n: math.factorial(2 * n),
+        "backwards",
+    ),
     (the_tiny_reasoner.check_orders, lambda n: math.comb(2 * n, n), lambda n: 7, "list them"),
-    (the_tiny_reasoner.check_outer_loss, loss, lambda rows, starts: -np.concatenate(rows).mean(), "question's tokens"),
+    (
+        the_tiny_reasoner.check_outer_loss,
+        loss,
+        lambda rows, starts: -np.concatenate(rows).mean(),
+        "question's tokens",
+    ),
     (the_tiny_reasoner.check_outer_loss, loss, lambda rows, starts: -loss(rows, starts), "sign"),
-    (the_tiny_reasoner.check_outer_loss, loss, lambda rows, starts: 6 * loss(rows, starts), "that is the sum"),
-    (support_set_size.check_repeats, lambda s, b, q, k: s * b / q / k, lambda s, b, q, k: s * b / q, "visits are shared"),
-    (support_set_size.check_repeats, lambda s, b, q, k: s * b / q / k, lambda s, b, q, k: s / q / k, "batches"),
-    (support_set_size.check_majority, majority, lambda c, n, k: majority(c, n, k) * k / 2, "factor 2/k"),
+    (
+        the_tiny_reasoner.check_outer_loss,
+        loss,
+        lambda rows, starts: 6 * loss(rows, starts),
+        "that is the sum",
+    ),
+    (
+        support_set_size.check_repeats,
+        lambda s, b, q, k: s * b / q / k,
+        lambda s, b, q, k: s * b / q,
+        "visits are shared",
+    ),
+    (
+        support_set_size.check_repeats,
+        lambda s, b, q, k: s * b / q / k,
+        lambda s, b, q, k: s / q / k,
+        "batches",
+    ),
+    (
+        support_set_size.check_majority,
+        majority,
+        lambda c, n, k: majority(c, n, k) * k / 2,
+        "factor 2/k",
+    ),
     (support_set_size.check_majority, majority, lambda c, n, k: c / n, "thresholds"),
     (generalisation.check_same_program, same, lambda a, b: a == b, "letters are only names"),
-    (generalisation.check_same_program, same, lambda a, b: same(a, b, sort=False), "which chain stands first"),
+    (
+        generalisation.check_same_program,
+        same,
+        lambda a, b: same(a, b, sort=False),
+        "which chain stands first",
+    ),
     (generalisation.check_same_program, same, lambda a, b: True, "another literal"),
-    (generalisation.check_nested, nested, lambda g, r: nested(g, r, seeds=False), "only the questions vary"),
-    (generalisation.check_nested, nested, lambda g, r: nested(g, r, questions=False), "only the seeds vary"),
+    (
+        generalisation.check_nested,
+        nested,
+        lambda g, r: nested(g, r, seeds=False),
+        "only the questions vary",
+    ),
+    (
+        generalisation.check_nested,
+        nested,
+        lambda g, r: nested(g, r, questions=False),
+        "only the seeds vary",
+    ),
 ]
 
 

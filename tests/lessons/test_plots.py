@@ -16,7 +16,9 @@ matplotlib.use("Agg")
 @pytest.fixture
 def curve():
     tokens = ("6", " *", " 7", "\n", "=", " 42")
-    return ProbeCurve(np.arange(7), np.array([3.0, 3.1, 2.5, 2.6, 2.4, 0.5, 0.1]), 6, "42", tokens, stated_at=5)
+    return ProbeCurve(
+        np.arange(7), np.array([3.0, 3.1, 2.5, 2.6, 2.4, 0.5, 0.1]), 6, "42", tokens, stated_at=5
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +66,9 @@ def test_differences_are_paired_by_question(curve):
 
 
 def test_forest_marks_estimates_and_verdicts():
-    row = Row("C1", "trend", "small", "e", "tau", -0.3, -0.4, -0.2, 1, 64, "c", True, "holds", "f.json")
+    row = Row(
+        "C1", "trend", "small", "e", "tau", -0.3, -0.4, -0.2, 1, 64, "c", True, "holds", "f.json"
+    )
     ax = plots.forest([row]).axes[0]
     assert ax.get_yticklabels()[0].get_text() == "C1 trend: holds"
     assert -0.3 in [line.get_xdata()[0] for line in ax.lines]
@@ -72,7 +76,9 @@ def test_forest_marks_estimates_and_verdicts():
 
 def test_intervals_show_every_name_from_top_to_bottom():
     rows = {"first": Interval(1.0, 0.5, 2.0, 9), "second": Interval(-1.0, -1.5, -0.5, 9)}
-    ax = plots.intervals(plt.figure().add_subplot(), rows, xlabel="nats", colours={"second": "#D55E00"})
+    ax = plots.intervals(
+        plt.figure().add_subplot(), rows, xlabel="nats", colours={"second": "#D55E00"}
+    )
     assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
     assert ax.lines[0].get_xdata().tolist() == [0.5, 2.0]
     assert ax.lines[3].get_color() == "#D55E00"
@@ -90,7 +96,15 @@ def test_by_layer_draws_means_over_questions():
 
 def test_token_path_puts_steps_at_the_token_that_makes_them():
     axes = plt.figure().subplots(2)
-    plots.token_path(axes, {"gold": {"answer_nll": [[2.0, 1.0, 0.0], [4.0, 3.0, 0.0]], "cosine": [[0.1, 0.2], [0.3, 0.4]]}})
+    plots.token_path(
+        axes,
+        {
+            "gold": {
+                "answer_nll": [[2.0, 1.0, 0.0], [4.0, 3.0, 0.0]],
+                "cosine": [[0.1, 0.2], [0.3, 0.4]],
+            }
+        },
+    )
     assert axes[0].lines[2].get_ydata().tolist() == [3.0, 2.0, 0.0]
     assert axes[0].lines[2].get_xdata().tolist() == [0, 1, 2]
     np.testing.assert_allclose(axes[1].lines[2].get_ydata(), [0.2, 0.3])
@@ -111,11 +125,16 @@ def test_seed_bands_show_means_over_seeds_and_tell_lines_apart():
     assert len(ax.collections) == 1, "a single seed has no band"
     styles = {(line.get_color(), line.get_linestyle()) for line in ax.lines}
     assert len(styles) == 2
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a (2 seeds)", "b (1 seed)"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "a (2 seeds)",
+        "b (1 seed)",
+    ]
 
 
 def test_a_surface_has_its_scale_and_a_path_its_ends():
-    found = Landscape(np.linspace(-1, 1, 3), np.linspace(-2, 2, 5), np.arange(15.0).reshape(3, 5, 1))
+    found = Landscape(
+        np.linspace(-1, 1, 3), np.linspace(-2, 2, 5), np.arange(15.0).reshape(3, 5, 1)
+    )
     ax = plots.surface(plt.figure().add_subplot(), found, top=9)
     assert "nats per token" in ax.figure.axes[1].get_ylabel()
     assert ax.collections[0].levels[[0, -1]].tolist() == [0, 9]
@@ -136,7 +155,10 @@ def test_relative_changes_are_drawn_by_class_and_absent_classes_left_out():
 
 def test_rewards_are_drawn_with_their_average_and_live_ones_redrawn(monkeypatch):
     keys = ("reward", "frac_reward_zero_std", "completions/mean_length", "entropy")
-    log = [{"step": step, **{key: float(step + place) for place, key in enumerate(keys)}} for step in (1, 2)]
+    log = [
+        {"step": step, **{key: float(step + place) for place, key in enumerate(keys)}}
+        for step in (1, 2)
+    ]
     figure = plots.rewards([*log, {"step": 2, "train_loss": 0.0}])
     assert "nats per token" in figure.axes[3].get_ylabel()
     for place, ax in enumerate(figure.axes):
@@ -144,7 +166,9 @@ def test_rewards_are_drawn_with_their_average_and_live_ones_redrawn(monkeypatch)
         np.testing.assert_allclose(ax.lines[1].get_ydata(), [1 + place, 1.3 + place])
     assert not plots.rewards([]).axes[0].lines[0].get_xdata().size
     shown = []
-    monkeypatch.setattr(plots, "display", lambda figure, display_id: shown.append(figure) or DisplayHandle("x"))
+    monkeypatch.setattr(
+        plots, "display", lambda figure, display_id: shown.append(figure) or DisplayHandle("x")
+    )
     monkeypatch.setattr(DisplayHandle, "update", lambda self, figure: shown.append(figure))
     show = plots.live_rewards()
     show(log[:1])

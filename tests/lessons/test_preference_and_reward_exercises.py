@@ -1,4 +1,6 @@
-"""Checkers of the exercises on rewards: right ones pass, each likely mistake gets its hint, none attempted says so."""
+"""Checkers of the exercises on rewards: right ones pass, each likely mistake gets its hint, none
+attempted says so.
+"""
 
 import numpy as np
 import pytest

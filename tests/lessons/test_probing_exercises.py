@@ -3,11 +3,20 @@
 import numpy as np
 import pytest
 
-from tml_lib.lessons.exercises import landscape_and_path, probing_trajectories, reasoning_efficiency, token_roles
+from tml_lib.lessons.exercises import (
+    landscape_and_path,
+    probing_trajectories,
+    reasoning_efficiency,
+    token_roles,
+)
 
 
 def scaled(direction, weight):
-    return direction * np.linalg.norm(weight, axis=1, keepdims=True) / np.linalg.norm(direction, axis=1, keepdims=True)
+    return (
+        direction
+        * np.linalg.norm(weight, axis=1, keepdims=True)
+        / np.linalg.norm(direction, axis=1, keepdims=True)
+    )
 
 
 def explained(points):
@@ -35,10 +44,30 @@ CASES = [
     (probing_trajectories.check_answer_nll, nll, lambda p, s: -p.mean(), "template's tokens"),
     (probing_trajectories.check_answer_nll, nll, lambda p, s: p[s:].mean(), "sign"),
     (probing_trajectories.check_answer_nll, nll, lambda p, s: -p[s:].sum(), "a mean"),
-    (probing_trajectories.check_copied_share, copied, lambda n, at: (n[0] - n[at]) / (n[0] - n[-1]), "*before* the statement"),
-    (reasoning_efficiency.check_kept_share, kept, lambda f, s, a: s / f, "without thinking as kept"),
-    (reasoning_efficiency.check_kept_share, kept, lambda f, s, a: s - a, "divide by the gain of the whole"),
-    (reasoning_efficiency.check_kept_share, kept, lambda f, s, a: 1 - kept(f, s, a), "that is lost"),
+    (
+        probing_trajectories.check_copied_share,
+        copied,
+        lambda n, at: (n[0] - n[at]) / (n[0] - n[-1]),
+        "*before* the statement",
+    ),
+    (
+        reasoning_efficiency.check_kept_share,
+        kept,
+        lambda f, s, a: s / f,
+        "without thinking as kept",
+    ),
+    (
+        reasoning_efficiency.check_kept_share,
+        kept,
+        lambda f, s, a: s - a,
+        "divide by the gain of the whole",
+    ),
+    (
+        reasoning_efficiency.check_kept_share,
+        kept,
+        lambda f, s, a: 1 - kept(f, s, a),
+        "that is lost",
+    ),
     (reasoning_efficiency.check_kept_share, kept, lambda f, s, a: 9, "gain of the short one"),
     (
         reasoning_efficiency.check_words_needed,
@@ -47,22 +76,42 @@ CASES = [
         "exactly is enough",
     ),
     (reasoning_efficiency.check_words_needed, needed, lambda b, w: max(b), "smallest number"),
-    (reasoning_efficiency.check_words_needed, needed, lambda b, w: needed(b, min(w, 0.8)), "return None"),
+    (
+        reasoning_efficiency.check_words_needed,
+        needed,
+        lambda b, w: needed(b, min(w, 0.8)),
+        "return None",
+    ),
     (
         landscape_and_path.check_filter_scaled,
         scaled,
         lambda d, w: d * np.linalg.norm(w) / np.linalg.norm(d),
         "one factor for the whole",
     ),
-    (landscape_and_path.check_filter_scaled, scaled, lambda d, w: scaled(d.T, w.T).T, "you scaled columns"),
+    (
+        landscape_and_path.check_filter_scaled,
+        scaled,
+        lambda d, w: scaled(d.T, w.T).T,
+        "you scaled columns",
+    ),
     (
         landscape_and_path.check_filter_scaled,
         scaled,
         lambda d, w: d * np.linalg.norm(w, axis=1, keepdims=True),
         "own length too",
     ),
-    (landscape_and_path.check_filter_scaled, scaled, lambda d, w: d[0], "expected an array of shape"),
-    (landscape_and_path.check_explained, explained, lambda p: explained(np.vstack([p, -p])), "centre the points"),
+    (
+        landscape_and_path.check_filter_scaled,
+        scaled,
+        lambda d, w: d[0],
+        "expected an array of shape",
+    ),
+    (
+        landscape_and_path.check_explained,
+        explained,
+        lambda p: explained(np.vstack([p, -p])),
+        "centre the points",
+    ),
     (landscape_and_path.check_explained, explained, lambda p: np.nan, "singular values' squares"),
     (
         token_roles.check_relative_changes,
@@ -70,12 +119,42 @@ CASES = [
         lambda n: abs(np.diff(n)) / n[1:],
         "*before* the token",
     ),
-    (token_roles.check_relative_changes, lambda n: abs(np.diff(n)) / n[:-1], lambda n: np.diff(n) / n[:-1], "without a sign"),
-    (token_roles.check_relative_changes, lambda n: abs(np.diff(n)) / n[:-1], lambda n: abs(np.diff(n)), "change itself"),
-    (token_roles.check_heavy_tail, lambda: [0.02, 0.02, 1e-4, 0.02, 0.02], lambda: [1, 1e-3, 1, 1, 1], "changes L̂ by"),
-    (token_roles.check_heavy_tail, lambda: [0.02, 0.02, 1e-4, 0.02, 0.02], lambda: [1.0] * 5, "mean relative change is 0"),
-    (token_roles.check_heavy_tail, lambda: [0.02, 0.02, 1e-4, 0.02, 0.02], lambda: [1e-4, 0.01] * 2 + [1e-4], "once is enough"),
-    (token_roles.check_heavy_tail, lambda: [0.02, 0.02, 1e-4, 0.02, 0.02], lambda: [1.0, -1.0], "five positive numbers"),
+    (
+        token_roles.check_relative_changes,
+        lambda n: abs(np.diff(n)) / n[:-1],
+        lambda n: np.diff(n) / n[:-1],
+        "without a sign",
+    ),
+    (
+        token_roles.check_relative_changes,
+        lambda n: abs(np.diff(n)) / n[:-1],
+        lambda n: abs(np.diff(n)),
+        "change itself",
+    ),
+    (
+        token_roles.check_heavy_tail,
+        lambda: [0.02, 0.02, 1e-4, 0.02, 0.02],
+        lambda: [1, 1e-3, 1, 1, 1],
+        "changes L̂ by",
+    ),
+    (
+        token_roles.check_heavy_tail,
+        lambda: [0.02, 0.02, 1e-4, 0.02, 0.02],
+        lambda: [1.0] * 5,
+        "mean relative change is 0",
+    ),
+    (
+        token_roles.check_heavy_tail,
+        lambda: [0.02, 0.02, 1e-4, 0.02, 0.02],
+        lambda: [1e-4, 0.01] * 2 + [1e-4],
+        "once is enough",
+    ),
+    (
+        token_roles.check_heavy_tail,
+        lambda: [0.02, 0.02, 1e-4, 0.02, 0.02],
+        lambda: [1.0, -1.0],
+        "five positive numbers",
+    ),
 ]
 
 

@@ -1,4 +1,6 @@
-"""Checkers of the exercises on theory, toy MAML and descent: right ones pass, each likely mistake gets its hint."""
+"""Checkers of the exercises on theory, toy MAML and descent: right ones pass, each likely mistake
+gets its hint.
+"""
 
 import numpy as np
 import pytest
@@ -23,7 +25,12 @@ def longer(M, D):
         (theory.check_rank_one, rank_one, lambda x, W, t: np.outer(x, t) / (x @ x), "minus x W"),
         (theory.check_rank_one, rank_one, lambda x, W, t: rank_one(x, W, t).T, "W's shape"),
         (theory.check_rank_one, rank_one, lambda x, W, t: 0 * W, "misses the target"),
-        (theory.check_rank_one, rank_one, lambda x, W, t: np.eye(5, 3) * (t - x @ W) / x[:3], "of rank one does too"),
+        (
+            theory.check_rank_one,
+            rank_one,
+            lambda x, W, t: np.eye(5, 3) * (t - x @ W) / x[:3],
+            "of rank one does too",
+        ),
         (
             theory.check_rank_one,
             rank_one,
@@ -37,10 +44,30 @@ def longer(M, D):
             lambda M, D: np.linalg.pinv(M) @ D,
             "turn it over",
         ),
-        (theory.check_static_update, lambda M, D: (np.linalg.pinv(M) @ D).T, lambda M, D: D.T @ M, "misses D"),
-        (theory.check_static_update, lambda M, D: (np.linalg.pinv(M) @ D).T, longer, "not the smallest"),
-        (theory.check_static_update, lambda M, D: (np.linalg.pinv(M) @ D).T, lambda M, D: D, "must be d × d_ff"),
-        (theory.check_static_update, lambda M, D: (np.linalg.pinv(M) @ D).T, lambda M, D: M @ D, "shapes do not fit"),
+        (
+            theory.check_static_update,
+            lambda M, D: (np.linalg.pinv(M) @ D).T,
+            lambda M, D: D.T @ M,
+            "misses D",
+        ),
+        (
+            theory.check_static_update,
+            lambda M, D: (np.linalg.pinv(M) @ D).T,
+            longer,
+            "not the smallest",
+        ),
+        (
+            theory.check_static_update,
+            lambda M, D: (np.linalg.pinv(M) @ D).T,
+            lambda M, D: D,
+            "must be d × d_ff",
+        ),
+        (
+            theory.check_static_update,
+            lambda M, D: (np.linalg.pinv(M) @ D).T,
+            lambda M, D: M @ D,
+            "shapes do not fit",
+        ),
         (
             theory.check_attention_step,
             lambda X, y, x, lr: lr / len(X) * y @ X @ x,
@@ -168,7 +195,11 @@ def test_descent_checker(attempt, right, says, capsys):
     ("attempt", "right", "says"),
     [
         (None, None, "not attempted"),
-        (lambda X, lr, d, m: np.linalg.matrix_power(np.eye(2) - lr * X.T @ X / len(X), m) @ d, True, "right"),
+        (
+            lambda X, lr, d, m: np.linalg.matrix_power(np.eye(2) - lr * X.T @ X / len(X), m) @ d,
+            True,
+            "right",
+        ),
         (lambda X, lr, d, m: (np.eye(2) - lr * X.T @ X / len(X)) @ d, False, "that is one step"),
         (lambda X, lr, d, m: d, False, "changes distances"),
         (lambda X, lr, d, m: 0 * d, False, "Subtract the two lines"),

@@ -18,7 +18,7 @@ def ids_of(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-# --- seams -----------------------------------------------------------------------------------------------------------
+# --- seams ----------------------------------------------------------------------------------------
 
 
 def test_prompt_and_trajectory_ids_concatenate_to_those_of_the_joint_text(tokenizer):
@@ -37,7 +37,11 @@ def test_a_suffix_is_template_and_answer_and_starts_at_the_answer(tokenizer, ans
 
 
 def test_candidates_keep_their_order(tokenizer):
-    assert [s.answer for s in encode(tokenizer, PROMPT, TRAJECTORY, ["9", "42", "9"]).suffixes] == ["9", "42", "9"]
+    assert [s.answer for s in encode(tokenizer, PROMPT, TRAJECTORY, ["9", "42", "9"]).suffixes] == [
+        "9",
+        "42",
+        "9",
+    ]
 
 
 def test_another_template_is_used_as_given(tokenizer):
@@ -49,7 +53,9 @@ def test_token_texts_join_to_the_trajectory_and_end_where_they_say(tokenizer):
     found = encode(tokenizer, PROMPT, TRAJECTORY, ["42"])
     assert len(found.tokens) == len(found.ends) == len(found.trajectory)
     assert "".join(found.tokens) == TRAJECTORY
-    assert ["".join(found.tokens[: k + 1]) for k in range(len(found.ends))] == [TRAJECTORY[:end] for end in found.ends]
+    assert ["".join(found.tokens[: k + 1]) for k in range(len(found.ends))] == [
+        TRAJECTORY[:end] for end in found.ends
+    ]
     assert list(found.ends) == sorted(found.ends)
 
 
@@ -69,12 +75,25 @@ def test_an_empty_trajectory_has_no_tokens(tokenizer):
 def test_tokens_before_counts_only_tokens_that_end_by_the_offset(tokenizer):
     found = encode(tokenizer, PROMPT, "alpha beta 42", ["42"])
     assert found.tokens == ("alpha", " beta", " ", "4", "2")
-    assert [found.tokens_before(k) for k in (0, 4, 5, 9, 10, 11, 12, 13)] == [0, 0, 1, 1, 2, 3, 4, 5]
+    assert [found.tokens_before(k) for k in (0, 4, 5, 9, 10, 11, 12, 13)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
-@pytest.mark.parametrize(("prompt", "trajectory"), [("9 appl", "es and more"), ("The win", "ner"), ("two ", "words")])
+@pytest.mark.parametrize(
+    ("prompt", "trajectory"), [("9 appl", "es and more"), ("The win", "ner"), ("two ", "words")]
+)
 def test_a_seam_inside_a_token_is_refused_and_both_sides_are_named(tokenizer, prompt, trajectory):
-    with pytest.raises(ValueError, match=f"prompt and trajectory.*'{prompt}' and '{trajectory}' share a token"):
+    with pytest.raises(
+        ValueError, match=f"prompt and trajectory.*'{prompt}' and '{trajectory}' share a token"
+    ):
         encode(tokenizer, prompt, trajectory, ["42"])
 
 
@@ -93,23 +112,30 @@ def test_a_slow_tokenizer_is_refused_by_name():
         encode(SimpleNamespace(is_fast=False), PROMPT, TRAJECTORY, ["42"])
 
 
-# --- prompts ---------------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 
 def test_chat_prompt_is_the_model_s_own_template_ready_for_the_assistant(tokenizer):
     prompt = answers.chat_prompt(tokenizer, "What is 6 times 7?")
     assert f"<|im_start|>user\nWhat is 6 times 7?\n{INSTRUCTION}<|im_end|>" in prompt
     assert prompt.endswith("<|im_start|>assistant\n")
-    assert tokenizer.convert_tokens_to_ids("<|im_start|>") in encode(tokenizer, prompt, TRAJECTORY, ["42"]).prompt
+    assert (
+        tokenizer.convert_tokens_to_ids("<|im_start|>")
+        in encode(tokenizer, prompt, TRAJECTORY, ["42"]).prompt
+    )
 
 
 def test_without_a_chat_template_the_prompt_is_plain_text():
     base = SimpleNamespace(chat_template=None)
-    assert answers.chat_prompt(base, "What is 6 times 7?") == f"What is 6 times 7?\n{INSTRUCTION}\n\n"
-    assert answers.chat_prompt(base, "What is 6 times 7?", instruction="") == "What is 6 times 7?\n\n"
+    assert (
+        answers.chat_prompt(base, "What is 6 times 7?") == f"What is 6 times 7?\n{INSTRUCTION}\n\n"
+    )
+    assert (
+        answers.chat_prompt(base, "What is 6 times 7?", instruction="") == "What is 6 times 7?\n\n"
+    )
 
 
-# --- extraction and grading ------------------------------------------------------------------------------------------
+# --- extraction and grading -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +260,9 @@ def test_grading_works_from_several_threads_at_once(grader):
     def work(mine):
         for k in range(10):
             number = 100 * mine + k
-            if grader.extract(f"so {number}") != str(number) or grader.grade(f"so {number}", str(number + 1)):
+            if grader.extract(f"so {number}") != str(number) or grader.grade(
+                f"so {number}", str(number + 1)
+            ):
                 wrong.append(number)
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(1, 5)]

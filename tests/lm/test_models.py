@@ -12,8 +12,12 @@ from tml_lib.lm import models
 
 @pytest.fixture
 def folder(tmp_path, tokenizer):
-    """A folder that holds a tiny random Llama with SmolLM2's tokenizer, as `save_pretrained` writes it."""
-    models.random_model("llama", vocab_size=len(tokenizer), seed=5).save_pretrained(tmp_path / "tiny")
+    """A folder that holds a tiny random Llama with SmolLM2's tokenizer, as `save_pretrained` writes
+    it.
+    """
+    models.random_model("llama", vocab_size=len(tokenizer), seed=5).save_pretrained(
+        tmp_path / "tiny"
+    )
     tokenizer.save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
 
@@ -27,7 +31,7 @@ def logits(model):
         return model(input_ids=torch.arange(40)[None]).logits
 
 
-# --- presets and settings --------------------------------------------------------------------------------------------
+# --- presets and settings -------------------------------------------------------------------------
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
@@ -48,7 +52,7 @@ def test_every_preset_names_itself_and_a_dtype():
         assert isinstance(getattr(torch, preset.dtype), torch.dtype)
 
 
-# --- folders ---------------------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 
 def test_a_saved_model_loads_and_computes_the_same(folder, tokenizer):
@@ -83,7 +87,9 @@ def test_a_config_that_is_no_json_is_refused_by_path(folder):
 def test_truncated_weights_are_refused_by_path(folder, kept):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=f"model '{folder}' cannot be loaded.*copy or save the folder again"):
+    with pytest.raises(
+        ValueError, match=f"model '{folder}' cannot be loaded.*copy or save the folder again"
+    ):
         load(folder)
 
 
@@ -97,7 +103,9 @@ def test_a_missing_tensor_is_refused_by_name(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights \(first: model\.layers\.1\.mlp\.up_proj\.weight\)"):
+    with pytest.raises(
+        ValueError, match=r"lacks 1 weights \(first: model\.layers\.1\.mlp\.up_proj\.weight\)"
+    ):
         load(folder)
 
 
@@ -118,7 +126,12 @@ def test_a_folder_without_tokenizer_is_refused_by_path(folder):
 
 @pytest.mark.parametrize("architectures", [["BertForMaskedLM"], None])
 def test_a_masked_language_model_is_refused(tmp_path, tokenizer, architectures):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     config = transformers.BertConfig(vocab_size=len(tokenizer), **sizes)
     transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -128,7 +141,7 @@ def test_a_masked_language_model_is_refused(tmp_path, tokenizer, architectures):
         load(tmp_path)
 
 
-# --- the embedded model ----------------------------------------------------------------------------------------------
+# --- the embedded model ---------------------------------------------------------------------------
 
 
 def test_without_its_package_the_embedded_model_names_the_command(monkeypatch):
@@ -198,7 +211,7 @@ def test_the_embedded_model_knows_the_capital_of_france(lm):
     assert lm.tokenizer.decode([best]) == " Paris"
 
 
-# --- random models ---------------------------------------------------------------------------------------------------
+# --- random models --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
@@ -224,7 +237,9 @@ def test_overrides_reach_the_configuration():
 
 def test_the_embedded_model_in_float64_has_the_same_weights_and_computes_in_float64(lm):
     wide = models.load("small", device="cpu", dtype="float64")
-    for (name, value), (other, stored) in zip(wide.model.named_parameters(), lm.model.named_parameters(), strict=True):
+    for (name, value), (other, stored) in zip(
+        wide.model.named_parameters(), lm.model.named_parameters(), strict=True
+    ):
         assert name == other
         assert value.dtype == torch.float64
         assert torch.equal(value.float(), stored)
@@ -233,6 +248,10 @@ def test_the_embedded_model_in_float64_has_the_same_weights_and_computes_in_floa
     with torch.no_grad():
         norm = wide.model.model.norm(wide.model.model.embed_tokens(ids))
         x = wide.model.model.embed_tokens(ids)
-        by_hand = x / (x.pow(2).mean(-1, keepdim=True) + wide.model.config.rms_norm_eps).sqrt() * wide.model.model.norm.weight
+        by_hand = (
+            x
+            / (x.pow(2).mean(-1, keepdim=True) + wide.model.config.rms_norm_eps).sqrt()
+            * wide.model.model.norm.weight
+        )
         assert (norm - by_hand).abs().max() < 1e-12
         assert (wide.model(ids).logits.float() - lm.model(ids).logits).abs().max() < 1e-3

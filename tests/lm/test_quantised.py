@@ -1,4 +1,6 @@
-"""Weights of 4 bits: what is asked of bitsandbytes, what is refused by name, and, where it is installed, what comes out."""
+"""Weights of 4 bits: what is asked of bitsandbytes, what is refused by name, and, where it is
+installed, what comes out.
+"""
 
 import json
 import sys
@@ -39,10 +41,13 @@ def four(folder) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def rounded(folder, four) -> LanguageModel:
-    """The full model with every quantised weight replaced by the number that its 4 bits stand for."""
+    """The full model with every quantised weight replaced by the number that its 4 bits
+    stand for.
+    """
     from bitsandbytes.functional import dequantize_4bit
 
-    fresh = quantised.load_4bit(str(folder), device="cpu").model  # a forward pass may pack weights anew for this processor
+    # a forward pass may pack weights anew for this processor
+    fresh = quantised.load_4bit(str(folder), device="cpu").model
     dense = models.load(model=str(folder), device="cpu", dtype="float32")
     for name, layer in linear_4bit(fresh).items():
         weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
@@ -51,7 +56,9 @@ def rounded(folder, four) -> LanguageModel:
 
 
 def linear_4bit(model):
-    return {name: layer for name, layer in model.named_modules() if type(layer).__name__ == "Linear4bit"}
+    return {
+        name: layer for name, layer in model.named_modules() if type(layer).__name__ == "Linear4bit"
+    }
 
 
 def logits(lm):
@@ -59,7 +66,7 @@ def logits(lm):
         return lm.model(input_ids=torch.arange(100, 140)[None]).logits.float()
 
 
-# --- without the package ---------------------------------------------------------------------------------------------
+# --- without the package --------------------------------------------------------------------------
 
 
 def test_weights_are_nf4_and_computed_in_bfloat16():
@@ -72,28 +79,45 @@ def test_weights_are_nf4_and_computed_in_bfloat16():
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch, folder):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ModuleNotFoundError, match=r"need the package bitsandbytes .*run `pip install 'bitsandbytes>=0\.48'`"):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=r"need the package bitsandbytes .*run `pip install 'bitsandbytes>=0\.48'`",
+    ):
         quantised.load_4bit(str(folder), device="cpu")
 
 
-@pytest.mark.parametrize("package", [{"supported_torch_devices": {"cuda", "xpu"}, "__version__": "0.45.0"}, {}])
+@pytest.mark.parametrize(
+    "package", [{"supported_torch_devices": {"cuda", "xpu"}, "__version__": "0.45.0"}, {}]
+)
 def test_a_package_that_cannot_compute_on_the_device_is_refused(monkeypatch, folder, package):
     monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(**package))
     version = package.get("__version__", "of unknown version")
-    with pytest.raises(ValueError, match=rf"bitsandbytes {version} computes on cuda.*, not on cpu: run `pip.*models\.load"):
+    with pytest.raises(
+        ValueError,
+        match=rf"bitsandbytes {version} computes on cuda.*, not on cpu: run `pip.*models\.load",
+    ):
         quantised.load_4bit(str(folder), device="cpu")
 
 
 @pytest.mark.parametrize("place", ["nowhere", "."])
 def test_a_folder_that_is_none_is_refused_by_path(monkeypatch, tmp_path, place):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(supported_torch_devices={"cpu"}))
-    with pytest.raises(FileNotFoundError, match=rf"model folder {tmp_path}.* (does not exist|has no config\.json): give"):
+    monkeypatch.setitem(
+        sys.modules, "bitsandbytes", SimpleNamespace(supported_torch_devices={"cpu"})
+    )
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"model folder {tmp_path}.* (does not exist|has no config\.json): give",
+    ):
         quantised.load_4bit(str(tmp_path / place), device="cpu")
 
 
 def test_a_masked_language_model_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(supported_torch_devices={"cpu"}))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]}))
+    monkeypatch.setitem(
+        sys.modules, "bitsandbytes", SimpleNamespace(supported_torch_devices={"cpu"})
+    )
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]})
+    )
     with pytest.raises(ValueError, match=r"BertForMaskedLM.*not a causal LM"):
         quantised.load_4bit(str(tmp_path), device="cpu")
 
@@ -105,20 +129,31 @@ def test_settings_go_to_the_loader(monkeypatch, folder, full):
         given.update(settings, source=source)
         return full.model, {"missing_keys": set()}
 
-    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(supported_torch_devices={"cpu"}))
+    monkeypatch.setitem(
+        sys.modules, "bitsandbytes", SimpleNamespace(supported_torch_devices={"cpu"})
+    )
     monkeypatch.setattr(quantised.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     lm = quantised.load_4bit(str(folder), device="cpu")
     assert lm.name == "tiny (4 bit)"
-    assert (given["source"], given["device_map"], given["local_files_only"]) == (str(folder), "cpu", True)
+    assert (given["source"], given["device_map"], given["local_files_only"]) == (
+        str(folder),
+        "cpu",
+        True,
+    )
     assert given["quantization_config"].to_dict() == quantised.settings().to_dict()
     assert given["dtype"] == torch.bfloat16
     assert "trust_remote_code" not in given
 
 
 def test_what_the_loader_says_is_passed_on_with_the_next_step(monkeypatch, folder, full):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(supported_torch_devices={"cpu"}))
+    monkeypatch.setitem(
+        sys.modules, "bitsandbytes", SimpleNamespace(supported_torch_devices={"cpu"})
+    )
     monkeypatch.setattr(quantised.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: 1 / 0)
-    with pytest.raises(ValueError, match=rf"{folder}' cannot be loaded in 4 bits \(ZeroDivisionError.*save the folder again"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{folder}' cannot be loaded in 4 bits \(ZeroDivisionError.*save the folder again",
+    ):
         quantised.load_4bit(str(folder), device="cpu")
     lacking = lambda *_, **__: (full.model, {"missing_keys": {"model.norm.weight"}})  # noqa: E731
     monkeypatch.setattr(quantised.AutoModelForCausalLM, "from_pretrained", lacking)
@@ -126,7 +161,7 @@ def test_what_the_loader_says_is_passed_on_with_the_next_step(monkeypatch, folde
         quantised.load_4bit(str(folder), device="cpu")
 
 
-# --- with the package ------------------------------------------------------------------------------------------------
+# --- with the package -----------------------------------------------------------------------------
 
 
 def test_linear_layers_hold_4_bits_and_the_rest_bfloat16(four, full):
@@ -144,7 +179,8 @@ def test_linear_layers_hold_4_bits_and_the_rest_bfloat16(four, full):
 def test_weights_are_rounded_and_no_more(four, full, rounded):
     for name in linear_4bit(four.model):
         before, after = (lm.model.get_submodule(name).weight.detach() for lm in (full, rounded))
-        assert 0.05 < float((after - before).norm() / before.norm()) < 0.12  # Gaussian weights in NF4: 0.09
+        # Gaussian weights in NF4: 0.09
+        assert 0.05 < float((after - before).norm() / before.norm()) < 0.12
 
 
 def test_logits_are_those_of_the_rounded_weights(four, full, rounded):
@@ -161,7 +197,9 @@ def test_a_model_in_4_bits_is_probed_like_any_other(four, rounded):
     assert np.abs(curve.answer_nll - wanted.answer_nll).max() < 0.25
     encoded = encode(four.tokenizer, PROMPT, TRAJECTORY, ["42"])
     for i in (0, curve.length):
-        one = probe.naive_nll(four.model, encoded.prompt, encoded.trajectory, encoded.suffixes[0], i)
+        one = probe.naive_nll(
+            four.model, encoded.prompt, encoded.trajectory, encoded.suffixes[0], i
+        )
         assert curve.at(i) == pytest.approx(one, abs=0.1)
 
 

@@ -20,14 +20,18 @@ def prompts(lm):
 
 
 def greedy(lm, prompts, **settings):
-    return sampling.sample(lm, prompts, [0] * len(prompts), temperature=0, **{"max_new_tokens": 16} | settings)
+    return sampling.sample(
+        lm, prompts, [0] * len(prompts), temperature=0, **{"max_new_tokens": 16} | settings
+    )
 
 
 def generated(lm, prompt, most):
     """Greedily, by transformers' own loop: token ids, the end token included."""
     ids = torch.tensor([lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]])
     given = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "repetition_penalty": 1.0}
-    return lm.model.generate(ids, max_new_tokens=most, do_sample=False, **given)[0, ids.shape[1] :].tolist()
+    return lm.model.generate(ids, max_new_tokens=most, do_sample=False, **given)[
+        0, ids.shape[1] :
+    ].tolist()
 
 
 def test_left_padding_does_not_change_greedy_samples(lm, prompts):
@@ -42,7 +46,9 @@ def test_the_greedy_continuation_is_the_argmax_of_each_step(lm, prompts):
     written = []
     with torch.inference_mode():
         while not written or written[-1] != lm.tokenizer.eos_token_id:
-            written.append(int(lm.model(input_ids=torch.tensor([ids + written])).logits[0, -1].argmax()))
+            written.append(
+                int(lm.model(input_ids=torch.tensor([ids + written])).logits[0, -1].argmax())
+            )
     assert greedy(lm, prompts[:1]) == [sampling.Sampled(tuple(written[:-1]), written[-1])]
 
 
@@ -62,7 +68,9 @@ def test_what_does_not_end_in_time_is_cut_beside_what_does(lm, prompts):
 def test_samples_are_fixed_by_their_seeds_and_differ_between_seeds(lm, prompts):
     seeds = [sampling.row_seeds(s, 3) for s in (0, 0, 1)]
     assert sampling.row_seeds(0, 2) == seeds[0][:2]
-    found = [sampling.sample(lm, prompts[1:] * 3, rows, top_k=50, max_new_tokens=16) for rows in seeds]
+    found = [
+        sampling.sample(lm, prompts[1:] * 3, rows, top_k=50, max_new_tokens=16) for rows in seeds
+    ]
     assert found[0] == found[1] != found[2]
     assert not all(one.cut for one in found[0])
 
@@ -75,7 +83,7 @@ def test_sampling_leaves_the_global_generator_alone(tiny_lm):
     assert torch.equal(torch.rand(3), wanted)
 
 
-# --- wrong samples ---------------------------------------------------------------------------------------------------
+# --- wrong samples --------------------------------------------------------------------------------
 
 QUESTION = Question("q", "What is 6 times 7?", "42", "hand")
 RIGHT = "It is \\boxed{42}."
@@ -103,7 +111,13 @@ def wrong_samples(monkeypatch, lm, texts, questions=(QUESTION,), **settings):
 
 @pytest.mark.parametrize(
     "texts",
-    [[RIGHT] * 3, [None] * 3, [NUMBERLESS] * 3, [MENTIONS] * 3, ["", "so 42", "\\boxed{\\frac{84}{2}}"]],
+    [
+        [RIGHT] * 3,
+        [None] * 3,
+        [NUMBERLESS] * 3,
+        [MENTIONS] * 3,
+        ["", "so 42", "\\boxed{\\frac{84}{2}}"],
+    ],
     ids=["right", "never ended", "no answer", "mentions the right value", "right in other words"],
 )
 def test_samples_that_are_no_clean_wrong_trajectory_are_dropped(monkeypatch, tiny_lm, texts):
@@ -112,12 +126,16 @@ def test_samples_that_are_no_clean_wrong_trajectory_are_dropped(monkeypatch, tin
 
 def test_the_first_clean_wrong_sample_is_kept(monkeypatch, tiny_lm):
     texts = [None, RIGHT, MENTIONS, NUMBERLESS, WRONG, "It is \\boxed{40}."]
-    assert wrong_samples(monkeypatch, tiny_lm, texts, tries=6)[0] == [Trajectory(WRONG, "sampled", "41", False)]
+    assert wrong_samples(monkeypatch, tiny_lm, texts, tries=6)[0] == [
+        Trajectory(WRONG, "sampled", "41", False)
+    ]
 
 
 def test_each_question_is_judged_by_its_own_samples(monkeypatch, tiny_lm):
     other = Question("o", "What is 6 times 7 minus 1?", "41", "hand")
-    found, _ = wrong_samples(monkeypatch, tiny_lm, [RIGHT, WRONG, WRONG, RIGHT], (QUESTION, other), tries=2)
+    found, _ = wrong_samples(
+        monkeypatch, tiny_lm, [RIGHT, WRONG, WRONG, RIGHT], (QUESTION, other), tries=2
+    )
     assert [t.answer for t in found] == ["41", "42"]
 
 
@@ -130,12 +148,14 @@ def test_every_question_is_asked_tries_times_with_the_chat_prompt(monkeypatch, t
     assert (passed["temperature"], passed["top_k"], passed["max_new_tokens"]) == (0.9, 50, 200)
 
 
-# --- many samples ----------------------------------------------------------------------------------------------------
+# --- many samples ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def words_lm():
-    """A random tiny reasoner: its samples are noise of many lengths, which is what padding and stopping must survive."""
+    """A random tiny reasoner: its samples are noise of many lengths, which is what padding and
+    stopping must survive.
+    """
     model = tiny.new_model(2)
     model.generation_config.eos_token_id = list(range(2, 40))  # or few of its samples would end
     return LanguageModel(model, tiny.tokenizer(), "random")
@@ -143,7 +163,9 @@ def words_lm():
 
 @pytest.fixture(scope="module")
 def word_prompts():
-    texts = [programs.questions(1, seed, steps=steps)[0].text for seed in range(4) for steps in (1, 2, 3)]
+    texts = [
+        programs.questions(1, seed, steps=steps)[0].text for seed in range(4) for steps in (1, 2, 3)
+    ]
     return [chat_prompt(tiny.tokenizer(), text) for text in texts]
 
 
@@ -151,7 +173,14 @@ def alone(lm, prompt, seed, **settings):
     return sampling.sample(lm, [prompt], [seed], **settings)[0]
 
 
-SETTINGS = [{}, {"temperature": 0.6}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 0}, {"top_k": 40, "top_p": 0.9}]
+SETTINGS = [
+    {},
+    {"temperature": 0.6},
+    {"top_k": 5},
+    {"top_p": 0.7},
+    {"temperature": 0},
+    {"top_k": 40, "top_p": 0.9},
+]
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -159,13 +188,17 @@ def test_a_rows_sample_does_not_depend_on_its_neighbours(words_lm, word_prompts,
     settings |= {"max_new_tokens": 40}
     seeds = list(range(100, 100 + len(word_prompts)))
     together = sampling.sample(words_lm, word_prompts, seeds, **settings)
-    assert together == [alone(words_lm, p, s, **settings) for p, s in zip(word_prompts, seeds, strict=True)]
+    assert together == [
+        alone(words_lm, p, s, **settings) for p, s in zip(word_prompts, seeds, strict=True)
+    ]
     turned = sampling.sample(words_lm, word_prompts[::-1], seeds[::-1], batch_size=5, **settings)
     assert turned[::-1] == together
 
 
 @pytest.mark.parametrize("batch_size", [256, 5])
-def test_copies_of_a_prompt_are_read_once_a_batch_and_drawn_each_by_its_seed(words_lm, word_prompts, monkeypatch, batch_size):
+def test_copies_of_a_prompt_are_read_once_a_batch_and_drawn_each_by_its_seed(
+    words_lm, word_prompts, monkeypatch, batch_size
+):
     """Also where they do not stand side by side, and where a batch ends among them."""
     prompts, seeds = word_prompts[:3] * 4, list(range(12))
     wanted = [alone(words_lm, p, s, max_new_tokens=40) for p, s in zip(prompts, seeds, strict=True)]
@@ -177,14 +210,21 @@ def test_copies_of_a_prompt_are_read_once_a_batch_and_drawn_each_by_its_seed(wor
         return forward(**given)
 
     monkeypatch.setattr(words_lm.model, "forward", watched)
-    assert sampling.sample(words_lm, prompts, seeds, max_new_tokens=40, batch_size=batch_size) == wanted
+    assert (
+        sampling.sample(words_lm, prompts, seeds, max_new_tokens=40, batch_size=batch_size)
+        == wanted
+    )
     assert read == {256: [3], 5: [2, 2, 1]}[batch_size]
     assert len(set(wanted)) > 8
 
 
 def test_any_of_the_end_tokens_ends_a_row_and_is_told(words_lm, word_prompts):
-    ids = [words_lm.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in word_prompts]
-    found = sampling.sample_ids(words_lm.model, ids * 3, range(36), ends := [26, 3, 4, 16], max_new_tokens=40)
+    ids = [
+        words_lm.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in word_prompts
+    ]
+    found = sampling.sample_ids(
+        words_lm.model, ids * 3, range(36), ends := [26, 3, 4, 16], max_new_tokens=40
+    )
     told = {one.end for one in found}
     assert None in told
     assert 2 < len(told) == len(told & {None, *ends})
@@ -193,14 +233,20 @@ def test_any_of_the_end_tokens_ends_a_row_and_is_told(words_lm, word_prompts):
 
 
 def test_samples_differ_by_seed_and_end_at_different_lengths(words_lm, word_prompts):
-    found = [one.ids for one in sampling.sample(words_lm, word_prompts[:1] * 40, range(40), max_new_tokens=60) if not one.cut]
+    found = [
+        one.ids
+        for one in sampling.sample(words_lm, word_prompts[:1] * 40, range(40), max_new_tokens=60)
+        if not one.cut
+    ]
     assert len(set(found)) > 20
     assert len({len(ids) for ids in found}) > 5
     assert all(words_lm.tokenizer.eos_token_id not in ids for ids in found)
 
 
 def test_a_sample_follows_the_filtered_distribution(words_lm, word_prompts):
-    """First tokens of 4000 samples against the softmax that is computed here, within four standard errors."""
+    """First tokens of 4000 samples against the softmax that is computed here, within four standard
+    errors.
+    """
     prompt, settings = word_prompts[0], {"temperature": 0.3, "top_k": 12, "top_p": 0.9}
     ids = words_lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     with torch.inference_mode():
@@ -208,7 +254,9 @@ def test_a_sample_follows_the_filtered_distribution(words_lm, word_prompts):
     ordered = sorted(chances.tolist(), reverse=True)
     kept = next(n for n in range(1, 13) if n == 12 or sum(ordered[:n]) >= 0.9)
     allowed = set(chances.topk(kept).indices.tolist())
-    uniform = torch.from_numpy(np.array([np.random.default_rng(seed).random() for seed in range(4000)]))
+    uniform = torch.from_numpy(
+        np.array([np.random.default_rng(seed).random() for seed in range(4000)])
+    )
     firsts = sampling._choose(chances.log()[None].expand(4000, -1), uniform, 1.0, 12, 0.9).tolist()
     drawn = sampling.sample(words_lm, [prompt] * 400, range(400), max_new_tokens=3, **settings)
     assert [[*one.ids, one.end][0] for one in drawn] == firsts[:400]
@@ -216,7 +264,9 @@ def test_a_sample_follows_the_filtered_distribution(words_lm, word_prompts):
     total = sum(chances[token].item() for token in allowed)
     for token in allowed:
         wanted = chances[token].item() / total
-        assert firsts.count(token) / 4000 == pytest.approx(wanted, abs=4 * (wanted * (1 - wanted) / 4000) ** 0.5)
+        assert firsts.count(token) / 4000 == pytest.approx(
+            wanted, abs=4 * (wanted * (1 - wanted) / 4000) ** 0.5
+        )
 
 
 @pytest.mark.parametrize(
@@ -247,7 +297,12 @@ def test_right_answers_are_counted_per_question(words_lm, monkeypatch):
         assert len(set(seeds)) == 12
         assert all(prompt.endswith("<assistant>begin") for prompt in prompts)
         texts = [written[k // 4] if k % 4 else "right" for k in range(12)]
-        return [sampling.Sampled((), None) if text is None else sampling.Sampled(tuple(range(len(text))), 0) for text in texts]
+        return [
+            sampling.Sampled((), None)
+            if text is None
+            else sampling.Sampled(tuple(range(len(text))), 0)
+            for text in texts
+        ]
 
     monkeypatch.setattr(sampling, "sample", scripted)
     judge = {"begin": False}
@@ -256,7 +311,9 @@ def test_right_answers_are_counted_per_question(words_lm, monkeypatch):
         judge["begin"] = text.startswith("begin")
         return len(text.removeprefix("begin").split()) == 5
 
-    counts, tokens, ended = sampling.right_counts(words_lm, questions, graded, samples=4, seed=1, begin="begin")
+    counts, tokens, ended = sampling.right_counts(
+        words_lm, questions, graded, samples=4, seed=1, begin="begin"
+    )
     assert counts == [1, 4, 1]
     assert ended == 9 / 12
     assert judge["begin"]

@@ -1,4 +1,6 @@
-"""Thinking on and off: prompts of three kinds of chat template, their seams, and a model's text taken apart."""
+"""Thinking on and off: prompts of three kinds of chat template, their seams, and a model's text
+taken apart.
+"""
 
 import copy
 
@@ -16,18 +18,28 @@ TRAJECTORY = "Okay, six times seven.\n\nThat is 42."
 _TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 _BEGIN = "{% if add_generation_prompt %}<|im_start|>assistant\n"
 TEMPLATES = {  # short templates that end as the public ones do
-    "switched": _TURNS + _BEGIN + "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}",  # Qwen3
+    # Qwen3
+    "switched": _TURNS
+    + _BEGIN
+    + "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}",
     "opened": _TURNS + _BEGIN + "<think>\n{% endif %}",  # QwQ-32B
     "neither": _TURNS + _BEGIN + "{% endif %}",
-    "opened when told": _TURNS + _BEGIN + "{{ '<think>\n' if enable_thinking else '</think>' }}{% endif %}",  # GLM-4.5
+    # GLM-4.5
+    "opened when told": _TURNS
+    + _BEGIN
+    + "{{ '<think>\n' if enable_thinking else '</think>' }}{% endif %}",
 }
 
 
 @pytest.fixture(scope="module")
 def thinker(tokenizer):
-    """SmolLM2's tokenizer with thinking marks as tokens of their own; call it with the name of a template."""
+    """SmolLM2's tokenizer with thinking marks as tokens of their own; call it with the name of a
+    template.
+    """
     marked = copy.deepcopy(tokenizer)
-    marked.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in thinking.THINK])
+    marked.add_tokens(
+        [AddedToken(mark, special=False, normalized=False) for mark in thinking.THINK]
+    )
 
     def with_template(name):
         chosen = copy.copy(marked)  # shares the vocabulary
@@ -42,7 +54,7 @@ def ending(prompt):
     return prompt.rpartition("<|im_start|>assistant\n")[2]
 
 
-# --- marks -----------------------------------------------------------------------------------------------------------
+# --- marks ----------------------------------------------------------------------------------------
 
 
 def test_marks_are_found_in_the_vocabulary(thinker):
@@ -62,14 +74,22 @@ def test_the_vocabulary_goes_before_the_template(thinker):
 
 
 @pytest.mark.parametrize(
-    "ask", [thinking.delimiters, lambda t: thinking.chat_prompt(t, QUESTION), lambda t: thinking.split("", t)]
+    "ask",
+    [
+        thinking.delimiters,
+        lambda t: thinking.chat_prompt(t, QUESTION),
+        lambda t: thinking.split("", t),
+    ],
 )
 def test_a_model_that_does_not_think_is_refused_with_the_next_step(tokenizer, ask):
-    with pytest.raises(ValueError, match=r"has no thinking marks.*<think>…</think>.*answers\.chat_prompt, which needs none"):
+    with pytest.raises(
+        ValueError,
+        match=r"has no thinking marks.*<think>…</think>.*answers\.chat_prompt, which needs none",
+    ):
         ask(tokenizer)
 
 
-# --- prompts ---------------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -99,25 +119,32 @@ def test_a_no_thinking_prompt_ends_where_the_answer_begins(thinker, name, wanted
 def test_marks_in_the_question_do_not_count(thinker):
     asked = "What do <think> and </think> mean?"
     assert thinking.chat_prompt(thinker("neither"), asked).endswith("assistant\n<think>\n")
-    assert thinking.chat_prompt(thinker("neither"), asked, False).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert thinking.chat_prompt(thinker("neither"), asked, False).endswith(
+        "assistant\n<think>\n\n</think>\n\n"
+    )
 
 
 def test_without_a_chat_template_the_marks_follow_plain_text(thinker):
     base = thinker("neither")
     base.chat_template = None
     assert thinking.chat_prompt(base, QUESTION, instruction="") == f"{QUESTION}\n\n<think>\n"
-    assert thinking.chat_prompt(base, QUESTION, False, "") == f"{QUESTION}\n\n<think>\n\n</think>\n\n"
+    assert (
+        thinking.chat_prompt(base, QUESTION, False, "") == f"{QUESTION}\n\n<think>\n\n</think>\n\n"
+    )
 
 
 def test_a_template_that_closes_the_thinking_although_told_to_think_is_refused(thinker):
     stubborn = thinker("neither")
     stubborn.chat_template = _TURNS + _BEGIN + "<think></think>{% endif %}"
     assert ending(thinking.chat_prompt(stubborn, QUESTION, False)) == "<think></think>"
-    with pytest.raises(ValueError, match=r"although thinking is asked for: take the thinking model.*or thinking=False"):
+    with pytest.raises(
+        ValueError,
+        match=r"although thinking is asked for: take the thinking model.*or thinking=False",
+    ):
         thinking.chat_prompt(stubborn, QUESTION)
 
 
-# --- seams and probing -----------------------------------------------------------------------------------------------
+# --- seams and probing ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -150,18 +177,24 @@ def test_a_random_model_is_probed_with_thinking_and_without(thinker, name):
     at_once = probe(lm, prompt, "", "42")
     found = encode(tokenizer, prompt, "", ["42"])
     assert np.isfinite([*curve.answer_nll, *at_once.answer_nll]).all()
-    assert at_once.at(0) == pytest.approx(naive_nll(model, found.prompt, (), found.suffixes[0], 0), abs=1e-4)
+    assert at_once.at(0) == pytest.approx(
+        naive_nll(model, found.prompt, (), found.suffixes[0], 0), abs=1e-4
+    )
     assert at_once.at(0) != pytest.approx(curve.at(0), abs=1e-3)
 
 
-# --- a model's text --------------------------------------------------------------------------------------------------
+# --- a model's text -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        (f"<think>\n{TRAJECTORY}\n</think>\n\nIt is \\boxed{{42}}.", (TRAJECTORY, "It is \\boxed{42}.")),
-        (f"{TRAJECTORY}\n</think>\n\nIt is 42.", (TRAJECTORY, "It is 42.")),  # the template wrote the opening mark
+        (
+            f"<think>\n{TRAJECTORY}\n</think>\n\nIt is \\boxed{{42}}.",
+            (TRAJECTORY, "It is \\boxed{42}."),
+        ),
+        # the template wrote the opening mark
+        (f"{TRAJECTORY}\n</think>\n\nIt is 42.", (TRAJECTORY, "It is 42.")),
         (f"<think>\n{TRAJECTORY}", (TRAJECTORY, "")),  # cut short
         (TRAJECTORY, (TRAJECTORY, "")),
         ("<think>\n\n</think>\n\n42", ("", "42")),
@@ -182,4 +215,6 @@ def test_after_a_no_thinking_prompt_a_text_without_marks_is_all_answer(thinker):
 def test_a_prompt_with_its_split_text_can_be_encoded(thinker, name):
     tokenizer = thinker(name)
     trajectory, _ = thinking.split(f"\n{TRAJECTORY}\n</think>\n\nIt is 42.", tokenizer)
-    assert encode(tokenizer, thinking.chat_prompt(tokenizer, QUESTION), trajectory, ["42"]).trajectory
+    assert encode(
+        tokenizer, thinking.chat_prompt(tokenizer, QUESTION), trajectory, ["42"]
+    ).trajectory

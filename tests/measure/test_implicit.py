@@ -1,4 +1,6 @@
-"""The implicit update: exact logits for every supported block, bit-exact restore, adapters, honest reports where not exact."""
+"""The implicit update: exact logits for every supported block, bit-exact restore, adapters, honest
+reports where not exact.
+"""
 
 import json
 
@@ -10,7 +12,13 @@ from tml_lib.data import gsm
 from tml_lib.lm import blocks, models
 from tml_lib.lm.answers import Suffix, chat_prompt, encode
 from tml_lib.measure import implicit
-from tml_lib.measure.implicit import gradient_update, logit_error, smallest_update, trajectory_update, update_from_ids
+from tml_lib.measure.implicit import (
+    gradient_update,
+    logit_error,
+    smallest_update,
+    trajectory_update,
+    update_from_ids,
+)
 
 IDS = torch.randint(3, 199, (200,), generator=torch.Generator().manual_seed(5)).tolist()
 PROMPT, TRAJECTORY = IDS[:9], IDS[9:40]
@@ -47,7 +55,7 @@ def with_trajectory(suffix=SUFFIX):
     return [*PROMPT, *TRAJECTORY, *suffix.ids[:-1]]
 
 
-# --- exactness -------------------------------------------------------------------------------------------------------
+# --- exactness ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protect", [True, False], ids=["protected", "free"])
@@ -59,7 +67,8 @@ def test_updated_weights_give_the_with_trajectory_logits(wide, kind, layers, pro
     wanted, before = logits(model, with_trajectory()), logits(model, without())
     with update.applied(model):
         found = logits(model, without())
-    assert (before - wanted).abs().max() > 0.5  # the trajectory matters, so there is something to reproduce
+    # the trajectory matters, so there is something to reproduce
+    assert (before - wanted).abs().max() > 0.5
     assert (found - wanted).abs().max() < 1e-9
     assert update.logit_error < 1e-9
     assert logit_error(model, update, *GIVEN) < 1e-9
@@ -87,7 +96,9 @@ def test_the_prompts_rows_stay_where_they_were(wide):
 
 
 def test_the_free_update_is_the_smaller_one(wide):
-    free, protected = (update_from_ids(wide("llama"), *GIVEN, protect=protect) for protect in (False, True))
+    free, protected = (
+        update_from_ids(wide("llama"), *GIVEN, protect=protect) for protect in (False, True)
+    )
     assert 0 < free.norm < protected.norm
 
 
@@ -118,7 +129,10 @@ def test_a_sequence_longer_than_the_hidden_width_is_reported_as_not_exact(wide):
 
 def test_rank_deficient_rows_are_reported_and_solved_by_least_squares():
     draw = torch.Generator().manual_seed(0)
-    M, D = torch.randn(5, 20, generator=draw, dtype=torch.float64), torch.randn(2, 6, generator=draw, dtype=torch.float64)
+    M, D = (
+        torch.randn(5, 20, generator=draw, dtype=torch.float64),
+        torch.randn(2, 6, generator=draw, dtype=torch.float64),
+    )
     M[1] = M[4]  # a prompt row that cannot stay while an equal answer row moves
     U, V, report = smallest_update(M, D, protect=True)
     asked = torch.cat([torch.zeros(3, 6, dtype=torch.float64), D])
@@ -129,7 +143,9 @@ def test_rank_deficient_rows_are_reported_and_solved_by_least_squares():
 
 
 def test_rows_that_rounding_alone_tells_apart_do_not_count_as_exact():
-    """The same token over and over gives equal rows but for position, which float32 cannot resolve here."""
+    """The same token over and over gives equal rows but for position, which float32 cannot resolve
+    here.
+    """
     given = [7] * 9, [8, 9, 10], Suffix((7,) * 8, 4, "")
     single = update_from_ids(models.random_model("llama"), *given)
     assert not single.exact
@@ -156,10 +172,11 @@ def test_float64_models_compute_their_norms_in_float64():
     before = logits(stored, without())
     models.widen_norms(stored)
     after = logits(stored, without())
-    assert 0 < (after - before).abs().max() < 1e-4  # the same norms, without transformers' rounding to float32
+    # the same norms, without transformers' rounding to float32
+    assert 0 < (after - before).abs().max() < 1e-4
 
 
-# --- applying --------------------------------------------------------------------------------------------------------
+# --- applying -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -192,7 +209,10 @@ def test_another_model_is_refused_and_left_alone(wide):
     update = update_from_ids(wide("llama"), *GIVEN, layers="all")
     other = models.random_model("llama", intermediate_size=96)
     before = {name: value.clone() for name, value in other.state_dict().items()}
-    with pytest.raises(ValueError, match=r"of shape \(64, 96\), the update of \(64, 128\)"), update.applied(other):
+    with (
+        pytest.raises(ValueError, match=r"of shape \(64, 96\), the update of \(64, 128\)"),
+        update.applied(other),
+    ):
         pass
     with (
         pytest.raises(ValueError, match=r"GPT2LMHeadModel has no model\.layers\.0"),
@@ -214,7 +234,7 @@ def test_training_mode_and_gradients_are_as_they_were(random_model):
     assert all(p.grad is None for p in model.parameters())
 
 
-# --- factors ---------------------------------------------------------------------------------------------------------
+# --- factors --------------------------------------------------------------------------------------
 
 
 def test_figures_from_the_factors_equal_those_of_the_dense_matrix(wide):
@@ -230,7 +250,10 @@ def test_figures_from_the_factors_equal_those_of_the_dense_matrix(wide):
 
 
 def test_cosine_of_updates_equals_that_of_the_dense_matrices(wide):
-    one, two = (update_from_ids(wide("llama"), PROMPT, TRAJECTORY[:n], SUFFIX, layers="all") for n in (10, 31))
+    one, two = (
+        update_from_ids(wide("llama"), PROMPT, TRAJECTORY[:n], SUFFIX, layers="all")
+        for n in (10, 31)
+    )
     flat = [torch.cat([item.dense().flatten() for item in update.layers]) for update in (one, two)]
     assert implicit.cosine(one, two) == pytest.approx(float(torch.cosine_similarity(*flat, dim=0)))
     assert one.norm == pytest.approx(float(flat[0].norm()))
@@ -256,14 +279,18 @@ def test_a_small_gradient_step_lowers_the_answers_loss_as_predicted(wide):
     gradient = gradient_update(model, PROMPT, SUFFIX)
 
     def loss():
-        return float(torch.nn.functional.cross_entropy(logits(model, without()), torch.tensor(SUFFIX.ids[-4:])))
+        return float(
+            torch.nn.functional.cross_entropy(
+                logits(model, without()), torch.tensor(SUFFIX.ids[-4:])
+            )
+        )
 
     before = loss()
     with gradient.scaled(step / gradient.norm).applied(model):
         assert before - loss() == pytest.approx(step * gradient.norm, rel=1e-2)
 
 
-# --- adapters --------------------------------------------------------------------------------------------------------
+# --- adapters -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", ["last", "all"])
@@ -274,7 +301,8 @@ def test_the_adapter_loads_with_peft_and_gives_the_logits(kind, layers, tmp_path
     wanted = logits(model, with_trajectory())
     folder = update.save_adapter(tmp_path / "adapter", model)
     adapted = peft.PeftModel.from_pretrained(model, folder)
-    assert (logits(adapted, without()) - wanted).abs().max() < 1e-3  # float32 factors on a float32 model
+    # float32 factors on a float32 model
+    assert (logits(adapted, without()) - wanted).abs().max() < 1e-3
     merged = adapted.merge_and_unload()
     assert (logits(merged, without()) - wanted).abs().max() < 1e-3
 
@@ -286,7 +314,9 @@ def test_the_adapter_of_a_real_model(lm, questions, tmp_path):
     suffix = encoded.suffixes[0]
     count = len(suffix.ids) - suffix.start
     wanted = logits(lm.model, [*encoded.prompt, *encoded.trajectory, *suffix.ids[:-1]], count)
-    folder = trajectory_update(lm, prompt, text, question.answer).save_adapter(tmp_path / "adapter", lm.model)
+    folder = trajectory_update(lm, prompt, text, question.answer).save_adapter(
+        tmp_path / "adapter", lm.model
+    )
     adapted = peft.PeftModel.from_pretrained(lm.model, folder)
     try:
         found = logits(adapted, [*encoded.prompt, *suffix.ids[:-1]], count)
@@ -297,19 +327,24 @@ def test_the_adapter_of_a_real_model(lm, questions, tmp_path):
 
 def test_an_adapter_is_written_whole_or_not_at_all(random_model, tmp_path, monkeypatch):
     update = update_from_ids(random_model("llama"), *GIVEN)
-    monkeypatch.setattr(implicit, "save_file", lambda *_args, **_kwargs: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        implicit, "save_file", lambda *_args, **_kwargs: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         update.save_adapter(tmp_path / "adapter", random_model("llama"))
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     folder = update.save_adapter(tmp_path / "adapter", random_model("llama"))
-    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
     with pytest.raises(FileExistsError, match="exists: name a new one"):
         update.save_adapter(folder, random_model("llama"))
 
 
-# --- what cannot be done ---------------------------------------------------------------------------------------------
+# --- what cannot be done --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -329,7 +364,9 @@ def test_blocks_of_another_build_are_refused_by_name(kind, message):
 
 
 def test_a_model_that_holds_an_adapter_is_refused(tmp_path):
-    model = peft.get_peft_model(models.random_model("llama"), peft.LoraConfig(target_modules=["down_proj"]))
+    model = peft.get_peft_model(
+        models.random_model("llama"), peft.LoraConfig(target_modules=["down_proj"])
+    )
     with pytest.raises(ValueError, match="unload adapters"):
         update_from_ids(model, *GIVEN)
 
@@ -355,7 +392,10 @@ def test_inputs_that_make_no_sense(random_model, tiny_lm):
         update_from_ids(random_model("llama"), [], TRAJECTORY, SUFFIX)
     update = update_from_ids(random_model("llama"), *GIVEN)
     short = models.random_model("gpt2", n_positions=20)
-    for call in (lambda: update_from_ids(short, *GIVEN), lambda: gradient_update(short, IDS[:20], SUFFIX)):
+    for call in (
+        lambda: update_from_ids(short, *GIVEN),
+        lambda: gradient_update(short, IDS[:20], SUFFIX),
+    ):
         with pytest.raises(ValueError, match="context holds 20"):
             call()
     for call in (
@@ -372,8 +412,12 @@ def test_inputs_that_make_no_sense(random_model, tiny_lm):
 
 def test_text_and_ids_give_the_same_update(tiny_lm):
     encoded = encode(tiny_lm.tokenizer, "What is 6 times 7?\n", "6 times 7 is\n42", ["42"])
-    by_text = trajectory_update(tiny_lm, "What is 6 times 7?\n", "6 times 7 is\n42", "42", layers="all")
-    by_ids = update_from_ids(tiny_lm.model, encoded.prompt, encoded.trajectory, encoded.suffixes[0], layers="all")
+    by_text = trajectory_update(
+        tiny_lm, "What is 6 times 7?\n", "6 times 7 is\n42", "42", layers="all"
+    )
+    by_ids = update_from_ids(
+        tiny_lm.model, encoded.prompt, encoded.trajectory, encoded.suffixes[0], layers="all"
+    )
     assert [item.layer for item in by_text.layers] == [0, 1]
     assert all(torch.equal(a.U, b.U) for a, b in zip(by_text.layers, by_ids.layers, strict=True))
 

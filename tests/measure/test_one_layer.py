@@ -30,7 +30,11 @@ def largest(x):
 
 
 def setting(d, length, steps, **kind):
-    return random_layer(d, 2 * d, seed=0, **kind), random_tokens(length, d, seed=1), random_tokens(steps, d, seed=2)
+    return (
+        random_layer(d, 2 * d, seed=0, **kind),
+        random_tokens(length, d, seed=1),
+        random_tokens(steps, d, seed=2),
+    )
 
 
 def test_the_layer_is_equation_5_by_hand():
@@ -77,19 +81,25 @@ def test_gated_blocks_are_patched_exactly_for_one_token_and_no_other(post_norm):
     assert largest(patched(h) - block(wanted)) < 1e-12
     assert largest(patched(other) - block(other)) > 0.1
     for name in ("W_gate", "W_up") + (() if post_norm else ("W_down",)):
-        assert torch.linalg.matrix_rank(getattr(patched, name) - getattr(block, name), rtol=1e-10) == 1
+        assert (
+            torch.linalg.matrix_rank(getattr(patched, name) - getattr(block, name), rtol=1e-10) == 1
+        )
     assert torch.equal(patched.W_down, block.W_down) is post_norm
 
 
 @pytest.mark.parametrize("length", [1, 10, 24, 40])
 def test_the_printed_update_is_stopped_by_the_softmax(length):
-    """d = 16: without the softmax it is exact as soon as the token lies in the span of the others; with it, never."""
+    """d = 16: without the softmax it is exact as soon as the token lies in the span of the others;
+    with it, never.
+    """
     theta, E_l, E_t = setting(16, length, 1)
     errors = {}
     for linear in (False, True):
         layer = replace(theta, linear=linear)
         wanted = with_trajectory(layer, E_l, E_t)
-        errors[linear] = largest(without_trajectory(printed_update(layer, E_l, E_t), E_l) - wanted) / largest(wanted)
+        errors[linear] = largest(
+            without_trajectory(printed_update(layer, E_l, E_t), E_l) - wanted
+        ) / largest(wanted)
     assert errors[False] > 1e-2
     assert (errors[True] < 1e-10) is (length >= 24)
 
@@ -114,7 +124,8 @@ def test_the_printed_P_points_the_wrong_way():
 def test_equation_19_does_not_conform():
     E_l = random_tokens(10, 16, seed=1)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        torch.linalg.pinv(E_l) @ random_tokens(11, 10, seed=2)  # E_l† is d × |l|, Mᵀ is (|l|+1) × |l|
+        # E_l† is d × |l|, Mᵀ is (|l|+1) × |l|
+        torch.linalg.pinv(E_l) @ random_tokens(11, 10, seed=2)
 
 
 def test_rank_one_is_the_smallest_update():
@@ -132,7 +143,11 @@ def test_rank_one_is_the_smallest_update():
 
 @pytest.mark.parametrize(("n", "d_x", "inner_lr"), [(1, 1, 1.0), (12, 4, 0.3), (5, 8, -0.1)])
 def test_linear_attention_makes_one_explicit_gradient_step(n, d_x, inner_lr):
-    X, w_true, x = random_tokens(n, d_x, seed=1), random_tokens(1, d_x, seed=2)[0], random_tokens(1, d_x, seed=3)[0]
+    X, w_true, x = (
+        random_tokens(n, d_x, seed=1),
+        random_tokens(1, d_x, seed=2)[0],
+        random_tokens(1, d_x, seed=3)[0],
+    )
     y = X @ w_true
     w = torch.zeros(d_x, dtype=torch.float64, requires_grad=True)
     loss = ((X @ w - y) ** 2).sum() / (2 * n)

@@ -1,4 +1,6 @@
-"""The parameter path in one packed pass against one update per prefix, and its steps against dense matrices and autograd."""
+"""The parameter path in one packed pass against one update per prefix, and its steps against dense
+matrices and autograd.
+"""
 
 import numpy as np
 import pytest
@@ -8,7 +10,13 @@ from tml_lib.lm import models
 from tml_lib.lm.answers import Suffix, encode
 from tml_lib.measure import parameter_paths, probe
 from tml_lib.measure.implicit import gradient_update, update_from_ids
-from tml_lib.measure.parameter_paths import PathSteps, answer_loss, parameter_path, path_from_ids, path_steps
+from tml_lib.measure.parameter_paths import (
+    PathSteps,
+    answer_loss,
+    parameter_path,
+    path_from_ids,
+    path_steps,
+)
 
 IDS = torch.randint(3, 199, (200,), generator=torch.Generator().manual_seed(6)).tolist()
 PROMPT, TRAJECTORY = IDS[:9], IDS[9:40]
@@ -68,7 +76,9 @@ def dense(update, model):
 def test_cosines_equal_those_of_dense_steps_and_gradients(walked, field, protect):
     model, path, steps = walked
     for k in range(len(WHERE) - 1):
-        step = dense(path.update(k + 1, protect=protect), model) - dense(path.update(k, protect=protect), model)
+        step = dense(path.update(k + 1, protect=protect), model) - dense(
+            path.update(k, protect=protect), model
+        )
         with path.update(k, protect=protect).applied(model):
             gradient = dense(gradient_update(model, PROMPT, SUFFIX), model)
         wanted = float((step * gradient).sum() / (step.norm() * gradient.norm()))
@@ -78,7 +88,9 @@ def test_cosines_equal_those_of_dense_steps_and_gradients(walked, field, protect
 def test_norm_and_drop(walked):
     model, path, steps = walked
     for k in range(len(WHERE) - 1):
-        step = dense(path.update(k + 1, protect=False), model) - dense(path.update(k, protect=False), model)
+        step = dense(path.update(k + 1, protect=False), model) - dense(
+            path.update(k, protect=False), model
+        )
         assert steps.norm[k] == pytest.approx(float(step.norm()) / path.weight_norm)
         assert steps.drop[k] == pytest.approx(path.answer_nll[k] - path.answer_nll[k + 1])
 
@@ -101,14 +113,19 @@ def test_the_ceiling_is_the_cosine_of_the_projected_gradient(llama):
     path = path_from_ids(llama, PROMPT, TRAJECTORY, SUFFIX, WHERE)
     steps = path_steps(llama, path, seed=0)
     gradient = dense(gradient_update(llama, PROMPT, SUFFIX), llama)
-    others = path.inputs[:-3]  # what must stay: the gradient's part that moves these rows is taken out
+    # what must stay: the gradient's part that moves these rows is taken out
+    others = path.inputs[:-3]
     kept = gradient - gradient @ torch.linalg.pinv(others) @ others
-    assert steps.ceiling[0] == pytest.approx(float((kept * gradient).sum() / (kept.norm() * gradient.norm())), abs=1e-8)
+    assert steps.ceiling[0] == pytest.approx(
+        float((kept * gradient).sum() / (kept.norm() * gradient.norm())), abs=1e-8
+    )
     assert (np.abs(steps.cosine_protected) <= steps.ceiling).all()
 
 
 def test_no_exact_step_is_nearer_to_the_gradient_than_the_smallest_one(llama):
-    """Where the loss falls to first order; here any step with the same effect on the answer's rows, drawn at random."""
+    """Where the loss falls to first order; here any step with the same effect on the answer's rows,
+    drawn at random.
+    """
     path = path_from_ids(llama, PROMPT, TRAJECTORY, SUFFIX, [0, 10, 31])
     steps = path_steps(llama, path, seed=0)
     rows = path.inputs[-3:]
@@ -116,9 +133,13 @@ def test_no_exact_step_is_nearer_to_the_gradient_than_the_smallest_one(llama):
     assert steps.cosine[k] > 0
     with path.update(k, protect=False).applied(llama):
         gradient = dense(gradient_update(llama, PROMPT, SUFFIX), llama)
-    smallest = dense(path.update(k + 1, protect=False), llama) - dense(path.update(k, protect=False), llama)
+    smallest = dense(path.update(k + 1, protect=False), llama) - dense(
+        path.update(k, protect=False), llama
+    )
     for seed in range(20):
-        noise = torch.randn(smallest.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        noise = torch.randn(
+            smallest.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         other = smallest + noise - noise @ torch.linalg.pinv(rows) @ rows
         torch.testing.assert_close(rows @ other.T, rows @ smallest.T)
         assert float((other * gradient).sum() / (other.norm() * gradient.norm())) < steps.cosine[k]
@@ -126,7 +147,9 @@ def test_no_exact_step_is_nearer_to_the_gradient_than_the_smallest_one(llama):
 
 def test_random_steps_differ_by_seed_and_have_no_direction(llama):
     path = path_from_ids(llama, PROMPT, TRAJECTORY, SUFFIX, range(32))
-    drawn = np.concatenate([path_steps(llama, path, seed=s, fractions=()).cosine_random for s in range(40)])
+    drawn = np.concatenate(
+        [path_steps(llama, path, seed=s, fractions=()).cosine_random for s in range(40)]
+    )
     assert len(set(drawn)) == len(drawn)
     assert abs(drawn.mean()) < 4 * drawn.std() / len(drawn) ** 0.5
     assert drawn.std() == pytest.approx((3 * 64) ** -0.5, rel=0.5)  # about 1/sqrt of the dimension
@@ -155,10 +178,15 @@ def test_answer_loss_equals_the_models_own(llama, count):
     states = path_from_ids(llama, PROMPT, TRAJECTORY, SUFFIX, [31]).states.repeat(count, 1, 1)
     nll, slope = answer_loss(llama, states, torch.tensor(SUFFIX.ids[-3:]), gradients=True)
     assert nll.shape == (count,)
-    assert nll.numpy() == pytest.approx(probe.naive_nll(llama, PROMPT, TRAJECTORY, SUFFIX, 31), abs=1e-9)
+    assert nll.numpy() == pytest.approx(
+        probe.naive_nll(llama, PROMPT, TRAJECTORY, SUFFIX, 31), abs=1e-9
+    )
     bump = torch.zeros_like(states)
     bump[0, 1, 5] = 1e-6
-    ahead, back = (answer_loss(llama, states + sign * bump, torch.tensor(SUFFIX.ids[-3:]))[0] for sign in (1, -1))
+    ahead, back = (
+        answer_loss(llama, states + sign * bump, torch.tensor(SUFFIX.ids[-3:]))[0]
+        for sign in (1, -1)
+    )
     assert float(ahead - back) / 2e-6 == pytest.approx(float(slope[0, 1, 5]), abs=1e-6)
 
 
@@ -176,7 +204,9 @@ def test_text_and_ids_give_the_same_path(tiny_lm):
     by_text = parameter_path(tiny_lm, *text, stride=3)
     length = len(encoded.trajectory)
     where = sorted({*range(0, length + 1, 3), length})
-    by_ids = path_from_ids(tiny_lm.model, encoded.prompt, encoded.trajectory, encoded.suffixes[0], where)
+    by_ids = path_from_ids(
+        tiny_lm.model, encoded.prompt, encoded.trajectory, encoded.suffixes[0], where
+    )
     assert by_text.positions.tolist() == where
     assert torch.equal(by_text.states, by_ids.states)
     with pytest.raises(ValueError, match="stride=0 must be at least 1"):
@@ -185,15 +215,20 @@ def test_text_and_ids_give_the_same_path(tiny_lm):
 
 def test_a_model_whose_loss_is_more_than_its_head_is_refused(llama, monkeypatch):
     path = path_from_ids(llama, PROMPT, TRAJECTORY, SUFFIX, WHERE)
-    monkeypatch.setattr(llama.lm_head, "forward", lambda x: 2 * torch.nn.functional.linear(x, llama.lm_head.weight))
-    with pytest.raises(ValueError, match="LlamaForCausalLM's loss is not its head after its final norm"):
+    monkeypatch.setattr(
+        llama.lm_head, "forward", lambda x: 2 * torch.nn.functional.linear(x, llama.lm_head.weight)
+    )
+    with pytest.raises(
+        ValueError, match="LlamaForCausalLM's loss is not its head after its final norm"
+    ):
         path_steps(llama, path, seed=0)
 
 
 def test_rows_that_cannot_all_be_served_are_reported_and_give_no_figures():
     narrow = models.random_model("llama", intermediate_size=12).double()
     models.widen_norms(narrow)
-    path = path_from_ids(narrow, PROMPT, TRAJECTORY, SUFFIX, WHERE)  # T = 15 > 12: the prompt cannot be left alone
+    # T = 15 > 12: the prompt cannot be left alone
+    path = path_from_ids(narrow, PROMPT, TRAJECTORY, SUFFIX, WHERE)
     assert not path.exact(protect=True)
     assert not path.update(2).exact
     assert path.update(2).layers[0].residual > 1e-4

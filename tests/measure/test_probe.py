@@ -1,4 +1,6 @@
-"""The packed probe against the naive loop (RaML Algorithm 3), at every position, and what it must refuse."""
+"""The packed probe against the naive loop (RaML Algorithm 3), at every position, and what it must
+refuse.
+"""
 
 import dataclasses
 import weakref
@@ -29,12 +31,23 @@ SUFFIXES = [
 EVERY = range(len(TRAJECTORY) + 1)
 
 
-def naive(model, prompt=PROMPT, trajectory=TRAJECTORY, suffixes=SUFFIXES, positions=EVERY, **settings):
-    return np.array([[naive_nll(model, prompt, trajectory, s, i, **settings) for i in positions] for s in suffixes])
+def naive(
+    model, prompt=PROMPT, trajectory=TRAJECTORY, suffixes=SUFFIXES, positions=EVERY, **settings
+):
+    return np.array(
+        [
+            [naive_nll(model, prompt, trajectory, s, i, **settings) for i in positions]
+            for s in suffixes
+        ]
+    )
 
 
-def packed(model, prompt=PROMPT, trajectory=TRAJECTORY, suffixes=SUFFIXES, positions=EVERY, **settings):
-    return prefix_nll(model, prompt, trajectory, suffixes, positions, **{"rows_per_pass": 40} | settings)[0]
+def packed(
+    model, prompt=PROMPT, trajectory=TRAJECTORY, suffixes=SUFFIXES, positions=EVERY, **settings
+):
+    return prefix_nll(
+        model, prompt, trajectory, suffixes, positions, **{"rows_per_pass": 40} | settings
+    )[0]
 
 
 def sides(encoded):
@@ -47,16 +60,23 @@ def assert_close(found, wanted, tolerance=2e-5):
     assert np.abs(found - wanted).max() <= tolerance
 
 
-# --- packed = naive --------------------------------------------------------------------------------------------------
+# --- packed = naive -------------------------------------------------------------------------------
 
 
 def test_the_naive_loop_equals_log_probabilities_summed_by_hand(random_model):
     model, suffix = random_model("llama"), SUFFIXES[0]
     with torch.inference_mode():
-        log_p = model(input_ids=torch.tensor([[*PROMPT, *TRAJECTORY[:9], *suffix.ids]])).logits[0].log_softmax(-1)
-    end = len(PROMPT) + 9 + len(TEMPLATE)  # index of the answer's first token, predicted from the one before
+        log_p = (
+            model(input_ids=torch.tensor([[*PROMPT, *TRAJECTORY[:9], *suffix.ids]]))
+            .logits[0]
+            .log_softmax(-1)
+        )
+    # index of the answer's first token, predicted from the one before
+    end = len(PROMPT) + 9 + len(TEMPLATE)
     terms = [float(log_p[end - 1 + k, token]) for k, token in enumerate((5, 9, 11))]
-    assert naive_nll(model, PROMPT, TRAJECTORY, suffix, 9) == pytest.approx(-sum(terms) / 3, abs=1e-5)
+    assert naive_nll(model, PROMPT, TRAJECTORY, suffix, 9) == pytest.approx(
+        -sum(terms) / 3, abs=1e-5
+    )
     few = naive_nll(model, PROMPT, TRAJECTORY, suffix, 9, few_logits=True)
     assert few == pytest.approx(-sum(terms) / 3, abs=1e-5)
 
@@ -65,10 +85,13 @@ def test_the_naive_loop_equals_log_probabilities_summed_by_hand(random_model):
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gpt2", "gemma", "gemma2"])
 def test_packed_equals_naive_at_every_position(random_model, model_type, tied):
     model = random_model(model_type, tie_word_embeddings=tied)
-    own, whole = prefix_nll(model, PROMPT, TRAJECTORY, SUFFIXES, EVERY, whole_suffix=True, rows_per_pass=40)
+    own, whole = prefix_nll(
+        model, PROMPT, TRAJECTORY, SUFFIXES, EVERY, whole_suffix=True, rows_per_pass=40
+    )
     assert_close(own, naive(model))
     assert_close(whole, naive(model, whole_suffix=True))
-    assert own.std() > 0.1  # the predictions are not so uniform that a wrong mask would go unnoticed
+    # the predictions are not so uniform that a wrong mask would go unnoticed
+    assert own.std() > 0.1
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -90,7 +113,10 @@ def test_packed_equals_naive_for_all_lengths(random_model, prompt, length, rows)
 
 @pytest.mark.parametrize("rows", [1, 7, 23, 64, 4096])
 def test_the_result_does_not_depend_on_rows_per_pass(random_model, rows):
-    assert_close(packed(random_model("llama"), rows_per_pass=rows), packed(random_model("llama"), rows_per_pass=None))
+    assert_close(
+        packed(random_model("llama"), rows_per_pass=rows),
+        packed(random_model("llama"), rows_per_pass=None),
+    )
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES, ids=lambda s: s.answer)
@@ -101,11 +127,14 @@ def test_candidates_probed_together_equal_those_probed_alone(random_model, suffi
 
 @pytest.mark.parametrize("where", [[0], [23], [3, 4, 20], list(range(0, 24, 5))])
 def test_some_positions_equal_those_of_all(random_model, where):
-    assert_close(packed(random_model("llama"), positions=where), packed(random_model("llama"))[:, where])
+    assert_close(
+        packed(random_model("llama"), positions=where), packed(random_model("llama"))[:, where]
+    )
 
 
 def test_in_float64_packing_is_exact_to_rounding(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)  # both sides cast logits to float32
+    # both sides cast logits to float32
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
     model = models.random_model("llama").double()
     assert_close(packed(model), naive(model), 1e-9)
 
@@ -122,13 +151,21 @@ def test_on_a_real_model_packed_equals_naive_at_every_position(lm, questions):
     assert 15 < len(encoded.trajectory) <= 40
     curve, other = probe.probe(lm, prompt, text, [question.answer, "17"])
     assert len(curve.positions) == curve.length + 1
-    assert_close(curve.answer_nll[None], naive(lm.model, *sides(encoded), positions=curve.positions, few_logits=True), 2e-4)
+    assert_close(
+        curve.answer_nll[None],
+        naive(lm.model, *sides(encoded), positions=curve.positions, few_logits=True),
+        2e-4,
+    )
     encoded = encode(lm.tokenizer, prompt, text, ["17"])
-    assert_close(other.answer_nll[None, [0, 9]], naive(lm.model, *sides(encoded), positions=[0, 9], few_logits=True), 2e-4)
+    assert_close(
+        other.answer_nll[None, [0, 9]],
+        naive(lm.model, *sides(encoded), positions=[0, 9], few_logits=True),
+        2e-4,
+    )
     assert curve.fall > 1.0  # gold states its answer
 
 
-# --- a wrong mask is noticed -----------------------------------------------------------------------------------------
+# --- a wrong mask is noticed ----------------------------------------------------------------------
 
 
 def on_forward(monkeypatch, change):
@@ -151,7 +188,11 @@ def positions_in_a_row(monkeypatch):
 
 
 def copies_see_each_other(monkeypatch):
-    monkeypatch.setattr(torch, "block_diag", lambda *parts: torch.ones([sum(p.shape[k] for p in parts) for k in (0, 1)]))
+    monkeypatch.setattr(
+        torch,
+        "block_diag",
+        lambda *parts: torch.ones([sum(p.shape[k] for p in parts) for k in (0, 1)]),
+    )
 
 
 def on_tree(monkeypatch, change):
@@ -171,7 +212,9 @@ def branches_see_ahead(monkeypatch):
 
 
 def siblings_see_each_other(monkeypatch):
-    """A suffix's tokens see those that other suffixes read before them: causal in the tree's own order."""
+    """A suffix's tokens see those that other suffixes read before them: causal in the tree's own
+    order.
+    """
     on_tree(monkeypatch, lambda tree: tree.sees.copy_(torch.ones_like(tree.sees).tril()))
 
 
@@ -202,7 +245,9 @@ def test_the_packing_check_notices(random_model, monkeypatch, fault, model_type)
     packed(model)  # sound so far
     probe._checked.clear()
     fault(monkeypatch)
-    with pytest.raises(ValueError, match=rf"{type(model).__name__} gives other values in packed passes"):
+    with pytest.raises(
+        ValueError, match=rf"{type(model).__name__} gives other values in packed passes"
+    ):
         packed(model)
     assert model not in probe._checked
 
@@ -237,11 +282,7 @@ def test_the_plain_reference_of_the_check_equals_the_naive_loop(random_model, ki
     model, suffixes = random_model(kind), [Suffix((5, 9, 11), 1, ""), Suffix((5, 12, 13), 1, "")]
     with torch.inference_mode():
         found = probe._plain_nll(
-            model,
-            prompt=PROMPT,
-            trajectory=TRAJECTORY,
-            suffixes=suffixes,
-            positions=[0, 3, 9],
+            model, prompt=PROMPT, trajectory=TRAJECTORY, suffixes=suffixes, positions=[0, 3, 9]
         )
     assert_close(found, naive(model, suffixes=suffixes, positions=[0, 3, 9]))
 
@@ -322,10 +363,11 @@ def test_a_checked_model_is_not_checked_again(monkeypatch):
     model = models.random_model("llama")
     packed(model)
     drop_mask(monkeypatch)
-    assert np.abs(packed(model) - naive(model)).max() > 0.1  # so wrong a result passes, because the check is over
+    # so wrong a result passes, because the check is over
+    assert np.abs(packed(model) - naive(model)).max() > 0.1
 
 
-# --- mode ------------------------------------------------------------------------------------------------------------
+# --- mode -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -369,10 +411,12 @@ def test_a_model_in_training_with_dropout_can_be_probed_at_once():
     assert_close(packed(models.random_model("gpt2").train()), packed(models.random_model("gpt2")))
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("model_type", "name"), [("mamba", "MambaForCausalLM"), ("bloom", "BloomForCausalLM")])
+@pytest.mark.parametrize(
+    ("model_type", "name"), [("mamba", "MambaForCausalLM"), ("bloom", "BloomForCausalLM")]
+)
 def test_a_model_without_branchable_attention_is_refused_by_name(random_model, model_type, name):
     with pytest.raises(ValueError, match=name):
         packed(random_model(model_type))
@@ -384,7 +428,10 @@ def test_a_sliding_window_wider_than_the_text_agrees_with_naive(random_model):
 
 
 def test_a_sliding_window_narrower_than_the_text_is_refused(random_model):
-    with pytest.raises(ValueError, match="take 39 tokens, but MistralForCausalLM attends within a sliding window of 38"):
+    with pytest.raises(
+        ValueError,
+        match="take 39 tokens, but MistralForCausalLM attends within a sliding window of 38",
+    ):
         packed(random_model("mistral", sliding_window=38))
 
 
@@ -411,7 +458,8 @@ def test_the_sliding_window_is_read_from_the_configuration(fields, wanted):
 
 def test_a_context_that_is_just_long_enough_agrees_and_a_shorter_one_is_refused(random_model):
     model, suffixes = random_model("gpt2", n_positions=16), SUFFIXES[:1]
-    sound = {"trajectory": IDS[7:9], "suffixes": suffixes, "positions": range(3)}  # 7 + 2 + 7 tokens
+    # 7 + 2 + 7 tokens
+    sound = {"trajectory": IDS[7:9], "suffixes": suffixes, "positions": range(3)}
     assert_close(packed(model, **sound), naive(model, **sound))
     with pytest.raises(ValueError, match="take 17 tokens, but GPT2LMHeadModel's context holds 16"):
         packed(model, trajectory=IDS[7:10], suffixes=suffixes, positions=[0])
@@ -430,7 +478,7 @@ def test_prefix_nll_refuses_positions_outside_the_trajectory(random_model, where
         packed(random_model("llama"), positions=where)
 
 
-# --- probe() on text -------------------------------------------------------------------------------------------------
+# --- probe() on text ------------------------------------------------------------------------------
 
 TEXT = "6 * 7 means 7 seven times.\nSo it is 42. Yes, 42!"
 
@@ -439,9 +487,16 @@ def test_probe_gives_the_curve_of_prefix_nll(tiny_lm):
     encoded = encode(tiny_lm.tokenizer, "What?\n", TEXT, ["42"])
     curve = probe.probe(tiny_lm, "What?\n", TEXT, "42", whole_suffix=True)
     assert curve.positions.tolist() == list(range(len(encoded.trajectory) + 1))
-    assert (curve.length, curve.tokens, curve.answer) == (len(encoded.trajectory), encoded.tokens, "42")
+    assert (curve.length, curve.tokens, curve.answer) == (
+        len(encoded.trajectory),
+        encoded.tokens,
+        "42",
+    )
     assert_close(curve.answer_nll[None], naive(tiny_lm.model, *sides(encoded), curve.positions))
-    assert_close(curve.suffix_nll[None], naive(tiny_lm.model, *sides(encoded), curve.positions, whole_suffix=True))
+    assert_close(
+        curve.suffix_nll[None],
+        naive(tiny_lm.model, *sides(encoded), curve.positions, whole_suffix=True),
+    )
 
 
 def test_stated_at_is_the_last_prefix_without_the_answer(tiny_lm):
@@ -453,12 +508,17 @@ def test_stated_at_is_the_last_prefix_without_the_answer(tiny_lm):
 @pytest.mark.parametrize("stride", [1, 4, 1000])
 def test_a_stride_keeps_the_first_the_last_and_the_one_before_the_statement(tiny_lm, stride):
     curve, every = (probe.probe(tiny_lm, "What?\n", TEXT, "42", stride=s) for s in (stride, 1))
-    assert curve.positions.tolist() == sorted({*range(0, curve.length, stride), curve.length, curve.stated_at})
+    assert curve.positions.tolist() == sorted(
+        {*range(0, curve.length, stride), curve.length, curve.stated_at}
+    )
     assert_close(curve.answer_nll, every.answer_nll[curve.positions])
 
 
 def test_positions_are_exactly_those_asked_for(tiny_lm):
-    assert probe.probe(tiny_lm, "What?\n", TEXT, "42", positions=[9, 2, 2]).positions.tolist() == [2, 9]
+    assert probe.probe(tiny_lm, "What?\n", TEXT, "42", positions=[9, 2, 2]).positions.tolist() == [
+        2,
+        9,
+    ]
 
 
 def test_one_answer_gives_a_curve_and_several_a_list(tiny_lm):
@@ -500,16 +560,26 @@ def test_an_error_shows_a_few_of_many_positions_and_their_count(random_model, ti
     assert max(len(str(error.value)) for error in (of_ids, of_text)) < 200
 
 
-@pytest.mark.parametrize(("answers", "named"), [([], r"answers=\[\]"), ("", "answer ''"), (["42", ""], "answer ''")])
+@pytest.mark.parametrize(
+    ("answers", "named"), [([], r"answers=\[\]"), ("", "answer ''"), (["42", ""], "answer ''")]
+)
 def test_missing_answers_are_refused(tiny_lm, answers, named):
     with pytest.raises(ValueError, match=named):
         probe.probe(tiny_lm, "What?\n", TEXT, answers)
 
 
-# --- the record ------------------------------------------------------------------------------------------------------
+# --- the record -----------------------------------------------------------------------------------
 
 
-CURVE = ProbeCurve(np.array([0, 2, 3, 5]), np.array([4.0, 3.0, 2.5, 0.5]), 5, "42", tuple("abcde"), np.arange(4.0), 3)
+CURVE = ProbeCurve(
+    np.array([0, 2, 3, 5]),
+    np.array([4.0, 3.0, 2.5, 0.5]),
+    5,
+    "42",
+    tuple("abcde"),
+    np.arange(4.0),
+    3,
+)
 
 
 def test_a_curve_is_read_at_a_token_and_its_fall_is_start_minus_end():
@@ -521,5 +591,10 @@ def test_a_curve_is_read_at_a_token_and_its_fall_is_start_minus_end():
 def test_before_statement_cuts_where_the_answer_is_stated():
     cut = CURVE.before_statement()
     assert (cut.positions.tolist(), cut.answer_nll.tolist()) == ([0, 2, 3], [4.0, 3.0, 2.5])
-    assert (cut.length, cut.tokens, cut.suffix_nll.tolist(), cut.fall) == (3, ("a", "b", "c"), [0.0, 1.0, 2.0], 1.5)
+    assert (cut.length, cut.tokens, cut.suffix_nll.tolist(), cut.fall) == (
+        3,
+        ("a", "b", "c"),
+        [0.0, 1.0, 2.0],
+        1.5,
+    )
     assert cut.before_statement() is cut

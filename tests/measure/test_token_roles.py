@@ -1,4 +1,6 @@
-"""The role study: reflections by rule, the classes of tokens, the values of C6 by hand, and a model's own reflections."""
+"""The role study: reflections by rule, the classes of tokens, the values of C6 by hand, and a
+model's own reflections.
+"""
 
 import math
 
@@ -17,7 +19,7 @@ def asked():
     return programs.questions(4, 50, "held_out")
 
 
-# --- trajectories ----------------------------------------------------------------------------------------------------
+# --- trajectories ---------------------------------------------------------------------------------
 
 
 def test_a_programs_reflections_stand_where_they_are_said_to(asked):
@@ -46,7 +48,9 @@ def test_a_texts_reflections_stand_where_they_are_said_to():
         assert slip != right
         assert wait.text[: wait.slip] + right + wait.text[wait.repaired :] == gold
         assert wait.needless == f"{gold[: wait.slip]}{right}. Wait, {right}"
-        assert gsm.value(slip) not in {gsm.value(m.group()) for m in gsm.NUMBER.finditer(question.text)}
+        assert gsm.value(slip) not in {
+            gsm.value(m.group()) for m in gsm.NUMBER.finditer(question.text)
+        }
         assert gsm.value(slip) != gsm.value(question.answer)
         begun, rest = other.text[: other.at], other.text[other.at :]
         opening = begun.split("\n")[-1].removesuffix("? ")
@@ -58,17 +62,26 @@ def test_a_texts_reflections_stand_where_they_are_said_to():
             assert one.instead == one.text[: one.at] + "So"
 
 
-# --- classes ---------------------------------------------------------------------------------------------------------
+# --- classes --------------------------------------------------------------------------------------
 
 
 def test_words_have_classes_and_classes_means():
     text = "c:= h*4 h=5 c=1 Wait c=6 . d:= c+1 c=? Alternatively d:= c+1 c=6 d=0 ."
     words = text.split()
     found = [token_roles.word_class(words, k, "d=0 f=1") for k in range(len(words))]
-    wanted = "name operation operand slip Wait value . name operation ? Alternatively name operation operand answer ."
+    wanted = (
+        "name operation operand slip Wait value . name operation ? Alternatively name operation"
+        " operand answer ."
+    )
     assert found == wanted.split()
     table = token_roles.by_class([["Wait", 1.0, 3.0], ["Wait", 2.0, 1.0], [".", 4.0, 4.0]])
-    assert table["Wait"] == {"absolute": 1.5, "signed": 0.5, "relative": 1.25, "relative_median": 1.25, "n": 2}
+    assert table["Wait"] == {
+        "absolute": 1.5,
+        "signed": 0.5,
+        "relative": 1.25,
+        "relative_median": 1.25,
+        "n": 2,
+    }
     assert table["."]["absolute"] == 0
 
 
@@ -93,24 +106,33 @@ def test_the_tokens_of_a_text_are_sorted_by_what_they_write(tiny_lm):
 def test_a_mark_of_several_tokens_is_one_piece(tiny_lm):
     text = "6 pens. Hold on, 7"
     encoded = encode(tiny_lm.tokenizer, "Q\n", text, ["7"])
-    (piece,) = (piece for piece in token_roles.text_pieces(text, encoded, "7") if piece[0] == "Hold on")
+    (piece,) = (
+        piece for piece in token_roles.text_pieces(text, encoded, "7") if piece[0] == "Hold on"
+    )
     assert piece[2] - piece[1] == 2
     nll = np.arange(len(encoded.tokens) + 1, dtype=float)
     assert token_roles.rows_of(nll, [piece]) == [["Hold on", piece[1], piece[2]]]
 
 
-# --- values ----------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 
 def test_reflections_are_compared_with_all_else_by_hand(reasoner, asked, monkeypatch):
     class Curve:
-        def __init__(self, words):  # every reflection halves what is left, a corrected value takes 0.1 off
+        # every reflection halves what is left, a corrected value takes 0.1 off
+        def __init__(self, words):
             nll = [4.0]
             for k, word in enumerate(words):
-                nll.append(nll[-1] / 2 if word in token_roles.REFLECTIONS else nll[-1] - 0.1 * (words[k - 1] == "Wait"))
+                nll.append(
+                    nll[-1] / 2
+                    if word in token_roles.REFLECTIONS
+                    else nll[-1] - 0.1 * (words[k - 1] == "Wait")
+                )
             self.answer_nll = np.array(nll)
 
-    monkeypatch.setattr(token_roles, "probe", lambda lm, prompt, text, answer, **given: Curve(text.split()))
+    monkeypatch.setattr(
+        token_roles, "probe", lambda lm, prompt, text, answer, **given: Curve(text.split())
+    )
     found = token_roles.reflecting(asked[0], 0)
     values, rows = token_roles.role_values(reasoner, asked[0], found, token_roles.program_pieces)
     assert values["C6.relative"] == pytest.approx(0.5, abs=0.01)
@@ -118,7 +140,12 @@ def test_reflections_are_compared_with_all_else_by_hand(reasoner, asked, monkeyp
     reflections = [row[2] - row[1] for row in rows if row[0] in token_roles.REFLECTIONS]
     assert values["C6.signed"] == pytest.approx(np.mean(reflections))
     assert min(reflections) == pytest.approx(-2.0)
-    assert values["C6.replaced"] == values["C6.replaced_wait"] == values["C6.replaced_alternatively"] == pytest.approx(2.0)
+    assert (
+        values["C6.replaced"]
+        == values["C6.replaced_wait"]
+        == values["C6.replaced_alternatively"]
+        == pytest.approx(2.0)
+    )
     assert values["C6.after_error"] == pytest.approx(0)
     others = [abs(row[2] - row[1]) for row in rows if row[0] not in token_roles.REFLECTIONS]
     assert values["C6.absolute"] == pytest.approx(-np.mean(reflections) - np.mean(others))
@@ -129,11 +156,15 @@ def test_reflections_are_compared_with_all_else_by_hand(reasoner, asked, monkeyp
 def test_the_values_of_a_text_are_differences_of_its_curves(tiny_lm):
     question = next(q for q in trajectories.study_questions(8, 3) if gsm.reflecting(q, 0))
     wait, other = gsm.reflecting(question, 0)
-    values, rows = token_roles.role_values(tiny_lm, question, [wait, other], token_roles.text_pieces)
+    values, rows = token_roles.role_values(
+        tiny_lm, question, [wait, other], token_roles.text_pieces
+    )
     assert set(values) >= {f"C6.replaced_{mark.lower()}" for mark in token_roles.REFLECTIONS}
 
     def after(text):
-        return probe(tiny_lm, chat_prompt(tiny_lm.tokenizer, question.text), text, question.answer).answer_nll[-1]
+        return probe(
+            tiny_lm, chat_prompt(tiny_lm.tokenizer, question.text), text, question.answer
+        ).answer_nll[-1]
 
     marked = after(wait.text[: wait.at] + "Wait")
     assert values["C6.replaced_wait"] == pytest.approx(after(wait.instead) - marked, abs=2e-4)
@@ -149,13 +180,17 @@ def test_a_loss_of_zero_makes_no_infinite_ratio():
     assert math.isnan(token_roles._by_role([row for row in table if row[0] != "."])["C6.over_ends"])
 
 
-# --- a model's own trajectories --------------------------------------------------------------------------------------
+# --- a model's own trajectories -------------------------------------------------------------------
 
 
-def test_a_models_own_trajectories_have_rows_and_absent_marks_are_named(reasoner, asked, tiny_lm, questions):
+def test_a_models_own_trajectories_have_rows_and_absent_marks_are_named(
+    reasoner, asked, tiny_lm, questions
+):
     rows = token_roles.own_rows(reasoner, asked, token_roles.program_pieces, seed=0)
     assert {row[0] for row in rows} >= {"name", "value", "."}
-    text = token_roles.own_rows(tiny_lm, questions[:2], token_roles.text_pieces, seed=0, most_tokens=8)
+    text = token_roles.own_rows(
+        tiny_lm, questions[:2], token_roles.text_pieces, seed=0, most_tokens=8
+    )
     assert text, "a trajectory that is cut short counts too"
     message = token_roles.absent(text)
     assert "Wait and Alternatively: not once in" in message
@@ -168,7 +203,9 @@ def test_words_are_left_out_one_by_one_and_one_after_another(reasoner, asked):
     words = gsm.gold(asked[0]).text.split()
     alone = token_roles.left_out(reasoner, asked[0], words)
     whole = program_probes.curve(reasoner, asked[0], words)[-1]
-    assert alone[7] == pytest.approx(program_probes.curve(reasoner, asked[0], words[:7] + words[8:])[-1] - whole, abs=1e-5)
+    assert alone[7] == pytest.approx(
+        program_probes.curve(reasoner, asked[0], words[:7] + words[8:])[-1] - whole, abs=1e-5
+    )
     order = [3, 0, 7]
     nll = token_roles.thinned(reasoner, asked[0], words, order)
     assert nll[:2] == pytest.approx([whole, whole + alone[3]], abs=1e-5)

@@ -1,4 +1,6 @@
-"""The decoder that writes gradient descent: its supervision is right, its branches are separate, the probe agrees."""
+"""The decoder that writes gradient descent: its supervision is right, its branches are separate,
+the probe agrees.
+"""
 
 import math
 
@@ -33,7 +35,9 @@ def test_the_supervision_is_gradient_descent_on_the_support_loss():
 
 
 def test_it_is_the_inner_loop_of_maml_on_mirrored_tasks():
-    """(x, y) and (-x, -y) leave a linear model's bias at 0, and half the rate undoes the square's factor 2."""
+    """(x, y) and (-x, -y) leave a linear model's bias at 0, and half the rate undoes the square's
+    factor 2.
+    """
     batch, w_0 = drawn()
     parts = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
     mirrored = TaskBatch(*(torch.cat([p, -p], 1) for p in parts))
@@ -49,13 +53,20 @@ def test_query_loss_and_explicit_nll_by_hand():
     batch, _ = drawn(2)
     w = torch.tensor([[[0.5, -1.0]], [[0.0, 0.0]]])
     predicted = (batch.query_x * w).sum(2)
-    torch.testing.assert_close(descent.query_loss(batch, w)[:, 0], ((predicted - batch.query_y[:, :, 0]) ** 2).mean(1))
+    torch.testing.assert_close(
+        descent.query_loss(batch, w)[:, 0], ((predicted - batch.query_y[:, :, 0]) ** 2).mean(1)
+    )
     wanted = []
     for task in range(2):
         nll = 0.0
-        for mean, y in zip(predicted[task].tolist(), batch.query_y[task, :, 0].tolist(), strict=True):
+        for mean, y in zip(
+            predicted[task].tolist(), batch.query_y[task, :, 0].tolist(), strict=True
+        ):
             centre = float(descent.BINS[int(descent.bin_of(torch.tensor(y)))])
-            edges = [(e - mean) / descent.READOUT_WIDTH / math.sqrt(2) for e in (centre - 0.125, centre + 0.125)]
+            edges = [
+                (e - mean) / descent.READOUT_WIDTH / math.sqrt(2)
+                for e in (centre - 0.125, centre + 0.125)
+            ]
             nll -= math.log(max((math.erf(edges[1]) - math.erf(edges[0])) / 2, 1e-12))
         wanted.append(nll / 3)
     assert descent.explicit_nll(batch, w)[:, 0].tolist() == pytest.approx(wanted, rel=1e-3)
@@ -79,7 +90,9 @@ def test_the_late_arm_is_asked_for_the_answer_once(monkeypatch):
 
     def tampered(given, iterates, kinds=descent.KINDS):
         written, logits = real(given, iterates, kinds)
-        return written, torch.cat([torch.cat([logits[:, :-1, :1], 3 * logits[:, :-1, 1:]], 2), logits[:, -1:]], 1)
+        return written, torch.cat(
+            [torch.cat([logits[:, :-1, :1], 3 * logits[:, :-1, 1:]], 2), logits[:, -1:]], 1
+        )
 
     def loss(arm):
         with torch.no_grad():
@@ -109,10 +122,14 @@ def test_a_query_sees_what_was_written_before_it_and_no_other_query(trained):
             few, alone = model(batch, iterates[:, : k + 1])
             torch.testing.assert_close(alone[:, k], logits[:, k], rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(few[:, k], following[:, k], rtol=1e-4, atol=1e-4)
-        one = TaskBatch(batch.support_x, batch.support_y, batch.query_x[:, 1:2], batch.query_y[:, 1:2])
+        one = TaskBatch(
+            batch.support_x, batch.support_y, batch.query_x[:, 1:2], batch.query_y[:, 1:2]
+        )
         for place, kind in enumerate(descent.KINDS):
             _, single = model(one, iterates, (kind,))
-            torch.testing.assert_close(single[:, :, 0, 0], logits[:, :, place, 1], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                single[:, :, 0, 0], logits[:, :, place, 1], rtol=1e-4, atol=1e-4
+            )
 
 
 def test_writing_feeds_back_what_was_written(trained):
@@ -131,7 +148,8 @@ def test_training_learns_to_step_and_is_repeatable(trained):
     explicit = descent.gradient_descent(batch, w_0, descent.STEPS)
     untrained = descent.Writer(0)
     errors = [
-        float((descent.write(m, batch, w_0, 6)[:, -1] - explicit[:, -1]).square().sum(1).mean()) for m in (model, untrained)
+        float((descent.write(m, batch, w_0, 6)[:, -1] - explicit[:, -1]).square().sum(1).mean())
+        for m in (model, untrained)
     ]
     assert errors[0] < 0.3 * errors[1]
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
@@ -151,14 +169,18 @@ def test_the_kits_probe_reads_the_same_losses(trained, kind):
     written = descent.write(model, batch, w_0, 4)
     for index in range(3):
         asked = descent.as_causal_lm(model, batch, written, index)
-        own, _ = probe.prefix_nll(asked.lm, asked.prompt, asked.trajectory, [asked.suffixes[kind]], range(5))
+        own, _ = probe.prefix_nll(
+            asked.lm, asked.prompt, asked.trajectory, [asked.suffixes[kind]], range(5)
+        )
         one = TaskBatch(
             *(part[index : index + 1] for part in (batch.support_x, batch.support_y)),
             *(part[index : index + 1, :1] for part in (batch.query_x, batch.query_y)),
         )
         wanted = descent.answer_nll(model, one, written[index : index + 1])[kind][0]
         np.testing.assert_allclose(own[0], wanted.numpy(), rtol=1e-4, atol=1e-4)
-        path = parameter_paths.path_from_ids(asked.lm, asked.prompt, asked.trajectory, asked.suffixes[kind], range(5))
+        path = parameter_paths.path_from_ids(
+            asked.lm, asked.prompt, asked.trajectory, asked.suffixes[kind], range(5)
+        )
         np.testing.assert_allclose(path.answer_nll, own[0], rtol=1e-4, atol=1e-4)
 
 
@@ -179,10 +201,16 @@ def test_making_a_causal_lm_leaves_the_model_and_the_random_state_alone(trained)
     ("call", "message"),
     [
         (lambda b, w: descent.gradient_descent(b, w, -1), "steps=-1 is negative"),
-        (lambda b, w: descent.gradient_descent(b, w, 2, inner_lr=math.nan), "inner_lr=nan must be finite and positive"),
+        (
+            lambda b, w: descent.gradient_descent(b, w, 2, inner_lr=math.nan),
+            "inner_lr=nan must be finite and positive",
+        ),
         (lambda b, w: descent.write(descent.Writer(0), b, w, -2), "steps=-2 is negative"),
         (lambda b, w: descent.Writer(0)(b, w[:, None], ("guess",)), "kind='guess' is no question"),
-        (lambda b, w: descent.train("righter", 0, train_steps=1), "arm='righter' is unknown: train one of writer"),
+        (
+            lambda b, w: descent.train("righter", 0, train_steps=1),
+            "arm='righter' is unknown: train one of writer",
+        ),
         (lambda b, w: descent.train("writer", 0, train_steps=0), "train_steps=0 trains nothing"),
     ],
 )

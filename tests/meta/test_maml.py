@@ -1,4 +1,6 @@
-"""Meta-gradients: two paths against an explicit float64 loop, a hand derivation and finite differences; errors; learning."""
+"""Meta-gradients: two paths against an explicit float64 loop, a hand derivation and finite
+differences; errors; learning.
+"""
 
 import math
 
@@ -21,7 +23,10 @@ def network(seed=0, dtype=torch.float64, sizes=(1, 8, 6, 1)):
 
 
 def relative(found, wanted):
-    return max(float((a.double() - b.double()).norm() / b.double().norm()) for a, b in zip(found, wanted, strict=True))
+    return max(
+        float((a.double() - b.double()).norm() / b.double().norm())
+        for a, b in zip(found, wanted, strict=True)
+    )
 
 
 def explicit_loop(theta, tasks, inner_lr, steps, *, first_order=False, last_only=False):
@@ -29,7 +34,10 @@ def explicit_loop(theta, tasks, inner_lr, steps, *, first_order=False, last_only
     theta = [part.double().clone().requires_grad_() for part in theta]
     total = 0.0
     for task in range(len(tasks)):
-        sx, sy, qx, qy = (t[task].double() for t in (tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y))
+        sx, sy, qx, qy = (
+            t[task].double()
+            for t in (tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y)
+        )
 
         def predict(parts, x):
             for layer in range(len(parts) // 2 - 1):
@@ -38,9 +46,14 @@ def explicit_loop(theta, tasks, inner_lr, steps, *, first_order=False, last_only
 
         adapted = theta
         for _ in range(steps):
-            slopes = torch.autograd.grad(((predict(adapted, sx) - sy) ** 2).mean(), adapted, create_graph=not first_order)
+            slopes = torch.autograd.grad(
+                ((predict(adapted, sx) - sy) ** 2).mean(), adapted, create_graph=not first_order
+            )
             moving = range(len(theta) - 2, len(theta)) if last_only else range(len(theta))
-            adapted = [part - inner_lr * slopes[i] if i in moving else part for i, part in enumerate(adapted)]
+            adapted = [
+                part - inner_lr * slopes[i] if i in moving else part
+                for i, part in enumerate(adapted)
+            ]
         total = total + ((predict(adapted, qx) - qy) ** 2).mean() / len(tasks)
     return total.detach(), torch.autograd.grad(total, theta)
 
@@ -58,7 +71,12 @@ def test_both_paths_equal_the_explicit_float64_loop(path, steps, sizes):
     assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-12)
     assert relative(found, wanted) < 1e-12
     single = [part.float() for part in theta]
-    assert relative(PATHS[path](single, tasks.to(dtype=torch.float32), inner_lr=LR, steps=steps)[1], wanted) < 1e-6
+    assert (
+        relative(
+            PATHS[path](single, tasks.to(dtype=torch.float32), inner_lr=LR, steps=steps)[1], wanted
+        )
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 5])
@@ -74,7 +92,9 @@ def test_first_order_would_fail_that_comparison(steps):
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_the_two_paths_agree_for_every_method(method, steps):
     theta, tasks = network(), batch()
-    fast, readable = (path(theta, tasks, inner_lr=LR, steps=steps, method=method) for path in PATHS.values())
+    fast, readable = (
+        path(theta, tasks, inner_lr=LR, steps=steps, method=method) for path in PATHS.values()
+    )
     assert float(fast[0]) == pytest.approx(float(readable[0]), rel=1e-12)
     assert relative(fast[1], readable[1]) < 1e-12
 
@@ -91,15 +111,24 @@ def test_anil_adapts_the_last_layer_only_and_trains_all(steps):
 
 def test_joint_training_is_the_mean_loss_of_all_points():
     theta, tasks = network(), batch()
-    x, y = torch.cat([tasks.support_x, tasks.query_x], 1), torch.cat([tasks.support_y, tasks.query_y], 1)
+    x, y = (
+        torch.cat([tasks.support_x, tasks.query_x], 1),
+        torch.cat([tasks.support_y, tasks.query_y], 1),
+    )
     parts = [part.clone().requires_grad_() for part in theta]
     wanted = torch.autograd.grad(maml.mse(parts, x, y), parts)
-    assert relative(maml.meta_gradient(theta, tasks, inner_lr=LR, steps=5, method="joint")[1], wanted) < 1e-12
+    assert (
+        relative(maml.meta_gradient(theta, tasks, inner_lr=LR, steps=5, method="joint")[1], wanted)
+        < 1e-12
+    )
 
 
 def test_reptile_points_from_the_adapted_mean_back_to_theta():
     theta, tasks = network(), batch()
-    x, y = torch.cat([tasks.support_x, tasks.query_x], 1), torch.cat([tasks.support_y, tasks.query_y], 1)
+    x, y = (
+        torch.cat([tasks.support_x, tasks.query_x], 1),
+        torch.cat([tasks.support_y, tasks.query_y], 1),
+    )
     whole = TaskBatch(x, y, tasks.query_x, tasks.query_y)
     adapted = maml.adapt(theta, whole, inner_lr=LR, steps=3)[-1]
     _, found = maml.meta_gradient(theta, tasks, inner_lr=LR, steps=3, method="reptile")
@@ -110,18 +139,27 @@ def test_reptile_points_from_the_adapted_mean_back_to_theta():
 
 def test_hessian_product_equals_finite_differences_of_the_gradient():
     theta, tasks = maml.per_task(network(), 4), batch()
-    v = [torch.randn(part.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) for part in theta]
+    v = [
+        torch.randn(part.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        for part in theta
+    ]
     _, tape, _ = maml.gradient(theta, tasks.support_x, tasks.support_y)
     found = maml.hessian_product(theta, tape, v)
     ahead, behind = (
-        maml.gradient([p + sign * 1e-6 * q for p, q in zip(theta, v, strict=True)], tasks.support_x, tasks.support_y)[0]
+        maml.gradient(
+            [p + sign * 1e-6 * q for p, q in zip(theta, v, strict=True)],
+            tasks.support_x,
+            tasks.support_y,
+        )[0]
         for sign in (1, -1)
     )
     assert relative(found, [(a - b) / 2e-6 for a, b in zip(ahead, behind, strict=True)]) < 1e-6
 
 
 def test_the_scalar_meta_gradient_by_hand():
-    """L_s = (w a + u - b)^2 at u = 0: w' = w - lr 2a (w a - b), u' = -lr 2 (w a - b); L_q = (w' c + u' - e)^2."""
+    """L_s = (w a + u - b)^2 at u = 0: w' = w - lr 2a (w a - b), u' = -lr 2 (w a - b); L_q = (w' c +
+    u' - e)^2.
+    """
     w, a, b, c, e = 0.7, 1.5, -0.4, 0.9, 2.0
     adapted = w - LR * 2 * a * (w * a - b)
     bias = -LR * 2 * (w * a - b)  # the network's bias adapts as well
@@ -130,7 +168,9 @@ def test_the_scalar_meta_gradient_by_hand():
     one = [torch.tensor([[[float(t)]]], dtype=torch.float64) for t in (a, b, c, e)]
     theta = [torch.tensor([[w]], dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)]
     for path in PATHS.values():
-        assert float(path(theta, TaskBatch(*one), inner_lr=LR, steps=1)[1][0]) == pytest.approx(by_hand, rel=1e-12)
+        assert float(path(theta, TaskBatch(*one), inner_lr=LR, steps=1)[1][0]) == pytest.approx(
+            by_hand, rel=1e-12
+        )
 
 
 def test_the_adaptation_curve_is_the_query_loss_of_plain_sgd():
@@ -170,10 +210,16 @@ def test_a_network_with_several_outputs_is_refused(path):
 @pytest.mark.parametrize("path", PATHS)
 def test_divergence_names_the_inner_learning_rate(path):
     with pytest.raises(FloatingPointError, match=r"inner_lr=50\.0: the inner loop diverged"):
-        PATHS[path](network(dtype=torch.float32), batch(dtype=torch.float32), inner_lr=50.0, steps=20)
-    curve = maml.adaptation_curve(network(dtype=torch.float32), batch(dtype=torch.float32), inner_lr=50.0, steps=20)
+        PATHS[path](
+            network(dtype=torch.float32), batch(dtype=torch.float32), inner_lr=50.0, steps=20
+        )
+    curve = maml.adaptation_curve(
+        network(dtype=torch.float32), batch(dtype=torch.float32), inner_lr=50.0, steps=20
+    )
     assert bool(curve[:, -1].isinf().any())
-    assert bool((curve.isinf() | (curve < 1e38)).all()), "a diverged task counts as infinite, not as the largest number"
+    assert bool((curve.isinf() | (curve < 1e38)).all()), (
+        "a diverged task counts as infinite, not as the largest number"
+    )
 
 
 @pytest.mark.parametrize("method", maml.METHODS)
@@ -183,10 +229,16 @@ def test_training_lowers_the_loss_that_it_trains(method):
 
     theta = maml.new_mlp([1, 20, 20, 1], 0)
     kept = [part.clone() for part in theta]
-    trained, losses = maml.meta_train(theta, sample, meta_steps=300, inner_lr=LR, steps=2, seed=0, method=method)
-    assert all(torch.equal(a, b) for a, b in zip(theta, kept, strict=True)), "the start must not be changed"
+    trained, losses = maml.meta_train(
+        theta, sample, meta_steps=300, inner_lr=LR, steps=2, seed=0, method=method
+    )
+    assert all(torch.equal(a, b) for a, b in zip(theta, kept, strict=True)), (
+        "the start must not be changed"
+    )
     assert sum(losses[-30:]) < sum(losses[:30])
-    again, same = maml.meta_train(theta, sample, meta_steps=300, inner_lr=LR, steps=2, seed=0, method=method)
+    again, same = maml.meta_train(
+        theta, sample, meta_steps=300, inner_lr=LR, steps=2, seed=0, method=method
+    )
     assert same == losses
     assert all(torch.equal(a, b) for a, b in zip(trained, again, strict=True))
 
@@ -199,7 +251,13 @@ def test_a_meta_learned_start_adapts_better_than_a_jointly_trained_one():
     ends = {}
     for method in ("maml", "joint"):
         theta, _ = maml.meta_train(
-            maml.new_mlp([1, 40, 40, 1], 0), sample, meta_steps=400, inner_lr=LR, steps=5, seed=0, method=method
+            maml.new_mlp([1, 40, 40, 1], 0),
+            sample,
+            meta_steps=400,
+            inner_lr=LR,
+            steps=5,
+            seed=0,
+            method=method,
         )
         ends[method] = maml.adaptation_curve(theta, unseen, inner_lr=LR, steps=5).mean(0)
     assert ends["maml"][5] < 0.4 * ends["maml"][0]
@@ -216,7 +274,14 @@ def test_a_meta_gradient_that_overflows_stops_the_training(monkeypatch):
     monkeypatch.setattr(maml, "meta_gradient", overflowing)
     start = network(dtype=torch.float32)
     with pytest.raises(FloatingPointError, match=r"length is inf with inner_lr=0\.02"):
-        maml.meta_train(start, lambda draw: batch(dtype=torch.float32), meta_steps=1, inner_lr=LR, steps=1, seed=0)
+        maml.meta_train(
+            start,
+            lambda draw: batch(dtype=torch.float32),
+            meta_steps=1,
+            inner_lr=LR,
+            steps=1,
+            seed=0,
+        )
 
 
 def test_nothing_is_trained_in_no_steps():

@@ -1,4 +1,6 @@
-"""The explicit inner loop on LoRA weights: siblings, gradients by finite differences, and what the outer loop learns."""
+"""The explicit inner loop on LoRA weights: siblings, gradients by finite differences, and what the
+outer loop learns.
+"""
 
 import random
 
@@ -80,12 +82,17 @@ def test_the_meta_gradient_agrees_with_finite_differences(meta, steps):
     numeric = (loss(eps) - loss(-eps)) / (2 * eps)
     assert float(exact[0].view(-1)[at]) == pytest.approx(numeric, rel=1e-5)
     flat = [torch.cat([g.flatten() for g in side]) for side in (exact, first)]
-    assert (flat[0] - flat[1]).norm() > 0.01 * flat[0].norm(), "the second-order part is left out by mistake"
+    assert (flat[0] - flat[1]).norm() > 0.01 * flat[0].norm(), (
+        "the second-order part is left out by mistake"
+    )
 
 
 def test_without_inner_steps_all_methods_agree_on_the_query(meta):
     batch = maml_lora.pairs(0, 2, steps=1)(0)
-    found = {method: meta.outer_gradient(batch, method=method, steps=0, inner_lr=0.1) for method in ("maml", "fomaml")}
+    found = {
+        method: meta.outer_gradient(batch, method=method, steps=0, inner_lr=0.1)
+        for method in ("maml", "fomaml")
+    }
     assert found["maml"][0] == pytest.approx(found["fomaml"][0])
     for a, b in zip(found["maml"][1], found["fomaml"][1], strict=True):
         assert torch.allclose(a, b)
@@ -126,8 +133,13 @@ def test_answers_after_inner_steps_leave_the_adapter_as_it_was():
     question = programs.questions(1, 0, "held_out", steps=1)[0]
     before = {name: p.detach().clone() for name, p in meta.theta.items()}
     for steps in (0, 1):
-        assert maml_lora.answered(meta, [(question, pair[0])], steps=steps, inner_lr=0.1) in ([True], [False])
-    assert all(torch.equal(p, before[name]) for name, p in meta.model.named_parameters() if name in before)
+        assert maml_lora.answered(meta, [(question, pair[0])], steps=steps, inner_lr=0.1) in (
+            [True],
+            [False],
+        )
+    assert all(
+        torch.equal(p, before[name]) for name, p in meta.model.named_parameters() if name in before
+    )
 
 
 def test_bad_methods_and_runaway_losses_are_named(meta):

@@ -1,4 +1,6 @@
-"""Optimisers: hand-written rules against torch.optim, the learned one against what it starts from."""
+"""Optimisers: hand-written rules against torch.optim, the learned one against what it
+starts from.
+"""
 
 import pytest
 import torch
@@ -45,10 +47,14 @@ def test_rules_take_the_steps_of_torch(rule, reference):
 def test_query_losses_are_those_of_the_networks():
     tasks = batch()
     networks = optimisers.fresh_networks(new, len(tasks), torch.Generator().manual_seed(2))
-    losses = optimisers.query_losses(optimisers.unroll(optimisers.sgd(0.01), networks, tasks, 3), tasks)
+    losses = optimisers.query_losses(
+        optimisers.unroll(optimisers.sgd(0.01), networks, tasks, 3), tasks
+    )
     assert losses.shape == (3, 4)
     one = [part[1] for part in networks]
-    assert float(losses[1, 0]) == pytest.approx(float(maml.mse(one, tasks.query_x[1], tasks.query_y[1])))
+    assert float(losses[1, 0]) == pytest.approx(
+        float(maml.mse(one, tasks.query_x[1], tasks.query_y[1]))
+    )
 
 
 def test_the_learned_rule_starts_as_a_normalised_momentum_step():
@@ -57,7 +63,9 @@ def test_the_learned_rule_starts_as_a_normalised_momentum_step():
     move, state = rule(slope, torch.zeros(1, 2), 0, {})
     torch.testing.assert_close(move.detach(), torch.tensor([[-0.02, 0.02]]), rtol=1e-4, atol=1e-6)
     later, _ = rule(-slope, torch.zeros(1, 2), 1, state)
-    assert (later.detach().abs() < 0.02).all(), "the running mean must damp a gradient that turns round"
+    assert (later.detach().abs() < 0.02).all(), (
+        "the running mean must damp a gradient that turns round"
+    )
 
 
 def test_training_makes_it_better_than_it_started_and_is_repeatable():
@@ -69,7 +77,11 @@ def test_training_makes_it_better_than_it_started_and_is_repeatable():
     networks = optimisers.fresh_networks(single, 100, torch.Generator().manual_seed(6))
     with torch.no_grad():
         ends = [
-            float(optimisers.query_losses(optimisers.unroll(r, networks, unseen, 5), unseen)[:, -1].mean())
+            float(
+                optimisers.query_losses(optimisers.unroll(r, networks, unseen, 5), unseen)[
+                    :, -1
+                ].mean()
+            )
             for r in (rule, optimisers.LearnedOptimiser(0))
         ]
     assert ends[0] < ends[1]

@@ -1,4 +1,6 @@
-"""On PYTHONPATH of every notebook under test: a connection that leaves this machine is an error, and so is too much memory."""
+"""On PYTHONPATH of every notebook under test: a connection that leaves this machine is an error,
+and so is too much memory.
+"""
 
 import ipaddress
 import os
@@ -19,7 +21,9 @@ def _local(host) -> bool:
 
 def connect(self, address):
     if self.family in (socket.AF_INET, socket.AF_INET6) and not _local(address[0]):
-        raise OSError(f"the default path must not use the network, but something connects to {address}")
+        raise OSError(
+            f"the default path must not use the network, but something connects to {address}"
+        )
     return _connect(self, address)
 
 
@@ -32,9 +36,10 @@ def getaddrinfo(host, *args, **kwargs):
 socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
 
 
-# --- memory: Binder stops what takes 2 GB; here a kernel ends itself a little earlier ---------------------------------
-# Counted is what a limit cannot take back. Weights read from their file are pages of that file, which the system drops and
-# reads again when memory is short; how many of them are resident at a moment is left to it.
+# --- memory: Binder stops what takes 2 GB; here a kernel ends itself a little earlier -------------
+# Counted is what a limit cannot take back. Weights read from their file are pages of that file,
+# which the system drops and reads again when memory is short; how many of them are resident at a
+# moment is left to it.
 
 LIMIT_MB = float(os.environ.get("TML_MEMORY_LIMIT_MB", 1900))
 
@@ -53,5 +58,7 @@ def _watch() -> None:
     os._exit(137)
 
 
-if any("ipykernel_launcher" in word for word in sys.orig_argv) and os.path.exists("/proc/self/statm"):
+if any("ipykernel_launcher" in word for word in sys.orig_argv) and os.path.exists(
+    "/proc/self/statm"
+):
     threading.Thread(target=_watch, daemon=True).start()

@@ -1,4 +1,6 @@
-"""The study of C5s: its sums and their gold trajectories, its values by hand, and a run of a few steps with a random model."""
+"""The study of C5s: its sums and their gold trajectories, its values by hand, and a run of a few
+steps with a random model.
+"""
 
 import json
 import math
@@ -13,7 +15,9 @@ from tml_lib.studies import chain
 
 
 def test_a_gold_trajectory_adds_one_number_after_another():
-    assert chain.partial_sums("15 - 43 - 75 + 3") == "15 - 43 = -28\n-28 - 75 = -103\n-103 + 3 = -100"
+    assert (
+        chain.partial_sums("15 - 43 - 75 + 3") == "15 - 43 = -28\n-28 - 75 = -103\n-103 + 3 = -100"
+    )
     for question in chain.sums(50, 3):
         assert gsm.gold(question).text.split()[-1] == question.answer
 
@@ -26,12 +30,18 @@ def test_questions_differ_and_avoid_what_was_shown():
 
 
 def made(right, boxed=(0, 0)):
-    return {"greedy": {"right": [1, 0], "boxed": [1, 1]}, "sampled": {"right": list(right), "boxed": list(boxed)}}
+    return {
+        "greedy": {"right": [1, 0], "boxed": [1, 1]},
+        "sampled": {"right": list(right), "boxed": list(boxed)},
+    }
 
 
 def test_values_by_hand():
     rights = {"base": (0, 0), "cold": (1, 1), "long": (2, 2), "warm": (4, 2), "zero": (0, 4)}
-    records = [made(right, (4, 0) if arm == "zero" else (0, 0)) | {"arm": arm} for arm, right in rights.items()]
+    records = [
+        made(right, (4, 0) if arm == "zero" else (0, 0)) | {"arm": arm}
+        for arm, right in rights.items()
+    ]
     for record in records:
         record["room"] = {"right": [record["arm"] == "warm", True]}
     found = chain.estimands(records)
@@ -56,16 +66,22 @@ def test_a_study_trains_every_arm_once_and_writes_evidence(lm, tmp_path, monkeyp
     settings = {"steps": 3, "cold_steps": 1, "questions": 2}
     records, seconds = chain.study(start, tmp_path, **settings)
     assert [record["arm"] for record in records] == list(chain.ARMS)
-    assert all((before[name] == value).all() for name, value in model.state_dict().items()), "the start is left as it is"
+    assert all((before[name] == value).all() for name, value in model.state_dict().items()), (
+        "the start is left as it is"
+    )
     assert [len(record["log"]) for record in records] == [0, 0, 0, 2, 3]
     assert (tmp_path / "warm" / "adapter_model.safetensors").is_file()
     assert {record["arm"] for record in records if "room" in record} == set(chain.ROOM_ARMS)
     assert all(
-        len(record["room"]["tokens"]) == 2 and max(record["room"]["tokens"]) > 8 for record in records if "room" in record
+        len(record["room"]["tokens"]) == 2 and max(record["room"]["tokens"]) > 8
+        for record in records
+        if "room" in record
     )
     monkeypatch.setattr(chain, "trained", None)
     again, _ = chain.study(start, tmp_path, **settings)
     assert json.dumps(again) == json.dumps(records), "finished arms are kept"
-    path = chain.write_evidence(tmp_path, start, "small", records, seed=0, command="made by a test", seconds=seconds)
+    path = chain.write_evidence(
+        tmp_path, start, "small", records, seed=0, command="made by a test", seconds=seconds
+    )
     values = ledger.read_evidence(path)["values"]
     assert all(math.isfinite(np.mean(seeds)) for seeds in values.values())

@@ -1,4 +1,6 @@
-"""The efficiency study of the tiny reasoner: what is shortened how, what it is worth, and the values by hand."""
+"""The efficiency study of the tiny reasoner: what is shortened how, what it is worth, and the
+values by hand.
+"""
 
 import json
 import random
@@ -48,7 +50,9 @@ def test_every_mode_is_as_long_as_the_summary_and_shows_no_answer(asked):
         assert {len(found[mode]) for mode in ("pruned", "begun", "random", "foreign")} == {12}
         for mode in set(efficiency.MODES) - {"full"}:
             assert not set(found[mode]) & set(question.answer.split())
-            assert mode == "foreign" or not {f"{letter}:=" for letter in program.asked} & set(found[mode])
+            assert mode == "foreign" or not {f"{letter}:=" for letter in program.asked} & set(
+                found[mode]
+            )
 
 
 def test_a_compact_row_is_a_summary_then_the_last_statements(asked):
@@ -65,26 +69,42 @@ def test_a_compact_row_is_a_summary_then_the_last_statements(asked):
 def test_the_room_suffices_for_two_statements_and_the_answer(asked):
     tokenizer = models.load("tiny", device="cpu").tokenizer
     program = programs.parse(asked[0].text)
-    rest = " ".join(efficiency.compact(program, random.Random(0))[12:]) + ANSWER_TEMPLATE + asked[0].answer + " } <end>"
+    rest = (
+        " ".join(efficiency.compact(program, random.Random(0))[12:])
+        + ANSWER_TEMPLATE
+        + asked[0].answer
+        + " } <end>"
+    )
     assert len(tokenizer(rest, add_special_tokens=False)["input_ids"]) <= efficiency.ROOM
 
 
 def test_answers_are_finished_from_what_is_given(reasoner, asked):
-    whole = [programs.trajectory(programs.parse(q.text), "plain", random.Random(0)).text.split() for q in asked]
+    whole = [
+        programs.trajectory(programs.parse(q.text), "plain", random.Random(0)).text.split()
+        for q in asked
+    ]
     right, counts = efficiency.finished(reasoner, asked, [words[:-5] for words in whole])
     assert sum(right) >= 3
     assert all(count >= 26 for count in counts)
     forced, counts = efficiency.finished(reasoner, asked, whole, at_once=True)
     assert sum(forced) >= 3
     assert counts == [30] * 4
-    assert sum(efficiency.finished(reasoner, asked, [[]] * 4)[0]) == 0, "there is no room to solve it anew"
+    assert sum(efficiency.finished(reasoner, asked, [[]] * 4)[0]) == 0, (
+        "there is no room to solve it anew"
+    )
 
 
 def test_contributions_are_answers_lost_per_word(asked, monkeypatch):
-    words = [programs.trajectory(programs.parse(q.text), "plain", random.Random(0)).text.split() for q in asked]
+    words = [
+        programs.trajectory(programs.parse(q.text), "plain", random.Random(0)).text.split()
+        for q in asked
+    ]
 
     def finished(lm, questions, begun):  # only the intermediate values matter
-        return [any(w[1:2] == "=" and row[k - 1][1:2] == "=" for k, w in enumerate(row) if k) for row in begun], []
+        return [
+            any(w[1:2] == "=" and row[k - 1][1:2] == "=" for k, w in enumerate(row) if k)
+            for row in begun
+        ], []
 
     monkeypatch.setattr(efficiency, "finished", finished)
     worth = efficiency.contributions(None, asked, words)
@@ -94,7 +114,15 @@ def test_contributions_are_answers_lost_per_word(asked, monkeypatch):
 
 
 def test_values_compare_modes_question_by_question(asked, monkeypatch):
-    share = {"full": 1.0, "summary": 0.75, "at_once": 0.25, "pruned": 0.5, "begun": 0.0, "random": 0.25, "foreign": 0.125}
+    share = {
+        "full": 1.0,
+        "summary": 0.75,
+        "at_once": 0.25,
+        "pruned": 0.5,
+        "begun": 0.0,
+        "random": 0.25,
+        "foreign": 0.125,
+    }
     calls = iter(efficiency.MODES)
 
     def finished(lm, questions, begun, at_once=False):
@@ -105,7 +133,14 @@ def test_values_compare_modes_question_by_question(asked, monkeypatch):
     monkeypatch.setattr(efficiency, "finished", finished)
     found = [WORDS] * (4 * efficiency.SAMPLES)
     record = efficiency.measured(None, asked, found, {}, 0)
-    wanted = {"kept": 0.125, "kept_pass": 0.0, "saved": 0.5, "over_full": -0.25, "over_begun": 0.75, "over_random": 0.5}
+    wanted = {
+        "kept": 0.125,
+        "kept_pass": 0.0,
+        "saved": 0.5,
+        "over_full": -0.25,
+        "over_begun": 0.75,
+        "over_random": 0.5,
+    }
     wanted |= {"over_foreign": 0.625, "pruned_over_summary": -0.25, "pruned_over_random": 0.25}
     assert record["values"] == {f"C10.{k}": [v] * 4 for k, v in wanted.items()}
     assert record["modes"]["summary"] == {"right": 0.75, "pass": 1.0, "words": 20.0}

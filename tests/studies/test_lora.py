@@ -1,4 +1,6 @@
-"""The LoRA study of a pretrained model: its questions, its arms, its values; a tiny random model stands in."""
+"""The LoRA study of a pretrained model: its questions, its arms, its values; a tiny random model
+stands in.
+"""
 
 import json
 
@@ -21,7 +23,9 @@ def test_half_of_the_held_out_questions_are_of_trained_templates_and_almost_all_
     assert not any(lora.fresh(trained, lora.STEPS, 0))
     assert sum(map(lora.is_trained, held_out)) == 100
     assert {q.template for q in held_out if lora.is_trained(q)} <= {q.template for q in trained}
-    assert not {q.template for q in held_out if not lora.is_trained(q)} & {q.template for q in trained}
+    assert not {q.template for q in held_out if not lora.is_trained(q)} & {
+        q.template for q in trained
+    }
 
 
 def test_the_arms_train_on_the_same_questions_and_differ_in_their_trajectories(tiny_lm):
@@ -45,7 +49,13 @@ def test_values_compare_the_arms_question_by_question():
     questions = lora.held_out_questions(4, 0)
 
     def arm(name, greedy, sampled, nll):
-        return {"arm": name, "greedy": {"right": greedy}, "sampled": {"right": sampled}, "nll": nll, "log": []}
+        return {
+            "arm": name,
+            "greedy": {"right": greedy},
+            "sampled": {"right": sampled},
+            "nll": nll,
+            "log": [],
+        }
 
     records = [
         arm("base", [0, 0, 1, 0], [0, 0, 8, 0], [[3.0, 2.0]] * 4),
@@ -54,7 +64,8 @@ def test_values_compare_the_arms_question_by_question():
     ]
     found = lora.estimands(records, questions, [True] * 4)
     assert found["C4s.greedy"].tolist() == [1, 1, 0, 0]
-    assert found["C4s.pass"].tolist() == [1, 1, 0, 0]  # with as many samples as k, one right sample is enough
+    # with as many samples as k, one right sample is enough
+    assert found["C4s.pass"].tolist() == [1, 1, 0, 0]
     assert found["C4s.greedy_over_answers"].tolist() == [1, 0, 1, 0]
     assert found["C4s.answers"].tolist() == [0, 1, -1, 0]
     assert np.array_equal(found["C4s.seen"], [1, 1, np.nan, np.nan], equal_nan=True)
@@ -78,7 +89,9 @@ def test_the_whole_study_runs_and_goes_on_where_it_stopped(tiny_lm, tmp_path, mo
     assert records[0]["nll"] != records[2]["nll"], "training changed nothing"
     monkeypatch.setattr(lora, "measured", None)  # nothing is left to make
     assert lora.study(tiny_lm, tmp_path, **given)[0] == records
-    path = lora.write_evidence(tmp_path, tiny_lm, "small", records, seed=0, command="a test", seconds=seconds)
+    path = lora.write_evidence(
+        tmp_path, tiny_lm, "small", records, seed=0, command="a test", seconds=seconds
+    )
     assert json.loads(path.read_text())["settings"]["steps"] == 2
     rows = ledger.rows([tmp_path])
     assert {row.claim for row in rows} == {"C4s"}

@@ -1,4 +1,6 @@
-"""The probe study of the tiny reasoner: its trajectories, its values by hand, and going on after an interruption."""
+"""The probe study of the tiny reasoner: its trajectories, its values by hand, and going on after an
+interruption.
+"""
 
 import itertools
 import json
@@ -24,10 +26,12 @@ def asked():
 
 @pytest.fixture(scope="module")
 def conditions(asked):
-    return [program_probes.conditions(q, asked[k - 1], random.Random(k)) for k, q in enumerate(asked)]
+    return [
+        program_probes.conditions(q, asked[k - 1], random.Random(k)) for k, q in enumerate(asked)
+    ]
 
 
-# --- trajectories ----------------------------------------------------------------------------------------------------
+# --- trajectories ---------------------------------------------------------------------------------
 
 
 def test_conditions_are_equally_long_and_what_they_are_called(asked, conditions):
@@ -45,7 +49,9 @@ def test_conditions_are_equally_long_and_what_they_are_called(asked, conditions)
         free = end // 5 * 5
         assert found["shuffled"] != gold
         assert found["shuffled"][free:] == gold[free:]
-        assert sorted(program_probes.steps_of(found["shuffled"])) == sorted(program_probes.steps_of(gold))
+        assert sorted(program_probes.steps_of(found["shuffled"])) == sorted(
+            program_probes.steps_of(gold)
+        )
 
 
 def test_a_corrupted_trajectory_is_gold_up_to_its_error_and_consistent_after_it(asked):
@@ -56,7 +62,8 @@ def test_a_corrupted_trajectory_is_gold_up_to_its_error_and_consistent_after_it(
         assert words[error] != gold[error]
         assert words[error][:2] == gold[error][:2]
         known, wrong = dict(program.inputs), []
-        for step in program_probes.steps_of(words):  # executed by hand: only one value is not what its statement gives
+        # executed by hand: only one value is not what its statement gives
+        for step in program_probes.steps_of(words):
             statement = next(s for s in program.statements if s.words == step[:2])
             assert step[2] == f"{statement.operand}={known[statement.operand]}"
             known[statement.name] = int(step[3][2])
@@ -87,15 +94,22 @@ def test_own_samples_are_the_models_and_graded(reasoner, asked):
     for question, sample in zip(asked, found, strict=True):
         for kind, words in sample.items():
             assert "\\boxed{" not in words
-            stated = program_probes.own_answer(programs.parse(question.text), words) if kind == "own_right" else ""
+            stated = (
+                program_probes.own_answer(programs.parse(question.text), words)
+                if kind == "own_right"
+                else ""
+            )
             assert kind == "own_wrong" or stated == question.answer
 
 
-# --- values by hand --------------------------------------------------------------------------------------------------
+# --- values by hand -------------------------------------------------------------------------------
 
 
 def test_values_are_what_the_rules_say(asked, conditions, monkeypatch):
-    question, found = asked[0], conditions[0] | {"own_right": gsm.gold(asked[0]).text.split(), "own_wrong": ["a=1", "."]}
+    question, found = (
+        asked[0],
+        conditions[0] | {"own_right": gsm.gold(asked[0]).text.split(), "own_wrong": ["a=1", "."]},
+    )
     gold, answer = found["gold"], question.answer
     end = program_probes.stated(gold, answer)
     error = next(k for k in range(30) if gold[k] != found["corrupted"][k])
@@ -111,7 +125,9 @@ def test_values_are_what_the_rules_say(asked, conditions, monkeypatch):
         return np.full(31, 3.0) if words == found["foreign"] else line[::-1]
 
     monkeypatch.setattr(program_probes, "curve", curve)
-    monkeypatch.setattr(program_probes, "own_answer", lambda program, words: "z=0 " + answer.split()[1])
+    monkeypatch.setattr(
+        program_probes, "own_answer", lambda program, words: "z=0 " + answer.split()[1]
+    )
     values, curves = program_probes.trajectory_values(None, question, found)
     step = 2 / 30
     wanted = {
@@ -139,7 +155,9 @@ def test_values_are_what_the_rules_say(asked, conditions, monkeypatch):
     assert values["C1.order"] == pytest.approx((1 + free * step) - (3 - free * step))
     assert set(curves) == set(found)
     lucky = program_probes.trajectory_values(None, question, found | {"own_right": ["a=1", "."]})[0]
-    assert lucky["C1.own_unstated"] == -1, "a right answer that no word states: the whole trajectory is before it"
+    assert lucky["C1.own_unstated"] == -1, (
+        "a right answer that no word states: the whole trajectory is before it"
+    )
     without = {kind: words for kind, words in found.items() if not kind.startswith("own")}
     lacking = program_probes.trajectory_values(None, question, without)[0]
     assert math.isnan(lacking["C1.own_trend"])
@@ -152,16 +170,25 @@ def test_the_spoilt_words_loss_is_told_from_the_mean_of_both(reasoner, asked, co
     prompt = chat_prompt(reasoner.tokenizer, question.text)
     both, one = probe(reasoner, prompt, " ".join(words), [question.answer, first])
     ids = reasoner.tokenizer(
-        prompt + " ".join(words) + "\n\n**Final Answer**\n\\boxed{" + question.answer, add_special_tokens=False
+        prompt + " ".join(words) + "\n\n**Final Answer**\n\\boxed{" + question.answer,
+        add_special_tokens=False,
     )["input_ids"]
     logits = reasoner.model(torch.tensor([ids])).logits[0, -2].detach().log_softmax(-1)
-    assert 2 * both.answer_nll[-1] - one.answer_nll[-1] == pytest.approx(-float(logits[ids[-1]]), abs=1e-4)
+    assert 2 * both.answer_nll[-1] - one.answer_nll[-1] == pytest.approx(
+        -float(logits[ids[-1]]), abs=1e-4
+    )
     assert reasoner.tokenizer.decode(ids[-1]) == second
 
 
 @pytest.mark.parametrize(
     ("nll", "wanted"),
-    [([2, 2, 2, 0, 0], 3 / 4), ([0, 0, 0], 0), ([2, 1, 0], 1), ([1.05, 1.0, 1.0], 0), ([1, 3, 1, 1.09, 1], 2 / 4)],
+    [
+        ([2, 2, 2, 0, 0], 3 / 4),
+        ([0, 0, 0], 0),
+        ([2, 1, 0], 1),
+        ([1.05, 1.0, 1.0], 0),
+        ([1, 3, 1, 1.09, 1], 2 / 4),
+    ],
 )
 def test_a_curve_has_settled_when_it_stays_near_its_end(nll, wanted):
     assert program_probes.settled(np.array(nll, dtype=float)) == pytest.approx(wanted)
@@ -180,7 +207,7 @@ def test_thinking_is_cut_after_each_step_and_answers_are_forced(reasoner, asked)
     assert sum(program_probes.forced(reasoner, asked, [[]] * len(asked))) <= 2
 
 
-# --- the studies -----------------------------------------------------------------------------------------------------
+# --- the studies ----------------------------------------------------------------------------------
 
 
 def test_a_reasoner_is_trained_once_and_then_kept(tmp_path, monkeypatch):
@@ -194,7 +221,9 @@ def test_a_reasoner_is_trained_once_and_then_kept(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("tmp")] == []
 
 
-@pytest.mark.parametrize(("study", "claims"), [(program_probes, {"C1", "C2", "C3", "C6"}), (paths, {"C12"})])
+@pytest.mark.parametrize(
+    ("study", "claims"), [(program_probes, {"C1", "C2", "C3", "C6"}), (paths, {"C12"})]
+)
 def test_the_whole_study_runs_and_goes_on_where_it_stopped(study, claims, tmp_path, monkeypatch):
     given = {"questions": 3, "steps": 2}
     records, seconds = study.study([0, 1], tmp_path, **given)
@@ -205,7 +234,9 @@ def test_the_whole_study_runs_and_goes_on_where_it_stopped(study, claims, tmp_pa
     rows = ledger.rows([tmp_path])
     assert {row.claim for row in rows} == claims
     assert {row.verdict for row in rows} == {"too few"}
-    wanted = {f"{claim}.{test['name']}" for claim in claims for test in ledger.claims()[claim]["tests"]}
+    wanted = {
+        f"{claim}.{test['name']}" for claim in claims for test in ledger.claims()[claim]["tests"]
+    }
     assert set(records[0]["values"]) == wanted
     assert "values" not in json.loads(path.read_text())["records"][0]
 
@@ -215,11 +246,15 @@ def test_a_path_is_read_off_its_own_plane(reasoner, asked, conditions):
     end = program_probes.stated(found["gold"], asked[0].answer)
     values, losses = paths.path_values(reasoner, asked[0], found, end)
     for kind, words in found.items():
-        assert losses[kind]["true"] == pytest.approx(program_probes.curve(reasoner, asked[0], words), abs=1e-4)
+        assert losses[kind]["true"] == pytest.approx(
+            program_probes.curve(reasoner, asked[0], words), abs=1e-4
+        )
     gold = losses["gold"]
     assert values["C12.descends"] == pytest.approx(trend(gold["plane"]))
     assert values["C12.descends_unstated"] == pytest.approx(trend(gold["plane"][: end + 1]))
-    assert values["C12.over_foreign"] == pytest.approx(trend(gold["plane"]) - trend(losses["foreign"]["plane"]))
+    assert values["C12.over_foreign"] == pytest.approx(
+        trend(gold["plane"]) - trend(losses["foreign"]["plane"])
+    )
     before = [trend(losses[kind]["plane"][: end + 1]) for kind in ("gold", "foreign")]
     assert values["C12.unstated_over_foreign"] == pytest.approx(before[0] - before[1])
     assert values["C12.wrong"] == pytest.approx(trend(losses["corrupted"]["plane"]))
@@ -228,7 +263,9 @@ def test_a_path_is_read_off_its_own_plane(reasoner, asked, conditions):
 
 
 def test_a_path_without_a_plane_is_left_out(reasoner, asked, conditions):
-    found = {kind: conditions[0][kind] for kind in paths.KINDS} | {"foreign": conditions[0]["foreign"][:1]}
+    found = {kind: conditions[0][kind] for kind in paths.KINDS} | {
+        "foreign": conditions[0]["foreign"][:1]
+    }
     values, losses = paths.path_values(reasoner, asked[0], found, 5)
     assert "foreign" not in losses
     assert math.isnan(values["C12.over_foreign"])
@@ -236,13 +273,18 @@ def test_a_path_without_a_plane_is_left_out(reasoner, asked, conditions):
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])
-def test_material_is_a_presets_own_and_its_paths_descend_or_not(preset, reasoner, tiny_lm, monkeypatch):
+def test_material_is_a_presets_own_and_its_paths_descend_or_not(
+    preset, reasoner, tiny_lm, monkeypatch
+):
     stand_in = {"tiny": reasoner, "small": tiny_lm}[preset]
     monkeypatch.setattr(paths.models, "load", lambda name, **given: stand_in)
     lm, found = paths.material(preset, "", 2, 0)
     assert lm is stand_in
     for question, texts in found:
-        lengths = [len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts.values()]
+        lengths = [
+            len(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+            for text in texts.values()
+        ]
         assert abs(lengths[0] - lengths[1]) <= 1
         table = paths.descents(lm, question, texts, stride=2)
         for kind in texts:
@@ -252,25 +294,44 @@ def test_material_is_a_presets_own_and_its_paths_descend_or_not(preset, reasoner
         paths.material(preset, "", 0, 0)
 
 
-def test_text_paths_give_the_tests_that_need_no_shuffled_or_wrong_path(tiny_lm, tmp_path, monkeypatch):
+def test_text_paths_give_the_tests_that_need_no_shuffled_or_wrong_path(
+    tiny_lm, tmp_path, monkeypatch
+):
     monkeypatch.setattr(paths.models, "load", lambda name, **given: tiny_lm)
     lm, found = paths.material("small", "", 2, 0)
-    settings = {"preset": "small", "model": "", "n_questions": 2, "stride": 4, "seed": 0, "study_seeds": 1}
+    settings = {
+        "preset": "small",
+        "model": "",
+        "n_questions": 2,
+        "stride": 4,
+        "seed": 0,
+        "study_seeds": 1,
+    }
     given = {"stride": 4, "folder": tmp_path, "settings": settings}
     assert paths.make_evidence("small", lm, found, seeds=0, **given) is None
     path = paths.make_evidence("small", lm, found, seeds=1, **given)
     record = json.loads(path.read_text())
-    assert record["command"].endswith("run 06 -p preset small -p n_questions 2 -p stride 4 -p seed 0 -p study_seeds 1")
+    assert record["command"].endswith(
+        "run 06 -p preset small -p n_questions 2 -p stride 4 -p seed 0 -p study_seeds 1"
+    )
     (first,) = record["values"]["C12.over_foreign"]
     table = [paths.descents(lm, question, texts, 4) for question, texts in found]
-    assert first == pytest.approx([row["gold"]["plane"] - row["foreign"]["plane"] for row in table], abs=1e-5)
-    decisive = {f"C12.{test['name']}" for test in ledger.claims()["C12"]["tests"] if test["decisive"]}
+    assert first == pytest.approx(
+        [row["gold"]["plane"] - row["foreign"]["plane"] for row in table], abs=1e-5
+    )
+    decisive = {
+        f"C12.{test['name']}" for test in ledger.claims()["C12"]["tests"] if test["decisive"]
+    }
     assert decisive <= set(record["values"])
     assert {row.verdict for row in ledger.rows([tmp_path])} == {"too few"}
 
 
 def test_a_text_path_without_a_plane_gives_nan(tiny_lm, monkeypatch):
-    monkeypatch.setattr(paths, "descents", lambda *given: {"gold": {"plane": -0.5, "unstated": -0.1, "explained": 0.9}})
+    monkeypatch.setattr(
+        paths,
+        "descents",
+        lambda *given: {"gold": {"plane": -0.5, "unstated": -0.1, "explained": 0.9}},
+    )
     values = paths.text_record((None, {}), tiny_lm, 1)
     assert values["C12.descends"] == -0.5
     assert math.isnan(values["C12.over_foreign"])

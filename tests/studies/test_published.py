@@ -1,4 +1,6 @@
-"""C13: every number stands in its quote; values by hand; errors of a bad entry; the figure; checkers of the exercises."""
+"""C13: every number stands in its quote; values by hand; errors of a bad entry; the figure;
+checkers of the exercises.
+"""
 
 import json
 import re
@@ -65,7 +67,10 @@ def test_an_accuracy_stands_in_its_quote_in_a_usual_spelling(m):
 def test_a_size_stands_in_its_quote_or_is_the_sum_of_its_numbers(m):
     if size := m.questions or m.samples:
         found = re.findall(r"(?<![\w.])(\d[\d,]*)([kKM]?)\b", m.size_quote)
-        sizes = [int(digits.replace(",", "")) * {"k": 1000, "m": 10**6}.get(unit.lower(), 1) for digits, unit in found]
+        sizes = [
+            int(digits.replace(",", "")) * {"k": 1000, "m": 10**6}.get(unit.lower(), 1)
+            for digits, unit in found
+        ]
         assert size in (*sizes, sum(sizes))
         assert m.size_source.startswith("https://")
 
@@ -125,7 +130,11 @@ def test_without_a_sized_on_policy_model_there_is_nothing_to_compare_with():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('group = "off-policy"', 'group = "offline"', "model 'a' has group 'offline': choose among"),
+        (
+            'group = "off-policy"',
+            'group = "offline"',
+            "model 'a' has group 'offline': choose among",
+        ),
         ("accuracy = 0.567", "", "model 'a' needs an accuracy or, in its place"),
         ("accuracy = 0.567", 'accuracy = 0.567\nmissing = "why"', "give one of the two"),
         ("accuracy = 0.567", "accuracy = 56.7", "write it as a share"),
@@ -135,14 +144,21 @@ def test_without_a_sized_on_policy_model_there_is_nothing_to_compare_with():
         ('quote = "56.7"', 'quote = "56.7"\nquestions = 9', "size without its source"),
         (
             'quote = "56.7"',
-            'quote = "56.7"\nquestions = 9\nsamples = 9\nsize_source = "https://x.org"\nsize_quote = "9"',
+            (
+                'quote = "56.7"\nquestions = 9\nsamples = 9\nsize_source ='
+                ' "https://x.org"\nsize_quote = "9"'
+            ),
             "keep the number",
         ),
         ('base = "b"', "", "model 'a' lacks 'base': add it"),
         ('name = "a"', "", "model 'number 1' lacks 'name'"),
         ('base = "b"', 'base = "b"\nacuracy = 1', "unknown field 'acuracy': use accuracy"),
         ('quote = "56.7"', f'quote = "56.7"\n{GOOD}', "model 'a' stands there twice: keep one"),
-        ('quote = "56.7"', 'quote = "56.7"\n[[models.others]]\naccuracy = 3\nsource = "https://x.org"', "write it as a share"),
+        (
+            'quote = "56.7"',
+            'quote = "56.7"\n[[models.others]]\naccuracy = 3\nsource = "https://x.org"',
+            "write it as a share",
+        ),
     ],
 )
 def test_a_bad_entry_is_named_with_the_reason_and_the_next_step(tmp_path, old, new, message):
@@ -157,7 +173,10 @@ def test_a_bad_entry_is_named_with_the_reason_and_the_next_step(tmp_path, old, n
 def test_evidence_holds_the_values_and_all_that_the_figure_needs(tmp_path):
     record = ledger.read_evidence(published.write_evidence(tmp_path, "made by a test", 0.1))
     values = {name: seeds[0] for name, seeds in record["values"].items()}
-    assert values == {name: pytest.approx(numbers, abs=1e-5) for name, numbers in published.estimands(MODELS).items()}
+    assert values == {
+        name: pytest.approx(numbers, abs=1e-5)
+        for name, numbers in published.estimands(MODELS).items()
+    }
     assert record["models"] == json.loads(json.dumps([asdict(m) for m in MODELS]))
     verdicts = {row.test: row.verdict for row in ledger.rows([tmp_path])}
     assert set(verdicts) == {test["name"] for test in ledger.claims()["C13"]["tests"]}
@@ -166,12 +185,17 @@ def test_evidence_holds_the_values_and_all_that_the_figure_needs(tmp_path):
 
 def test_the_stored_evidence_is_of_the_file_as_it_stands():
     stored = ledger.read_evidence(notebooks.stored_evidence() / "published.published.json")
-    assert stored["models"] == json.loads(json.dumps([asdict(m) for m in MODELS])), "run notebook 16 and store its evidence"
+    assert stored["models"] == json.loads(json.dumps([asdict(m) for m in MODELS])), (
+        "run notebook 16 and store its evidence"
+    )
 
 
 def test_the_figure_draws_every_model_and_keeps_names_apart():
     figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    plots.published_models(ax, [*map(asdict, MODELS), asdict(Published("none", "x", "off-policy", missing="no source"))])
+    plots.published_models(
+        ax,
+        [*map(asdict, MODELS), asdict(Published("none", "x", "off-policy", missing="no source"))],
+    )
     figure.draw_without_rendering()
     assert {text.get_text() for text in ax.texts} == NAMES
     drawn = [y for line in ax.lines for y in np.atleast_1d(line.get_ydata())]
@@ -198,11 +222,19 @@ def test_the_error_of_an_average_is_that_of_simulated_runs():
 def differences(models, keep=lambda m, best: m.questions <= best.questions, group=("off-policy",)):
     on = [m for m in models if m.group == "on-policy" and m.questions is not None]
     best = max(on, key=lambda m: m.accuracy)
-    return [m.accuracy - best.accuracy for m in models if m.group in group and m.questions and keep(m, best)]
+    return [
+        m.accuracy - best.accuracy
+        for m in models
+        if m.group in group and m.questions and keep(m, best)
+    ]
 
 
 def over(models, bar):
-    return [m.accuracy - bar for m in models if m.group == "off-policy" and m.questions and m.questions <= 1000]
+    return [
+        m.accuracy - bar
+        for m in models
+        if m.group == "off-policy" and m.questions and m.questions <= 1000
+    ]
 
 
 AVERAGED = [
@@ -224,9 +256,17 @@ MATCHED = [
     (lambda models: over(models, 0.5), False, "not the mean"),
     (lambda models: over(models, 0.7), False, "however good"),
     (lambda models: differences(models, lambda m, best: True), False, "no more questions"),
-    (lambda models: differences(models, lambda m, best: m.questions < best.questions), False, "use <="),
+    (
+        lambda models: differences(models, lambda m, best: m.questions < best.questions),
+        False,
+        "use <=",
+    ),
     (lambda models: differences(models, group=("off-policy", "both")), False, "belongs to neither"),
-    (lambda models: [x + 0.1 for x in differences(models, lambda m, best: True)], False, "the most accurate one"),
+    (
+        lambda models: [x + 0.1 for x in differences(models, lambda m, best: True)],
+        False,
+        "the most accurate one",
+    ),
     (lambda models: [], False, "expected are 2 numbers"),
 ]
 

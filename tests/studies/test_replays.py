@@ -27,7 +27,10 @@ def test_a_record_drawn_at_random_comes_out_as_it_is_stored(path):
     assert [c.row for c in checks if not c.ok] == []
     assert {c.kind for c in checks} == {r.kind for r in possible}
     if not possible:
-        pytest.skip(f"a record of {path.name} takes over {WITHIN} s: `python -m tml_lib verify {evidence['study']}`")
+        pytest.skip(
+            f"a record of {path.name} takes over {WITHIN} s: `python -m tml_lib verify"
+            f" {evidence['study']}`"
+        )
 
 
 @pytest.mark.parametrize("name", ["published.published", "sft.tiny", "lora.small"])

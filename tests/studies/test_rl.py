@@ -1,4 +1,6 @@
-"""The studies of C4b, C5 and C8: their arms, windows and values by hand, and a run with two steps."""
+"""The studies of C4b, C5 and C8: their arms, windows and values by hand, and a run with
+two steps.
+"""
 
 import dataclasses
 import json
@@ -42,7 +44,10 @@ def answers(greedy, warm, cool):
 def test_values_of_c4b_and_c5_by_hand():
     names = ("base", "long", "short", "cold", "dpo", "warm", "zero", "zero_wall")
     arms = {name: answers([0, 0], [0, 0], [0, 0]) for name in names}
-    arms |= {"long": answers([1, 0], [16, 0], [16, 16]), "warm": answers([1, 1], [16, 16], [16, 16])}
+    arms |= {
+        "long": answers([1, 0], [16, 0], [16, 16]),
+        "warm": answers([1, 1], [16, 16], [16, 16]),
+    }
     arms |= {"zero": answers([0, 1], [16, 16], [0, 0]), "cold": answers([1, 0], [0, 0], [0, 0])}
     found = rl.rl_estimands({"arms": arms})
     assert found["C4b.greedy_over_zero"].tolist() == [1, -1]
@@ -52,18 +57,26 @@ def test_values_of_c4b_and_c5_by_hand():
     assert found["C5.cold"].tolist() == [0, 1]
     assert found["C4b.zero"].tolist() == [0, 1]
     assert found["C5.pass_over_long"].tolist() == [0, 1]
-    wanted = {f"{claim}.{test['name']}" for claim in ("C4b", "C5") for test in ledger.claims()[claim]["tests"]}
+    wanted = {
+        f"{claim}.{test['name']}"
+        for claim in ("C4b", "C5")
+        for test in ledger.claims()[claim]["tests"]
+    }
     assert set(found) == wanted
 
 
 def test_values_of_c8_by_hand():
     sizes = {str(size): answers([0], [0], [0]) | {"curve": curve([0.0] * 10)} for size in rl.SIZES}
     sizes["cold"] = answers([0], [0], [0])
-    sizes["16"] = answers([1], [16], [16]) | {"curve": curve(np.arange(10) / 10, [2.0 * k for k in range(1, 11)])}
+    sizes["16"] = answers([1], [16], [16]) | {
+        "curve": curve(np.arange(10) / 10, [2.0 * k for k in range(1, 11)])
+    }
     found = rl.size_estimands({"sizes": sizes})
     assert found["C8.greedy"].tolist() == found["C8.pass"].tolist() == [1]
     assert found["C8.reward_steps"].tolist() == pytest.approx([0.8, 0.9])
-    assert found["C8.reward_wall"].tolist() == pytest.approx([0.3, 0.4]), "at 10 s the slower run has taken 5 steps"
+    assert found["C8.reward_wall"].tolist() == pytest.approx([0.3, 0.4]), (
+        "at 10 s the slower run has taken 5 steps"
+    )
     assert set(found) == {f"C8.{test['name']}" for test in ledger.claims()["C8"]["tests"]}
 
 
@@ -82,7 +95,12 @@ def small(monkeypatch):
 
 def test_rates_are_tried_once_and_the_best_is_taken(small, tmp_path, monkeypatch):
     tried = rl.rates_study(tmp_path, steps=2, cold_steps=2)
-    assert [(row.get("start"), row.get("size")) for row in tried] == [("cold", 1), ("cold", 4), ("base", 4), (None, None)]
+    assert [(row.get("start"), row.get("size")) for row in tried] == [
+        ("cold", 1),
+        ("cold", 4),
+        ("base", 4),
+        (None, None),
+    ]
     for row in tried[:3]:
         assert set(row["rates"]) == {"0.0001", "0.0003"}
         assert row["rates"][str(row["best"])] == max(row["rates"].values())
@@ -122,7 +140,9 @@ def test_sizes_share_the_cold_start_and_the_questions(small, tmp_path, monkeypat
         return real(lm, seed, steps, update=update, peak_lr=peak_lr)
 
     monkeypatch.setattr(rl, "rewarded", rewarded)
-    record = rl.size_record(5, tmp_path, steps=2, cold_steps=2, questions=3, rates={1: 1e-4, 4: 2e-4})
+    record = rl.size_record(
+        5, tmp_path, steps=2, cold_steps=2, questions=3, rates={1: 1e-4, 4: 2e-4}
+    )
     assert [(row[3], row[4]) for row in seen] == [(1, 1e-4), (4, 2e-4)]
     assert seen[0][0] is seen[1][0]
     assert set(record["sizes"]) == {"cold", "1", "4"}
@@ -130,24 +150,31 @@ def test_sizes_share_the_cold_start_and_the_questions(small, tmp_path, monkeypat
 
 
 def test_the_base_leaves_something_to_learn_from():
-    """Were no sample of the base right, GRPO from it would stand still: C4b and C5 would be decided before they begin."""
+    """Were no sample of the base right, GRPO from it would stand still: C4b and C5 would be decided
+    before they begin.
+    """
     base = models.load("tiny", device="cpu")
     curve = rl.logged(rl.rewarded(base, 9, 2, peak_lr=1e-4))
     assert max(curve["flat"]) < 1
     assert np.mean(curve["reward"]) > -0.5
 
 
-# --- what notebook 12 works on ---------------------------------------------------------------------------------------
+# --- what notebook 12 works on --------------------------------------------------------------------
 
 
 def test_material_of_the_tiny_reasoner_trains_and_asks_all_lengths():
     given = rl.material("tiny", n=7, seed=2)
     assert given.lm.name == "tiny-short"
-    statements = [len(programs.parse(question.text).statements) // programs.CHAINS for question in given.held_out]
+    statements = [
+        len(programs.parse(question.text).statements) // programs.CHAINS
+        for question in given.held_out
+    ]
     assert statements == [1, 2, 3, 1, 2, 3, 1]
     assert all(programs.is_held_out(programs.parse(question.text)) for question in given.held_out)
     assert [q.text for q in given.trained] == [q.text for q in rl.questions(rl.SHOWN, 2)]
-    assert [q.text for q in rl.material("tiny", n=3, seed=2).held_out] == [q.text for q in given.held_out[:3]]
+    assert [q.text for q in rl.material("tiny", n=3, seed=2).held_out] == [
+        q.text for q in given.held_out[:3]
+    ]
     assert given.reward("\n\n**Final Answer**\n\\boxed{ a=1 }", "a=1") == 1
     assert (given.rate("grpo", 4), given.rate("grpo", 0)) == (3e-3, 3e-4)
 
@@ -173,7 +200,11 @@ def test_passes_share_the_samples_of_a_step_evenly():
         assert set(budget) == set(rl.BUDGETS["tiny"])
         rl.models.preset(preset)
         for update in range(1, rl.GROUP + 1):
-            passes = dataclasses.replace(given, prompts=budget["prompts"], rows=budget["rows"]).passes(update)
-            assert budget["prompts"] * math.gcd(rl.GROUP, update) % passes == 0, "trl would drop the rest"
+            passes = dataclasses.replace(
+                given, prompts=budget["prompts"], rows=budget["rows"]
+            ).passes(update)
+            assert budget["prompts"] * math.gcd(rl.GROUP, update) % passes == 0, (
+                "trl would drop the rest"
+            )
             if update & (update - 1) == 0:  # for others trl cannot cut finer
                 assert budget["prompts"] * update <= passes * budget["rows"]

@@ -1,4 +1,6 @@
-"""C3 and C6 for text models: how a trajectory is cut, the values by hand, presets, and going on after an interruption."""
+"""C3 and C6 for text models: how a trajectory is cut, the values by hand, presets, and going on
+after an interruption.
+"""
 
 import json
 
@@ -13,7 +15,12 @@ from tml_lib.train import sft
 
 def test_a_trajectory_is_cut_after_sentences_and_lines():
     text = "One. Two!\nThree?\n\nFour 3.5 pens. five"
-    assert [roles.cut(text, share) for share in (0.0, 0.2, 0.5, 1.0)] == ["", "One.", "One. Two!", text]
+    assert [roles.cut(text, share) for share in (0.0, 0.2, 0.5, 1.0)] == [
+        "",
+        "One.",
+        "One. Two!",
+        text,
+    ]
     assert roles.cut(text, 1.0, less=1) == "One. Two!\nThree?\n\nFour 3.5 pens."
     assert roles.cut("no end", 1.0) == "no end"
     assert roles.cut("no end", 1.0, less=1) == roles.cut("", 0.5) == ""
@@ -38,7 +45,9 @@ def test_cut_thinking_is_compared_with_answering_at_once(tiny_lm, monkeypatch):
     assert [len(text) for text in seen[6]] == [len(text) for text in thoughts]
     assert values["C3.optimum"].tolist() == values["C3.last"].tolist() == [1, 0, 1]
     assert values["C3.half"].tolist() == [0, 0, 0]
-    assert np.isnan(values["C3.loss"]).tolist() == [False, True, False], "an empty trajectory has no curve"
+    assert np.isnan(values["C3.loss"]).tolist() == [False, True, False], (
+        "an empty trajectory has no curve"
+    )
     assert shares["empty"] == 1
     assert shares["right"] == pytest.approx([0, 0, 0, 0, 2 / 3])
 
@@ -91,32 +100,60 @@ def test_an_adapter_trained_here_is_put_on(tiny_lm, monkeypatch, tmp_path):
 
 def test_the_whole_study_runs_and_goes_on_where_it_stopped(tiny_lm, tmp_path, monkeypatch):
     monkeypatch.setattr(roles, "MOST_TOKENS", 4)
-    settings = {"preset": "small", "model": "", "adapter": "", "n_questions": 4, "seed": 0, "study_seeds": 1}
+    settings = {
+        "preset": "small",
+        "model": "",
+        "adapter": "",
+        "n_questions": 4,
+        "seed": 0,
+        "study_seeds": 1,
+    }
     monkeypatch.setattr(lora.models, "load", lambda name, **given: tiny_lm)
     given = roles.material("small", n=4, seed=0)
     made = {"n": 4, "seed": 0, "folder": tmp_path, "settings": settings}
     assert roles.make_evidence("small", given, seeds=0, **made) is None
     path = roles.make_evidence("small", given, seeds=1, **made)
     record = json.loads(path.read_text())
-    assert record["command"].endswith("run 07 -p preset small -p n_questions 4 -p seed 0 -p study_seeds 1")
+    assert record["command"].endswith(
+        "run 07 -p preset small -p n_questions 4 -p seed 0 -p study_seeds 1"
+    )
     assert {row.claim for row in ledger.rows([tmp_path])} == {"C3", "C6"}
-    wanted = {f"{claim}.{test['name']}" for claim in ("C3", "C6") for test in ledger.claims()[claim]["tests"]}
+    wanted = {
+        f"{claim}.{test['name']}"
+        for claim in ("C3", "C6")
+        for test in ledger.claims()[claim]["tests"]
+    }
     assert set(record["values"]) == wanted
     assert [x is None for x in record["values"]["C6.relative"][0]] == [False, True, True, True]
     assert len(record["values"]["C3.optimum"][0]) == 4
     assert record["classes"]["Wait"]["n"] == 1
     monkeypatch.setattr(roles, "cut_values", None)  # nothing is left to make
-    assert json.loads(roles.make_evidence("small", given, seeds=1, **made).read_text())["values"] == record["values"]
+    assert (
+        json.loads(roles.make_evidence("small", given, seeds=1, **made).read_text())["values"]
+        == record["values"]
+    )
 
 
 def test_a_group_that_writes_nothing_counts_as_wrong_and_has_no_loss(tiny_lm, tmp_path):
-    tests = [f"{claim}.{test['name']}" for claim in ("C3", "C6") for test in ledger.claims()[claim]["tests"]]
+    tests = [
+        f"{claim}.{test['name']}"
+        for claim in ("C3", "C6")
+        for test in ledger.claims()[claim]["tests"]
+    ]
     curves = {"shares": [0.0, 0.25, 0.5, 0.75, 1.0], "right": [0.0, 0.0, 0.0, 0.0, 1.0]}
-    written = {"cuts": curves | {"nll": [5.0, 4.0, 3.0, 2.0, 1.0], "empty": 1}, "values": dict.fromkeys(tests, [1.0] * 3)}
-    silent = {"cuts": curves | {"right": [0.0] * 5, "nll": [], "empty": 1}, "values": {test: [0.0] for test in tests}}
+    written = {
+        "cuts": curves | {"nll": [5.0, 4.0, 3.0, 2.0, 1.0], "empty": 1},
+        "values": dict.fromkeys(tests, [1.0] * 3),
+    }
+    silent = {
+        "cuts": curves | {"right": [0.0] * 5, "nll": [], "empty": 1},
+        "values": {test: [0.0] for test in tests},
+    }
     records = [record | {"tokens": [["Wait", 1.0, 0.5]]} for record in (written, silent)]
     given = {"n": 4, "seed": 0, "command": "a test", "seconds": 1.0}
-    cuts = json.loads(roles.write_evidence(tmp_path, "small", tiny_lm, records, **given).read_text())["cuts"]
+    cuts = json.loads(
+        roles.write_evidence(tmp_path, "small", tiny_lm, records, **given).read_text()
+    )["cuts"]
     assert cuts["right"][-1] == 0.75
     assert cuts["nll"] == [5.0, 4.0, 3.0, 2.0, 1.0]
     assert cuts["empty"] == 2

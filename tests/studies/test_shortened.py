@@ -29,7 +29,9 @@ def test_what_is_withheld_begins_with_the_sentence_that_states_the_result(text, 
 
 
 def test_ways_have_the_summarys_length_and_their_names():
-    ways = shortened._same_length("a b c d e f 7", "a b c d e f", "x y z", "p q r s t", random.Random(0))
+    ways = shortened._same_length(
+        "a b c d e f 7", "a b c d e f", "x y z", "p q r s t", random.Random(0)
+    )
     assert ways["full"] == "a b c d e f 7"
     assert (ways["begun"], ways["foreign"], ways["at_once"]) == ("a b c", "p q r", "")
     assert len(ways["random"].split()) == 3
@@ -72,11 +74,15 @@ def test_a_text_model_writes_its_own_summary_and_finishes(tiny_lm, monkeypatch):
     assert first["summary"] == "3 and 4 pens."
     assert first["foreign"] == "5 are left."
     assert "He has 3. He gets 4." in seen[1][0]
-    assert "9" not in seen[1][0].replace(given.questions[0].text, ""), "the result is withheld from the summary's writer"
+    assert "9" not in seen[1][0].replace(given.questions[0].text, ""), (
+        "the result is withheld from the summary's writer"
+    )
     assert second["summary"] == "5 are left."
     texts.append([f" so \\boxed{{{given.questions[0].answer}}}", "nothing"])
     assert given.right("summary") == [True, False]
-    assert all(prompt.endswith(way["summary"]) for prompt, way in zip(seen[2], given.ways, strict=True))
+    assert all(
+        prompt.endswith(way["summary"]) for prompt, way in zip(seen[2], given.ways, strict=True)
+    )
 
 
 def test_one_question_leaves_no_other(monkeypatch):

@@ -1,4 +1,6 @@
-"""The studies of C4a, C7 and C9: arms that differ in one thing, metrics known by hand, complete rules, evidence."""
+"""The studies of C4a, C7 and C9: arms that differ in one thing, metrics known by hand, complete
+rules, evidence.
+"""
 
 import json
 from collections import Counter
@@ -56,7 +58,7 @@ def trajectory_of(row):
     return words[: words.index(ANSWER_TEMPLATE)]
 
 
-# --- arms ------------------------------------------------------------------------------------------------------------
+# --- arms -----------------------------------------------------------------------------------------
 
 
 def test_arms_see_the_same_questions_at_the_same_step_and_differ_in_style_alone():
@@ -65,7 +67,9 @@ def test_arms_see_the_same_questions_at_the_same_step_and_differ_in_style_alone(
     assert asked["long"] == asked["short"] == asked[None]
     assert len(set(asked["long"])) == supervised.BATCH
     assert not any(trajectory_of(row) for row in batches[None])
-    assert sum(len(trajectory_of(row)) for row in batches["long"]) > 1.5 * sum(len(trajectory_of(r)) for r in batches["short"])
+    assert sum(len(trajectory_of(row)) for row in batches["long"]) > 1.5 * sum(
+        len(trajectory_of(r)) for r in batches["short"]
+    )
 
 
 def test_trained_questions_are_never_held_out_and_of_every_difficulty():
@@ -74,13 +78,19 @@ def test_trained_questions_are_never_held_out_and_of_every_difficulty():
     assert not any(programs.is_held_out(program) for program in found)
     assert {len(program.statements) for program in found} == {2, 4, 6}
     assert {s.operator for program in found for s in program.statements} == {"+", "*"}
-    assert texts != [question_of(row) for step in range(5) for row in supervised.arm_rows(1, "short")(step)]
+    assert texts != [
+        question_of(row) for step in range(5) for row in supervised.arm_rows(1, "short")(step)
+    ]
 
 
 @pytest.mark.parametrize("size", [1, 4, 32])
-def test_support_arms_visit_every_question_equally_often_with_that_many_trajectories(size, monkeypatch):
+def test_support_arms_visit_every_question_equally_often_with_that_many_trajectories(
+    size, monkeypatch
+):
     monkeypatch.setattr(supervised, "BATCH", 16)
-    monkeypatch.setattr(tiny, "sft_row", lambda program, words, rng: (program.text, " ".join(words)))
+    monkeypatch.setattr(
+        tiny, "sft_row", lambda program, words, rng: (program.text, " ".join(words))
+    )
     count, visits = 8, 64
     rows = supervised.support_rows(0, size, count)
     seen = Counter(row for step in range(count * visits // 16) for row in rows(step))
@@ -102,13 +112,14 @@ def test_tuning_trains_a_copy(base):
     assert not torch.equal(lm.model.lm_head.weight, before)
 
 
-# --- measuring -------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 def test_metrics_of_made_up_counts():
     arm = {"greedy": {"right": [1, 0, 1]}, "sampled": {"0.6": [16, 0, 8], "1.0": [1, 0, 16]}}
     assert supervised.metric(arm, "greedy").tolist() == [1, 0, 1]
-    assert supervised.metric(arm, "pass@1.0") == pytest.approx([0.5, 0, 1])  # one of 16 is among 8 drawn half of the time
+    # one of 16 is among 8 drawn half of the time
+    assert supervised.metric(arm, "pass@1.0") == pytest.approx([0.5, 0, 1])
     assert supervised.metric(arm, "mgpass@1.0") == pytest.approx([0, 0, 1])
     assert supervised.metric(arm, "mgpass@0.6")[0] == 1
     with pytest.raises(KeyError):
@@ -126,14 +137,17 @@ def test_a_scripted_model_is_graded_and_no_thinking_begins_with_the_template(bas
     def scripted(lm, prompts, seeds, **settings):
         assert all(prompt.endswith(ANSWER_TEMPLATE) for prompt in prompts)
         answers = [asked[0].answer, "a=0 b=0", asked[2].answer]
-        return [Sampled(tuple(lm.tokenizer(f"{answer} }}", add_special_tokens=False)["input_ids"]), 0) for answer in answers]
+        return [
+            Sampled(tuple(lm.tokenizer(f"{answer} }}", add_special_tokens=False)["input_ids"]), 0)
+            for answer in answers
+        ]
 
     monkeypatch.setattr(supervised.sampling, "sample", scripted)
     found = supervised.greedy(base, asked, begin=ANSWER_TEMPLATE)
     assert found == {"right": [1, 0, 1], "tokens": 3.0, "ended": 1.0}
 
 
-# --- records, rules, evidence ----------------------------------------------------------------------------------------
+# --- records, rules, evidence ---------------------------------------------------------------------
 
 
 def test_a_seed_gives_the_same_record_again(base, small, sft_records):
@@ -143,7 +157,11 @@ def test_a_seed_gives_the_same_record_again(base, small, sft_records):
 
 def test_the_token_matched_arms_take_more_steps(sft_records):
     arms, lengths = sft_records[0]["arms"], sft_records[0]["row_tokens"]
-    assert arms["short_tokens"]["steps"] == round(2 * lengths["long"] / lengths["short"]) > arms["short"]["steps"]
+    assert (
+        arms["short_tokens"]["steps"]
+        == round(2 * lengths["long"] / lengths["short"])
+        > arms["short"]["steps"]
+    )
     assert arms["none_tokens"]["steps"] > arms["short_tokens"]["steps"]
 
 
@@ -158,29 +176,40 @@ def test_every_rule_has_values_and_every_value_a_rule(study, claims, request, sm
 
 
 def arm(greedy, cool, hot):
-    """An arm of one question: right or not, and right ones among 16 samples at T = 0.6 and at T = 1."""
+    """An arm of one question: right or not, and right ones among 16 samples at T = 0.6 and at T =
+    1.
+    """
     return {"greedy": {"right": [greedy]}, "sampled": {"0.6": [cool], "1.0": [hot]}}
 
 
-PASS = {0: 0.0, 1: 0.5, 2: 23 / 30, 4: 1 - 495 / 12870, 12: 1.0, 16: 1.0}  # 1 - C(16 - c, 8) / C(16, 8)
+# 1 - C(16 - c, 8) / C(16, 8)
+PASS = {0: 0.0, 1: 0.5, 2: 23 / 30, 4: 1 - 495 / 12870, 12: 1.0, 16: 1.0}
 
 
 def test_estimands_of_c4a_and_c9_by_hand():
     arms = {name: arm(0, 0, 0) for name in ("base", "none", "none_tokens", "plain", "long_whole")}
     arms |= {"long": arm(1, 16, 2), "short": arm(0, 4, 1), "short_tokens": arm(1, 12, 0)}
     models_of = ("base", "short", "long", "none", "no_thinking", "long_whole")
-    splits = {split: {name: {"right": [0]} for name in models_of} for split in programs.SPLITS if split != "train"}
+    splits = {
+        split: {name: {"right": [0]} for name in models_of}
+        for split in programs.SPLITS
+        if split != "train"
+    }
     splits["harder"]["long"]["right"] = splits["other_surface"]["short"]["right"] = [1]
     splits["other_operations"]["base"]["right"] = splits["held_out"]["long_whole"]["right"] = [1]
     splits["held_out"]["none"]["right"] = [1]
-    found = {name: float(values[0]) for name, values in supervised.sft_estimands({"arms": arms, "splits": splits}).items()}
+    found = {
+        name: float(values[0])
+        for name, values in supervised.sft_estimands({"arms": arms, "splits": splits}).items()
+    }
     wanted = {
         "C4a.steps_greedy": 1.0,
         "C4a.tokens_greedy": 0.0,
         "C4a.steps_pass": PASS[2] - PASS[1],
         "C4a.tokens_pass": PASS[2],
         "C4a.steps_pass_cool": 1.0 - PASS[4],
-        "C4a.steps_mgpass_cool": 1.0,  # four right ones of sixteen are never more than half of eight drawn
+        # four right ones of sixteen are never more than half of eight drawn
+        "C4a.steps_mgpass_cool": 1.0,
         "C4a.tokens_mgpass_cool": 1.0 - mg_pass_at_k(16, 12, 8),
         "C4a.steps_mgpass": 0.0,
         "C4a.over_none_steps": 1.0,
@@ -204,7 +233,10 @@ def test_estimands_of_c4a_and_c9_by_hand():
 
 def test_estimands_of_c7_by_hand():
     sizes = {"1": arm(0, 2, 1), "8": arm(1, 12, 2), "32": arm(1, 16, 4)}
-    found = {name: float(values[0]) for name, values in supervised.support_estimands({"sizes": sizes}).items()}
+    found = {
+        name: float(values[0])
+        for name, values in supervised.support_estimands({"sizes": sizes}).items()
+    }
     assert found["C7.greedy"] == 1
     assert found["C7.greedy_late"] == 0
     assert found["C7.pass"] == pytest.approx(PASS[4] - PASS[1])
@@ -233,17 +265,23 @@ def test_pools_of_trajectories_are_shuffled_so_that_every_size_has_the_same_styl
     for size in (1, 32):
         rows = supervised.support_rows(0, size, 60)
         found = [words for step in range(32) for _, words in rows(step)]
-        waits[size] = sum(words.count("Wait") for words in found) / sum(words.count(".") for words in found)
+        waits[size] = sum(words.count("Wait") for words in found) / sum(
+            words.count(".") for words in found
+        )
     assert waits[1] == pytest.approx(waits[32], abs=0.06)
 
 
 def test_whole_rows_are_neither_cut_nor_without_a_trajectory():
     rows = supervised.arm_rows(1, "long", whole=True)(0)
     assert all(trajectory_of(row)[-1] == "." for row in rows)
-    assert [question_of(row) for row in rows] == [question_of(row) for row in supervised.arm_rows(1, "long")(0)]
+    assert [question_of(row) for row in rows] == [
+        question_of(row) for row in supervised.arm_rows(1, "long")(0)
+    ]
 
 
-def test_evidence_is_written_and_read_and_small_samples_decide_nothing(sft_records, support_records, tmp_path):
+def test_evidence_is_written_and_read_and_small_samples_decide_nothing(
+    sft_records, support_records, tmp_path
+):
     supervised.write_sft_evidence(tmp_path, sft_records, command="x", seconds=1.0)
     supervised.write_support_evidence(tmp_path, support_records, command="x", seconds=1.0)
     table = ledger.rows([tmp_path])
@@ -273,7 +311,9 @@ def test_an_interrupted_study_goes_on(base, small, sft_records, tmp_path, monkey
 
 
 def test_values_of_nested_evidence_resample_questions_too():
-    """With equal seed means the plain interval would have no width; the nested one knows that questions vary."""
+    """With equal seed means the plain interval would have no width; the nested one knows that
+    questions vary.
+    """
     rng = np.random.default_rng(0)
     groups = [rng.permutation([0.0] * 50 + [1.0] * 50) for _ in range(5)]
     flat = bootstrap_interval([g.mean() for g in groups], seed=0)

@@ -1,4 +1,6 @@
-"""The studies of M and G: estimands on made-up cases whose values are known, complete rules, resumption, evidence."""
+"""The studies of M and G: estimands on made-up cases whose values are known, complete rules,
+resumption, evidence.
+"""
 
 import json
 
@@ -9,7 +11,10 @@ from tml_lib.claims import ledger
 from tml_lib.meta import descent
 from tml_lib.studies import toy_maml
 
-SMALL = {"sinusoids": {"meta_steps": 3, "optimiser_steps": 1}, "descent": {"train_steps": 2, "maml_steps": 1}}
+SMALL = {
+    "sinusoids": {"meta_steps": 3, "optimiser_steps": 1},
+    "descent": {"train_steps": 2, "maml_steps": 1},
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,12 @@ def records(few):
 
 @pytest.mark.parametrize(("study", "letter"), [("sinusoids", "M"), ("descent", "G")])
 def test_every_rule_has_values_and_every_value_a_rule(records, study, letter):
-    ruled = {f"{c}.{t['name']}" for c, item in ledger.claims().items() for t in item["tests"] if c.startswith(letter)}
+    ruled = {
+        f"{c}.{t['name']}"
+        for c, item in ledger.claims().items()
+        for t in item["tests"]
+        if c.startswith(letter)
+    }
     values = toy_maml.STUDIES[study][1](records[study])
     assert set(values) == ruled
     for name, seeds in values.items():
@@ -41,7 +51,9 @@ def test_every_rule_has_values_and_every_value_a_rule(records, study, letter):
 
 @pytest.mark.parametrize("study", ["sinusoids", "descent"])
 def test_evidence_is_written_and_read_and_small_samples_decide_nothing(records, study, tmp_path):
-    path = toy_maml.write_evidence(tmp_path, study, records[study], command="x", seconds=1.0, budget=SMALL[study])
+    path = toy_maml.write_evidence(
+        tmp_path, study, records[study], command="x", seconds=1.0, budget=SMALL[study]
+    )
     table = [row for row in ledger.rows([tmp_path]) if row.evidence == path.as_posix()]
     assert table
     assert {row.verdict for row in table} == {"too few"}
@@ -51,11 +63,15 @@ def test_evidence_is_written_and_read_and_small_samples_decide_nothing(records, 
 def test_the_same_seed_gives_the_same_record(few, records):
     again = toy_maml.sinusoid_record(1, **SMALL["sinusoids"])
     first = dict(records["sinusoids"][1])
-    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in first.items() if k != "seconds"}
+    assert {k: v for k, v in again.items() if k != "seconds"} == {
+        k: v for k, v in first.items() if k != "seconds"
+    }
 
 
 class GradientDescent(torch.nn.Module):
-    """A stand-in for the decoder that takes exact gradient steps from the iterate it reads, or recites them from the start."""
+    """A stand-in for the decoder that takes exact gradient steps from the iterate it reads, or
+    recites them from the start.
+    """
 
     def __init__(self, recites=False):
         super().__init__()
@@ -64,7 +80,9 @@ class GradientDescent(torch.nn.Module):
     def forward(self, batch, iterates, kinds=()):
         if self.recites:
             return descent.gradient_descent(batch, iterates[:, 0], iterates.shape[1])[:, 1:], None
-        return iterates - descent.INNER_LR * descent.support_gradient(batch, iterates.contiguous()), None
+        return iterates - descent.INNER_LR * descent.support_gradient(
+            batch, iterates.contiguous()
+        ), None
 
 
 def test_measures_tell_stepping_from_reciting():
@@ -73,7 +91,9 @@ def test_measures_tell_stepping_from_reciting():
         model = GradientDescent(recites)
         written = descent.write(model, batch, w_0, descent.STEPS)
         assert float(toy_maml.end_distance(model, batch, w_0).mean()) == pytest.approx(0, abs=1e-8)
-        assert float(toy_maml.response_error(model, batch, written, 0).mean()) == pytest.approx(wanted, abs=1e-6)
+        assert float(toy_maml.response_error(model, batch, written, 0).mean()) == pytest.approx(
+            wanted, abs=1e-6
+        )
         assert float(toy_maml.step_cosines(batch, written).min()) > 0.99
         assert float(toy_maml.step_errors(model, batch, w_0, "writer").max()) < 1e-8
 
@@ -82,7 +102,9 @@ def test_standing_still_has_distance_one_and_a_random_walk_no_cosine():
     batch, w_0 = toy_maml.unseen_regressions(1)
     explicit = descent.gradient_descent(batch, w_0, 6)
     assert float(toy_maml.relative_distance(w_0, explicit[:, -1], w_0).mean()) == pytest.approx(1)
-    walk = torch.randn(len(batch), 50, descent.D, generator=torch.Generator().manual_seed(0)).cumsum(1)
+    walk = torch.randn(
+        len(batch), 50, descent.D, generator=torch.Generator().manual_seed(0)
+    ).cumsum(1)
     assert abs(float(toy_maml.step_cosines(batch, walk).mean())) < 0.05
 
 
@@ -113,10 +135,24 @@ def test_the_implicit_values_of_a_foreign_path_are_those_of_its_iterates(few):
 
 def test_differences_are_the_rivals_minus_ours():
     """Made-up losses of one seed and two tasks: every estimand's value and sign."""
-    five = {"maml": [0.1, 0.3], "joint": [1.1, 2.3], "fomaml": [0.2, 0.3], "reptile": [0.1, 0.5], "anil": [0.0, 0.3]}
+    five = {
+        "maml": [0.1, 0.3],
+        "joint": [1.1, 2.3],
+        "fomaml": [0.2, 0.3],
+        "reptile": [0.1, 0.5],
+        "anil": [0.0, 0.3],
+    }
     rules = {"learned": [2.0, 3.0], "sgd": [4.0, 4.0], "adam": [3.0, 3.5], "foreign": [2.5, 3.0]}
-    record = {"at_five": five, "start": [3.1, 2.3], "at_ten": [0.05, 0.2], "one_shot": [2.1, 1.3], "blind": [2.5, 4.0]}
-    found = toy_maml.sinusoid_values([record | {"optimisers": {"at_end": rules, "beyond": [2.5, 2.0]}}])
+    record = {
+        "at_five": five,
+        "start": [3.1, 2.3],
+        "at_ten": [0.05, 0.2],
+        "one_shot": [2.1, 1.3],
+        "blind": [2.5, 4.0],
+    }
+    found = toy_maml.sinusoid_values(
+        [record | {"optimisers": {"at_end": rules, "beyond": [2.5, 2.0]}}]
+    )
     wanted = {
         "M1.gain": [3.0, 2.0],
         "M1.over_joint": [1.0, 2.0],
@@ -138,16 +174,22 @@ def test_differences_are_the_rivals_minus_ours():
 
 def test_rates_are_chosen_on_the_tasks_given():
     start, tasks = toy_maml.new_network(0), toy_maml.unseen_sinusoids(30, 0).with_shots(10)
-    ends = {rate: float(toy_maml.inner_curve(start, tasks, rate)[:, 5].mean()) for rate in toy_maml.RATES_SWEPT}
+    ends = {
+        rate: float(toy_maml.inner_curve(start, tasks, rate)[:, 5].mean())
+        for rate in toy_maml.RATES_SWEPT
+    }
     assert toy_maml.best_rate(start, tasks) == min(ends, key=ends.get)
     curve = toy_maml.inner_curve(start, tasks, toy_maml.INNER_LR)
-    assert toy_maml.harmed(start, tasks) == pytest.approx(float((curve[:, 5] > curve[:, 0]).float().mean()))
+    assert toy_maml.harmed(start, tasks) == pytest.approx(
+        float((curve[:, 5] > curve[:, 0]).float().mean())
+    )
 
 
 def test_maml_on_mirrored_tasks_learns_a_start_near_zero():
     batch, _ = descent.draw_tasks(50, torch.Generator().manual_seed(0), queries=4)
     found = toy_maml.maml_comparison(GradientDescent(), batch, 0, 200)
-    assert found["maml"] == pytest.approx(found["written"], rel=1e-4)  # the stand-in takes exact steps from the same start
+    # the stand-in takes exact steps from the same start
+    assert found["maml"] == pytest.approx(found["written"], rel=1e-4)
     assert max(found["start"]) < 0.3
     assert found["maml"] == sorted(found["maml"], reverse=True)
 
@@ -159,7 +201,9 @@ def test_a_study_goes_on_where_it_stopped(few, tmp_path, monkeypatch):
         made.append(seed)
         return toy_maml.sinusoid_record(seed, **budget)
 
-    monkeypatch.setitem(toy_maml.STUDIES, "sinusoids", (counted, *toy_maml.STUDIES["sinusoids"][1:]))
+    monkeypatch.setitem(
+        toy_maml.STUDIES, "sinusoids", (counted, *toy_maml.STUDIES["sinusoids"][1:])
+    )
     first, _ = toy_maml.run_study("sinusoids", 1, tmp_path, budget=SMALL["sinusoids"])
     both, seconds = toy_maml.run_study("sinusoids", 2, tmp_path, budget=SMALL["sinusoids"])
     assert made == [0, 1]

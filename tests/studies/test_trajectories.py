@@ -1,4 +1,6 @@
-"""The trajectory study: its conditions, its estimands by hand, and going on after an interruption."""
+"""The trajectory study: its conditions, its estimands by hand, and going on after an
+interruption.
+"""
 
 import json
 import math
@@ -15,10 +17,12 @@ from tml_lib.studies import trajectories
 
 
 def tokens(lm, question, trajectory):
-    return encode(lm.tokenizer, chat_prompt(lm.tokenizer, question.text), trajectory.text, ["1"]).trajectory
+    return encode(
+        lm.tokenizer, chat_prompt(lm.tokenizer, question.text), trajectory.text, ["1"]
+    ).trajectory
 
 
-# --- questions and conditions ----------------------------------------------------------------------------------------
+# --- questions and conditions ---------------------------------------------------------------------
 
 
 def test_study_questions_are_those_that_do_not_hold_their_answer():
@@ -39,14 +43,22 @@ def test_questions_of_the_paper_have_a_right_trajectory_and_no_answer_to_copy(na
     found = trajectories.chosen_questions(f"{name}={folder}", 40, 1)
     assert found == trajectories.chosen_questions(f"{name}={folder}", 50, 1)[:40]
     assert all(gsm.gold(q).correct and gsm.first_mention(q.text, q.answer) is None for q in found)
-    assert all("7" in q.answer for q in trajectories.chosen_questions(f"{name}={folder}", 3, 1, lambda q: "7" in q.answer))
+    assert all(
+        "7" in q.answer
+        for q in trajectories.chosen_questions(f"{name}={folder}", 3, 1, lambda q: "7" in q.answer)
+    )
     sound = [q for q in gsm.gsm_symbolic(60, 4) if gsm.first_mention(q.text, q.answer) is None]
-    with pytest.raises(ValueError, match=f"{name}.* has {len(sound)} of 61 questions .*ask for fewer"):
+    with pytest.raises(
+        ValueError, match=f"{name}.* has {len(sound)} of 61 questions .*ask for fewer"
+    ):
         trajectories.chosen_questions(f"{name}={folder}", 61, 1)
 
 
 def test_questions_without_a_number_as_answer_are_passed_over(tmp_path):
-    rows = [{"problem": f"Find x{k}.", "solution": "x = 1/2 = 0.5", "answer": a} for k, a in enumerate(("1/2", "0.5", "x+1"))]
+    rows = [
+        {"problem": f"Find x{k}.", "solution": "x = 1/2 = 0.5", "answer": a}
+        for k, a in enumerate(("1/2", "0.5", "x+1"))
+    ]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (found,) = trajectories.chosen_questions(f"aime24={tmp_path / 'own.jsonl'}", 1, 0)
     assert found.answer == "0.5"
@@ -54,7 +66,9 @@ def test_questions_without_a_number_as_answer_are_passed_over(tmp_path):
 
 def test_no_set_is_gsm_symbolic_and_an_unknown_one_an_error():
     assert trajectories.chosen_questions("", 3, 2) == trajectories.study_questions(3, 2)
-    with pytest.raises(ValueError, match="'aime25' is no question set of the paper: choose one of orz_14b"):
+    with pytest.raises(
+        ValueError, match="'aime25' is no question set of the paper: choose one of orz_14b"
+    ):
         trajectories.chosen_questions("aime25", 3, 2)
 
 
@@ -72,7 +86,9 @@ def test_evidence_of_another_set_has_a_scale_of_its_own():
 
 @pytest.fixture(scope="module")
 def conditions(lm, questions):
-    """(question, its conditions) for two that can be shuffled, and corrupted without ever stating the right answer."""
+    """(question, its conditions) for two that can be shuffled, and corrupted without ever stating
+    the right answer.
+    """
     wrong = [(q, gsm.corrupt(q)) for q in questions if gsm.shuffle_steps(q)]
     suited = [q for q, made in wrong if made and gsm.first_mention(made.text, q.answer) is None][:2]
     sampled = Trajectory("It is \\boxed{1}.", "sampled", "1", False)
@@ -102,16 +118,24 @@ def test_copying_states_the_answer_at_its_end_only_and_foreign_never(conditions)
 
 def test_a_condition_that_cannot_be_built_is_left_out(lm, questions):
     question = next(q for q in questions if gsm.corrupt(q) is None and gsm.shuffle_steps(q) is None)
-    assert set(trajectories.build_conditions(lm, question, questions, None, seed=0)) == {"gold", "foreign", "copying"}
+    assert set(trajectories.build_conditions(lm, question, questions, None, seed=0)) == {
+        "gold",
+        "foreign",
+        "copying",
+    }
 
 
 def test_probed_conditions_give_every_estimand(tiny_lm, conditions):
     for question, found in conditions:
         curves = trajectories.probe_question(tiny_lm, question, found, stride=7)
-        assert {kind: tuple(curves[kind]) for kind in curves} == dict.fromkeys(found, ("right",)) | {
-            "corrupted": ("right", "own")
-        }
-        record = json.loads(json.dumps({"curves": {kind: trajectories._plain(held) for kind, held in curves.items()}}))
+        assert {kind: tuple(curves[kind]) for kind in curves} == dict.fromkeys(
+            found, ("right",)
+        ) | {"corrupted": ("right", "own")}
+        record = json.loads(
+            json.dumps(
+                {"curves": {kind: trajectories._plain(held) for kind, held in curves.items()}}
+            )
+        )
         values = trajectories.estimands(record, stride=7)
         assert [name for name, number in values.items() if math.isnan(number)] == []
 
@@ -128,11 +152,18 @@ def test_the_orders_are_compared_after_the_same_steps(lm, tiny_lm, conditions):
         assert read[0] != read[1]
 
 
-# --- estimands by hand -----------------------------------------------------------------------------------------------
+# --- estimands by hand ----------------------------------------------------------------------------
 
 
 def held(positions, nll, stated_at=None, **meta):
-    return {"positions": positions, "answer_nll": nll, "length": positions[-1], "stated_at": stated_at, "answer": "x", **meta}
+    return {
+        "positions": positions,
+        "answer_nll": nll,
+        "length": positions[-1],
+        "stated_at": stated_at,
+        "answer": "x",
+        **meta,
+    }
 
 
 def record(**changes):
@@ -141,10 +172,16 @@ def record(**changes):
         "foreign": {"right": held([0, 2, 3, 5], [4.0, 3.6, 3.5, 3.9])},
         "copying": {"right": held([0, 2, 4, 5], [4.0, 4.0, 4.0, 1.0], 4)},
         "shuffled": {"right": held([0, 2, 3, 5], [4.0, 9.0, 3.4, 0.4], 3, shuffled_end=3)},
-        "corrupted": {"right": held([0, 2, 4], [4.0, 3.5, 3.7]), "own": held([0, 2, 4], [5.0, 4.0, 1.0], 2)},
+        "corrupted": {
+            "right": held([0, 2, 4], [4.0, 3.5, 3.7]),
+            "own": held([0, 2, 4], [5.0, 4.0, 1.0], 2),
+        },
         "sampled": {"right": held([0, 2, 3], [4.0, 4.2, 4.1])},
     }
-    return {"id": "q", "curves": {kind: curve for kind, curve in (curves | changes).items() if curve is not None}}
+    return {
+        "id": "q",
+        "curves": {kind: curve for kind, curve in (curves | changes).items() if curve is not None},
+    }
 
 
 BY_HAND = {
@@ -166,7 +203,13 @@ BY_HAND = {
 }
 
 
-CORRUPTED = {"C2.corrupted_trend", "C2.corrupted_over_foreign", "C2.corrupted_fall", "C2.contrast", "C2.own_answer"}
+CORRUPTED = {
+    "C2.corrupted_trend",
+    "C2.corrupted_over_foreign",
+    "C2.corrupted_fall",
+    "C2.contrast",
+    "C2.own_answer",
+}
 
 
 def test_estimands_by_hand():
@@ -174,8 +217,11 @@ def test_estimands_by_hand():
 
 
 def test_every_estimand_has_a_rule_and_every_rule_an_estimand():
-    ruled = {f"{claim}.{test['name']}" for claim, item in claims().items() for test in item["tests"]}
-    known_only_by_construction = {  # tests that only the tiny reasoner's study can make: test_probe_study has them
+    ruled = {
+        f"{claim}.{test['name']}" for claim, item in claims().items() for test in item["tests"]
+    }
+    # tests that only the tiny reasoner's study can make: test_probe_study has them
+    known_only_by_construction = {
         *(
             "C1.area",
             "C1.share_unstated",
@@ -187,7 +233,9 @@ def test_every_estimand_has_a_rule_and_every_rule_an_estimand():
         ),
         *("C2.after_error", "C2.after_error_over_gold", "C2.spoilt_word"),
     }
-    assert set(BY_HAND) | known_only_by_construction == {name for name in ruled if name[:3] in ("C1.", "C2.")}
+    assert set(BY_HAND) | known_only_by_construction == {
+        name for name in ruled if name[:3] in ("C1.", "C2.")
+    }
     assert not set(BY_HAND) & known_only_by_construction
 
 
@@ -212,7 +260,10 @@ def test_estimands_of_absent_conditions_are_nan_and_the_others_stay(absent, name
 
 
 def test_corrupted_gold_that_happens_to_state_the_right_answer_does_not_count():
-    wrong = {"right": held([0, 2, 4], [4.0, 3.5, 3.7], 2), "own": held([0, 2, 4], [5.0, 4.0, 1.0], 2)}
+    wrong = {
+        "right": held([0, 2, 4], [4.0, 3.5, 3.7], 2),
+        "own": held([0, 2, 4], [5.0, 4.0, 1.0], 2),
+    }
     assert nan_names(trajectories.estimands(record(corrupted=wrong), stride=2)) == CORRUPTED
 
 
@@ -232,7 +283,7 @@ def test_study_values_are_one_seed_of_questions():
     assert math.isnan(values["C2.sampled_fall"][0][1])
 
 
-# --- resuming --------------------------------------------------------------------------------------------------------
+# --- resuming -------------------------------------------------------------------------------------
 
 
 class Interrupted(Exception):
@@ -241,7 +292,9 @@ class Interrupted(Exception):
 
 @pytest.fixture
 def study(lm, questions, monkeypatch):
-    """A study whose probing is faked; `study.probed` and `study.sampled` list what was asked of the model."""
+    """A study whose probing is faked; `study.probed` and `study.sampled` list what was asked of the
+    model.
+    """
 
     def fake_samples(lm, group, *, seed, tries, progress):
         run.sampled.append((seed, [q.id for q in group]))
@@ -253,10 +306,14 @@ def study(lm, questions, monkeypatch):
             raise Interrupted
         run.probed.append(question.id)
         nll = np.array([3.0, len(question.text) / 7])
-        return {"gold": {"right": ProbeCurve(np.array([0, 5]), nll, 5, question.answer, stated_at=3)}}
+        return {
+            "gold": {"right": ProbeCurve(np.array([0, 5]), nll, 5, question.answer, stated_at=3)}
+        }
 
     def run(checkpoint, n=7, **settings):
-        return trajectories.trajectory_study(lm, questions[:n], checkpoint=checkpoint, **{"seed": 0, "stride": 2} | settings)
+        return trajectories.trajectory_study(
+            lm, questions[:n], checkpoint=checkpoint, **{"seed": 0, "stride": 2} | settings
+        )
 
     run.probed, run.sampled, run.fail_at = [], [], None
     monkeypatch.setattr(trajectories, "_GROUP", 2)
@@ -316,14 +373,15 @@ def test_checkpoint_files_differ_by_every_setting_and_lie_in_the_folder(lm, tmp_
     assert {path.parent for path in found} == {tmp_path}
 
 
-# --- pairs before the statement --------------------------------------------------------------------------------------
+# --- pairs before the statement -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("kind", "gold", "other"),
     [
         ("foreign", [4.0, 3.0, 2.0], [4.0, 3.6, 3.5]),  # both to gold's 3 tokens
-        ("shuffled", [4.0, 3.0], [4.0, 9.0, 3.4]),  # to the end of the shuffled steps: 2 tokens, 3 tokens
+        # to the end of the shuffled steps: 2 tokens, 3 tokens
+        ("shuffled", [4.0, 3.0], [4.0, 9.0, 3.4]),
         ("corrupted", [4.0, 3.0, 2.0], [4.0, 3.5]),  # to where it states its own answer: 2 tokens
     ],
 )

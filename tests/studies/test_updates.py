@@ -32,7 +32,7 @@ def measured():
     return model, case, measure(model, case, stride=1, seed=0)
 
 
-# --- cases -----------------------------------------------------------------------------------------------------------
+# --- cases ----------------------------------------------------------------------------------------
 
 
 def test_no_answer_is_stated_before_the_ends(lm, gsm_cases):
@@ -42,9 +42,17 @@ def test_no_answer_is_stated_before_the_ends(lm, gsm_cases):
             ours = lm.tokenizer.decode(case.trajectories["gold"][:gold_end])
             assert gsm.first_mention(ours, question.answer) is None
             assert 0 < end <= len(case.trajectories[kind])
-            assert gsm.first_mention(lm.tokenizer.decode(case.trajectories[kind][:end]), question.answer) is None
+            assert (
+                gsm.first_mention(
+                    lm.tokenizer.decode(case.trajectories[kind][:end]), question.answer
+                )
+                is None
+            )
         if "shuffled" in case.ends:
-            both = [case.trajectories[k][:e] for k, e in zip(("gold", "shuffled"), case.ends["shuffled"], strict=True)]
+            both = [
+                case.trajectories[k][:e]
+                for k, e in zip(("gold", "shuffled"), case.ends["shuffled"], strict=True)
+            ]
             texts = [sorted(lm.tokenizer.decode(ids).split("\n")) for ids in both]
             assert texts[0] == texts[1]
 
@@ -84,7 +92,7 @@ def test_toy_cases_end_before_the_last_value():
         assert case.ends["shuffled"] == (25, 25)
 
 
-# --- measurements ----------------------------------------------------------------------------------------------------
+# --- measurements ---------------------------------------------------------------------------------
 
 
 def test_losses_are_those_of_the_updated_model(measured):
@@ -92,25 +100,39 @@ def test_losses_are_those_of_the_updated_model(measured):
     under = record["losses"]["last"]
     for name, (prompt, suffix) in {"own": (case.prompt, case.suffix), **case.siblings}.items():
         assert under["theta"][name] == pytest.approx(naive_nll(model, prompt, [], suffix, 0))
-    in_context = naive_nll(model, case.prompt, case.trajectories["gold"], case.suffix, len(case.trajectories["gold"]))
-    assert under["gold"]["own"] == pytest.approx(in_context, abs=1e-4)  # θ' without the trajectory = θ with it
+    in_context = naive_nll(
+        model, case.prompt, case.trajectories["gold"], case.suffix, len(case.trajectories["gold"])
+    )
+    # θ' without the trajectory = θ with it
+    assert under["gold"]["own"] == pytest.approx(in_context, abs=1e-4)
     assert record["losses"]["all"]["gold"]["own"] == pytest.approx(in_context, abs=1e-4)
-    assert under["best_gradient"]["own"] <= min(under["gradient"]["own"], under["theta"]["own"]) + 1e-9
-    assert under["matched_gradient"]["own"] <= max(under["gold"]["own"], under["best_gradient"]["own"]) + 1e-9
+    assert (
+        under["best_gradient"]["own"] <= min(under["gradient"]["own"], under["theta"]["own"]) + 1e-9
+    )
+    assert (
+        under["matched_gradient"]["own"]
+        <= max(under["gold"]["own"], under["best_gradient"]["own"]) + 1e-9
+    )
 
 
 def test_exactness_in_float64(measured):
     model, case, _ = measured
     errors = updates.exactness(updates.wide_copy(model), case)
     assert max(errors.values()) < 1e-9
-    assert updates.exactness(model, case)["last"] > 1e-9  # float32 is not enough, so the figure says something
+    # float32 is not enough, so the figure says something
+    assert updates.exactness(model, case)["last"] > 1e-9
     assert next(model.parameters()).dtype.itemsize == 4
 
 
 def test_a_record_has_every_estimand_and_survives_json(measured):
     record = json.loads(json.dumps(measured[2]))
     values = estimands({"last": 1e-13, "all": 0.0}, record)
-    ruled = {f"{c}.{test['name']}" for c, item in claims().items() for test in item["tests"] if c.startswith("C11")}
+    ruled = {
+        f"{c}.{test['name']}"
+        for c, item in claims().items()
+        for test in item["tests"]
+        if c.startswith("C11")
+    }
     assert set(values) == ruled
     assert not [name for name, number in values.items() if math.isnan(number)]
     assert values["C11.exact"] == pytest.approx(-13)
@@ -120,9 +142,20 @@ def test_a_record_has_every_estimand_and_survives_json(measured):
 
 
 def record(**changes):
-    """Steps to positions 2, 4, 5; the answer is stated after 4 tokens; the foreign text is shorter."""
-    gold = {"positions": [0, 2, 4, 5], "cosine": [0.2, 0.0, 0.6], "cosine_random": [0.1, -0.1, 0.0], "drop": [0.5, -0.1, 2.0]}
-    gold |= {"gradient_drop": [1.0, 0.5, 0.3], "best_gradient_drop": [1.0, 1.0, 1.0], "norm": [0.2, 0.1, 0.3]}
+    """Steps to positions 2, 4, 5; the answer is stated after 4 tokens; the foreign text
+    is shorter.
+    """
+    gold = {
+        "positions": [0, 2, 4, 5],
+        "cosine": [0.2, 0.0, 0.6],
+        "cosine_random": [0.1, -0.1, 0.0],
+        "drop": [0.5, -0.1, 2.0],
+    }
+    gold |= {
+        "gradient_drop": [1.0, 0.5, 0.3],
+        "best_gradient_drop": [1.0, 1.0, 1.0],
+        "norm": [0.2, 0.1, 0.3],
+    }
     steps = {
         "gold": gold,
         "foreign": {"positions": [0, 2, 3], "cosine": [0.05, 0.15]},
@@ -137,8 +170,17 @@ def record(**changes):
         "matched_gradient": {"own": 0.1, "same": 1.75, "other": 1.0},
     }
     whole = {name: {k: 2 * v for k, v in held.items()} for name, held in losses.items()}
-    base = {"steps": steps, "ends": {"gold": [4, 4], "foreign": [4, 3], "shuffled": [2, 3]}, "size": 0.3, "rank": 1.5}
-    return base | {"answer_tokens": 2, "content": 0.4, "losses": {"last": losses, "all": whole}} | changes
+    base = {
+        "steps": steps,
+        "ends": {"gold": [4, 4], "foreign": [4, 3], "shuffled": [2, 3]},
+        "size": 0.3,
+        "rank": 1.5,
+    }
+    return (
+        base
+        | {"answer_tokens": 2, "content": 0.4, "losses": {"last": losses, "all": whole}}
+        | changes
+    )
 
 
 BY_HAND = {
@@ -184,11 +226,15 @@ def test_evidence_values_are_by_seed_and_question():
 
 def test_no_gradient_that_helps_leaves_the_share_undefined():
     gold = record()["steps"]["gold"] | {"best_gradient_drop": [0.0, 0.0, 0.0]}
-    found = estimands({"last": 1e-10, "all": 1e-9}, record(steps=record()["steps"] | {"gold": gold}))
+    found = estimands(
+        {"last": 1e-10, "all": 1e-9}, record(steps=record()["steps"] | {"gold": gold})
+    )
     assert math.isnan(found["C11g.share"])
 
 
-@pytest.mark.parametrize(("wanted", "fraction"), [(0.5, 0.5), (0.9, 0.1), (0.05, 0.95), (0.9999, 0.0001)])
+@pytest.mark.parametrize(
+    ("wanted", "fraction"), [(0.5, 0.5), (0.9, 0.1), (0.05, 0.95), (0.9999, 0.0001)]
+)
 def test_the_matched_step_is_the_shortest_that_reaches_the_loss(wanted, fraction):
     """On a loss that falls as 1 - fraction, steps of these lengths reach these losses."""
     tried = {f: 1 - f for f in updates.STEP_LENGTHS}
@@ -206,7 +252,9 @@ def test_where_no_step_reaches_the_loss_the_best_one_counts_and_where_none_is_ne
 
 def test_random_steps_differ_from_question_to_question():
     model, cases = toy.new_model(0), [updates.toy_case(q, 0) for q in toy.chains(2, 0)]
-    drawn = [measure(model, case, stride=10, seed=0)["steps"]["gold"]["cosine_random"] for case in cases]
+    drawn = [
+        measure(model, case, stride=10, seed=0)["steps"]["gold"]["cosine_random"] for case in cases
+    ]
     assert len({len(d) for d in drawn}) == 1
     assert abs(np.corrcoef(drawn)[0, 1]) < 0.999
     assert (np.sign(drawn[0]) != np.sign(drawn[1])).any()
@@ -227,7 +275,9 @@ def test_summary_and_means_by_token(measured):
 def test_evidence_of_questions_holds_values_templates_and_summaries(measured, tmp_path):
     _, case, found = measured
     given = {"command": "c", "settings": {}, "seconds": 2.0}
-    path = updates.write_evidence(tmp_path, "small", [case], [{"last": 1e-10, "all": 1e-9}], [found], **given)
+    path = updates.write_evidence(
+        tmp_path, "small", [case], [{"last": 1e-10, "all": 1e-9}], [found], **given
+    )
     evidence = ledger.read_evidence(path)
     assert path.name == "updates.small.json"
     assert evidence["values"]["C11.exact"] == [[-10.0]]
@@ -235,7 +285,7 @@ def test_evidence_of_questions_holds_values_templates_and_summaries(measured, tm
     assert set(evidence["records"][0]["losses"]) == {"last", "all"}
 
 
-# --- resuming --------------------------------------------------------------------------------------------------------
+# --- resuming -------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_study_goes_on_and_another_one_starts_afresh(tmp_path):
@@ -265,7 +315,9 @@ def test_a_toy_study_trains_measures_and_keeps_each_seed(tmp_path):
     both, _ = updates.toy_study(2, 2, tmp_path, steps=3)
     assert (len(first), len(both), len(both[0])) == (1, 2, 2)
     assert json.dumps(both[0]) == json.dumps(first[0])
-    found = ledger.read_evidence(updates.write_toy_evidence(tmp_path, both, command="c", seconds=1.0))
+    found = ledger.read_evidence(
+        updates.write_toy_evidence(tmp_path, both, command="c", seconds=1.0)
+    )
     values = found["values"]
     assert found["scale"] == "tiny"
     assert np.array(found["by_token"]["gold"]["cosine"]).shape == (2, 30)

@@ -23,7 +23,8 @@ def test_linear_flops_equal_a_hand_count():
 
 def test_peak_above_sees_what_was_freed_again():
     def allocate():
-        with mmap.mmap(-1, 60 * 2**20) as held:  # fresh pages: an allocator may hand out memory that the process holds already
+        # fresh pages: an allocator may hand out memory that the process holds already
+        with mmap.mmap(-1, 60 * 2**20) as held:
             for _ in range(60):
                 held.write(b"1" * 2**20)
             time.sleep(0.1)  # long enough for a watcher on a busy core
@@ -34,7 +35,16 @@ def test_peak_above_sees_what_was_freed_again():
 def test_compare_gives_rows_with_positive_medians():
     ids = torch.randint(3, 190, (40,), generator=torch.Generator().manual_seed(0)).tolist()
     said = []
-    rows = bench._compare("tiny", models.random_model(), ids[:5], ids[5:35], Suffix(tuple(ids[35:]), 3, ""), 7, 2, said.append)
+    rows = bench._compare(
+        "tiny",
+        models.random_model(),
+        ids[:5],
+        ids[5:35],
+        Suffix(tuple(ids[35:]), 3, ""),
+        7,
+        2,
+        said.append,
+    )
     assert {row["unit"] for row in rows} == {"×", "%", "s"}
     assert all(set(row) == {"name", "value", "unit", "bar", "setting"} for row in rows)
     assert all(row["value"] >= 0 for row in rows)
@@ -72,22 +82,37 @@ def test_recording_one_benchmark_keeps_the_others(monkeypatch):
     kept = {}
     monkeypatch.setattr(generated, "measured", lambda: held)
     monkeypatch.setattr(generated, "record", lambda **parts: kept.update(parts))
-    generated.record_bench([{"name": "path: speed", "value": 2}, {"name": "path: time", "value": 3}])
-    assert kept["bench"] == [{"name": "probe: speed"}, {"name": "path: speed", "value": 2}, {"name": "path: time", "value": 3}]
+    generated.record_bench(
+        [{"name": "path: speed", "value": 2}, {"name": "path: time", "value": 3}]
+    )
+    assert kept["bench"] == [
+        {"name": "probe: speed"},
+        {"name": "path: speed", "value": 2},
+        {"name": "path: time", "value": 3},
+    ]
 
 
 @pytest.mark.parametrize("steps", [1, 5])
 def test_higher_computes_the_meta_gradient_that_it_is_timed_for(steps):
-    theta, batch = maml.new_mlp([1, 40, 40, 1], 0), toy.sinusoids(3, 10, torch.Generator().manual_seed(0))
+    theta, batch = (
+        maml.new_mlp([1, 40, 40, 1], 0),
+        toy.sinusoids(3, 10, torch.Generator().manual_seed(0)),
+    )
     _, wanted = maml.meta_gradient(theta, batch, inner_lr=0.01, steps=steps)
-    for ours, theirs in zip(wanted, bench._higher_gradient(theta, batch, inner_lr=0.01, steps=steps), strict=True):
+    for ours, theirs in zip(
+        wanted, bench._higher_gradient(theta, batch, inner_lr=0.01, steps=steps), strict=True
+    ):
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6)
 
 
 def test_maml_rows_are_ratios_and_a_training_run(monkeypatch):
     monkeypatch.setattr(bench, "MAML_TRAINING", 5)
     rows = bench.maml_rows(rounds=1, say=lambda _: None)
-    assert [row["unit"] for row in rows] == ["×", "×", "1/s"] * 2 + ["s", "squared error", "squared error"]
+    assert [row["unit"] for row in rows] == ["×", "×", "1/s"] * 2 + [
+        "s",
+        "squared error",
+        "squared error",
+    ]
     assert all(row["name"].startswith("maml: ") and row["value"] > 0 for row in rows)
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LookupError, match="pip install higher"):
@@ -97,7 +122,9 @@ def test_maml_rows_are_ratios_and_a_training_run(monkeypatch):
 def test_sampling_rates_are_tokens_by_seconds(monkeypatch, lm):
     pair = [Sampled((1, 2, 3), 0), Sampled((1,) * 5, None)]
     monkeypatch.setattr(bench.models, "load", lambda *_, **__: lm)
-    monkeypatch.setattr(bench.sampling, "sample", lambda lm, prompts, seeds, **_: pair * (len(prompts) // 2))
+    monkeypatch.setattr(
+        bench.sampling, "sample", lambda lm, prompts, seeds, **_: pair * (len(prompts) // 2)
+    )
     monkeypatch.setattr(bench, "_generated", lambda lm, prompts, *_, **__: [2] * len(prompts))
     monkeypatch.setattr(bench, "_time", lambda call: (call(), 2.0)[1])
     said = []
@@ -106,7 +133,9 @@ def test_sampling_rates_are_tokens_by_seconds(monkeypatch, lm):
     assert ratio["value"] == 128 * 3 / (16 * 2)
     assert tiny["value"] == small["value"] == 16 * 8 / (32 * 2), "what is cut was written too"
     assert said[0] == "rollouts, round 1/1: 12.0 times generate row by row"
-    assert said[1:] == [f"rollouts, {name}, 32 rows: 2.00 times generate" for name in ("tiny-long", "SmolLM2-135M")]
+    assert said[1:] == [
+        f"rollouts, {name}, 32 rows: 2.00 times generate" for name in ("tiny-long", "SmolLM2-135M")
+    ]
 
 
 def test_generate_is_asked_for_what_the_sampler_is_asked_for():
@@ -121,7 +150,11 @@ def test_generate_is_asked_for_what_the_sampler_is_asked_for():
 
 def test_the_landscape_is_compared_with_adding_in_place(monkeypatch, tiny_lm):
     real, asked = bench.models.load, bench.gsm.gsm_symbolic(2, 0)
-    monkeypatch.setattr(bench.models, "load", lambda name, **given: tiny_lm if name == "small" else real(name, **given))
+    monkeypatch.setattr(
+        bench.models,
+        "load",
+        lambda name, **given: tiny_lm if name == "small" else real(name, **given),
+    )
     monkeypatch.setattr(bench.gsm, "gsm_symbolic", lambda n, seed: asked)
     monkeypatch.setattr(bench.landscape, "axis", lambda points: np.array([-0.5, 0.0]))
     before = [p.detach().clone() for p in tiny_lm.model.parameters()]
@@ -129,7 +162,9 @@ def test_the_landscape_is_compared_with_adding_in_place(monkeypatch, tiny_lm):
     assert [row["unit"] for row in rows] == ["×", "×", "%", "%", "%", "%"]
     ours, theirs = rows[2::2], rows[3::2]
     assert [row["value"] for row in ours] == [0, 0]
-    assert all(row["value"] > 0 for row in (*rows[:2], *theirs)), "adding and subtracting in place drifts"
+    assert all(row["value"] > 0 for row in (*rows[:2], *theirs)), (
+        "adding and subtracting in place drifts"
+    )
     for p, held in zip(tiny_lm.model.parameters(), before, strict=True):
         assert (p - held).abs().max() < 1e-5
         p.data.copy_(held)  # the model is shared
@@ -139,7 +174,9 @@ def test_a_grpo_step_is_split_and_trls_sampler_takes_its_turn():
     said = []
     rows = bench.grpo_rows(rounds=1, steps=3, say=said.append)
     named = {row["name"].removeprefix("grpo: "): row["value"] for row in rows}
-    assert named["a whole step"] == pytest.approx(named["sampling"] + named["scoring"] + named["update"], abs=0.02)
+    assert named["a whole step"] == pytest.approx(
+        named["sampling"] + named["scoring"] + named["update"], abs=0.02
+    )
     assert all(value >= 0 for value in named.values())
     assert {row["unit"] for row in rows} == {"s", "×"}
     assert len(said) == 1

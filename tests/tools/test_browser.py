@@ -1,7 +1,8 @@
-"""In a real browser: JupyterLab runs two notebooks to their end, and the site's pages show their figures and formulas.
+"""In a real browser: JupyterLab runs two notebooks to their end, and the site's pages show their
+figures and formulas.
 
-Needs Chromium and its driver (Debian: `apt-get install chromium chromium-driver`); without them these tests are skipped.
-TML_SCREENSHOTS names a folder for what was seen.
+Needs Chromium and its driver (Debian: `apt-get install chromium chromium-driver`); without them
+these tests are skipped. TML_SCREENSHOTS names a folder for what was seen.
 """
 
 import json
@@ -28,7 +29,10 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tml_lib.lessons import notebooks
 from tml_lib.tools import site
 
-FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run"
+    " --disable-background-networking "
+)
 FLAGS += "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1200,1600"
 BINARIES = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
 BOOKS = ("00_start_here", "05_probing_trajectories")
@@ -39,12 +43,16 @@ window.found = null;
   await panel.sessionContext.ready;
   await app.commands.execute('notebook:clear-all-cell-outputs');
   await app.commands.execute('notebook:run-all-cells');
-  const cells = panel.content.widgets.map(cell => cell.model.toJSON()).filter(cell => cell.cell_type === 'code');
+  const cells = panel.content.widgets
+    .map(cell => cell.model.toJSON())
+    .filter(cell => cell.cell_type === 'code');
   return {status: panel.sessionContext.session.kernel.status, cells};
 })().then(found => window.found = found, error => window.found = {error: String(error)});
 """
 
-pytestmark = pytest.mark.skipif(None in BINARIES.values(), reason="no Chromium with its driver on this machine")
+pytestmark = pytest.mark.skipif(
+    None in BINARIES.values(), reason="no Chromium with its driver on this machine"
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +69,52 @@ def driver(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address and token of a JupyterLab over copies of the notebooks, with their small parameters."""
+    """The address and token of a JupyterLab over copies of the notebooks, with their small
+    parameters.
+    """
     folder, settings = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("settings")
     small = yaml.safe_load((notebooks.folder() / "params.yaml").read_text(encoding="utf8"))
     for name in BOOKS:
         book = load_notebook_node(str(notebooks.folder() / f"{name}.ipynb"))
         nbformat.write(parameterize_notebook(book, small[name]), folder / f"{name}.ipynb")
-    whole = settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"  # every cell stays in the page
+    # every cell stays in the page
+    whole = settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
     whole.parent.mkdir(parents=True)
     whole.write_text(json.dumps({"windowingMode": "none"}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token, address = secrets.token_hex(16), f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root"]
-    command += [f"--notebook-dir={folder}", f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True"]
-    environment = os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(settings), "TML_EVIDENCE": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--allow-root",
+    ]
+    command += [
+        f"--notebook-dir={folder}",
+        f"--IdentityProvider.token={token}",
+        "--LabApp.expose_app_in_browser=True",
+    ]
+    environment = os.environ | {
+        "JUPYTERLAB_SETTINGS_DIR": str(settings),
+        "TML_EVIDENCE": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }
     log = (folder / "log").open("w")
     server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_for(lambda: urllib.request.urlopen(f"{address}/api/status?token={token}", timeout=5).status == 200, 120)
+        wait_for(
+            lambda: (
+                urllib.request.urlopen(f"{address}/api/status?token={token}", timeout=5).status
+                == 200
+            ),
+            120,
+        )
         yield address, token
     finally:
         server.terminate()
@@ -101,13 +135,17 @@ def wait_for(ready, seconds):
 
 
 def run_all(driver, lab, name):
-    """Open a notebook, run all cells, wait for them: the kernel's status and the cells with their outputs."""
+    """Open a notebook, run all cells, wait for them: the kernel's status and the cells with their
+    outputs.
+    """
     address, token = lab
     driver.get(f"{address}/lab/tree/{name}?token={token}&reset")
     shown = f"return window.jupyterapp?.shell.currentWidget?.context?.path === '{name}'"
     WebDriverWait(driver, 120).until(lambda d: d.execute_script(shown))
     driver.execute_script(RUN_ALL)
-    return WebDriverWait(driver, 600, poll_frequency=1).until(lambda d: d.execute_script("return window.found"))
+    return WebDriverWait(driver, 600, poll_frequency=1).until(
+        lambda d: d.execute_script("return window.found")
+    )
 
 
 @pytest.mark.parametrize("name", BOOKS)
@@ -121,14 +159,20 @@ def test_jupyterlab_runs_a_notebook_to_its_end(lab, driver, name):
     figures = sum("image/png" in output.get("data", {}) for output in outputs)
     assert figures >= 1
     look = (
-        "return [...document.querySelectorAll('.jp-RenderedImage img')].filter(i => i.complete && i.naturalWidth > 100).length"
+        "return [...document.querySelectorAll('.jp-RenderedImage img')].filter(i => i.complete &&"
+        " i.naturalWidth > 100).length"
     )
     WebDriverWait(driver, 60).until(lambda d: d.execute_script(look) >= figures)
-    formulas = driver.execute_script("return document.querySelectorAll('.jp-RenderedMarkdown mjx-container').length")
+    formulas = driver.execute_script(
+        "return document.querySelectorAll('.jp-RenderedMarkdown mjx-container').length"
+    )
     assert formulas > 5
     if folder := os.environ.get("TML_SCREENSHOTS"):
         for k in range(figures):
-            script = "document.querySelectorAll('.jp-RenderedImage img')[arguments[0]].scrollIntoView({block: 'center'})"
+            script = (
+                "document.querySelectorAll('.jp-RenderedImage"
+                " img')[arguments[0]].scrollIntoView({block: 'center'})"
+            )
             driver.execute_script(script, k)
             driver.save_screenshot(str(Path(folder) / f"{name}_{k}.png"))
 
@@ -137,12 +181,23 @@ def test_jupyterlab_shows_where_a_notebook_fails(lab, driver):
     """The check above finds an error where there is one."""
     address, token = lab
     bad = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
-    bad.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    bad.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     body = json.dumps({"type": "notebook", "content": bad}).encode()
-    request = urllib.request.Request(f"{address}/api/contents/bad.ipynb?token={token}", body, method="PUT")
+    request = urllib.request.Request(
+        f"{address}/api/contents/bad.ipynb?token={token}", body, method="PUT"
+    )
     assert urllib.request.urlopen(request).status == 201
     found = run_all(driver, lab, "bad.ipynb")
-    (error,) = [output for cell in found["cells"] for output in cell["outputs"] if output["output_type"] == "error"]
+    (error,) = [
+        output
+        for cell in found["cells"]
+        for output in cell["outputs"]
+        if output["output_type"] == "error"
+    ]
     assert re.search("ZeroDivisionError", error["ename"])
 
 
@@ -155,11 +210,19 @@ def test_the_site_shows_figures_formulas_and_no_error(driver, tmp_path):
         driver.get(page.as_uri())
         wanted = driver.execute_script("return document.querySelectorAll('.math').length")
         shown = "return document.querySelectorAll('.math mjx-container').length >= arguments[0]"
-        WebDriverWait(driver, 60).until(lambda d, shown=shown, wanted=wanted: d.execute_script(shown, wanted))
-        sizes = driver.execute_script("return [...document.querySelectorAll('article img')].map(i => i.naturalWidth)")
+        WebDriverWait(driver, 60).until(
+            lambda d, shown=shown, wanted=wanted: d.execute_script(shown, wanted)
+        )
+        sizes = driver.execute_script(
+            "return [...document.querySelectorAll('article img')].map(i => i.naturalWidth)"
+        )
         assert min(sizes, default=1) > 0, page.name
-        assert driver.execute_script("return document.querySelectorAll('mjx-merror').length") == 0, page.name
-        assert [row["message"] for row in driver.get_log("browser") if row["level"] == "SEVERE"] == [], page.name
+        assert (
+            driver.execute_script("return document.querySelectorAll('mjx-merror').length") == 0
+        ), page.name
+        assert [
+            row["message"] for row in driver.get_log("browser") if row["level"] == "SEVERE"
+        ] == [], page.name
         formulas, figures = formulas + wanted, figures + len(sizes)
     assert formulas > 100
     assert figures > 50

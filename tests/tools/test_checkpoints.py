@@ -1,4 +1,6 @@
-"""Shipped checkpoints: small, what the manifest says, trained by the code that is here, able to do what they are for."""
+"""Shipped checkpoints: small, what the manifest says, trained by the code that is here, able to do
+what they are for.
+"""
 
 import filecmp
 import json
@@ -30,7 +32,11 @@ def test_the_manifest_describes_the_files(name, lms):
     assert entry["sha256"] == supervised.checkpoint_digest(name)
     assert entry["parameters"] == lms[name].parameters < 5e6
     assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,7 +54,11 @@ def test_tokenizers_are_the_kits(name, lms):
 def test_the_shared_tokenizer_is_what_the_code_here_writes(tmp_path):
     files = sorted(Path(path).name for path in tiny.tokenizer().save_pretrained(tmp_path))
     assert sorted(path.name for path in models.shipped_tokenizer().iterdir()) == files
-    assert filecmp.cmpfiles(tmp_path, models.shipped_tokenizer(), files, shallow=False) == (files, [], [])
+    assert filecmp.cmpfiles(tmp_path, models.shipped_tokenizer(), files, shallow=False) == (
+        files,
+        [],
+        [],
+    )
 
 
 def whole(folder):
@@ -86,7 +96,9 @@ def test_the_tuned_models_reason_and_the_base_does_not(lms):
 
 
 def test_an_unknown_checkpoint_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'tiny-huge' is no checkpoint of the kit: choose one of tiny-base"):
+    with pytest.raises(
+        ValueError, match="'tiny-huge' is no checkpoint of the kit: choose one of tiny-base"
+    ):
         checkpoints.train("tiny-huge")
 
 
@@ -116,7 +128,11 @@ def test_making_a_checkpoint_replaces_it_whole_and_writes_the_manifest(tmp_path,
     (tmp_path / "weights" / "tiny-base" / "old.txt").write_text("old")
     entry = checkpoints.make("tiny-base")
     assert torch.get_num_threads() == threads
-    assert sorted(p.name for p in (tmp_path / "weights").iterdir()) == ["manifest.json", "tiny-base", "tiny-tokenizer"]
+    assert sorted(p.name for p in (tmp_path / "weights").iterdir()) == [
+        "manifest.json",
+        "tiny-base",
+        "tiny-tokenizer",
+    ]
     assert not (tmp_path / "weights" / "tiny-base" / "old.txt").exists()
     assert json.loads((tmp_path / "weights" / "manifest.json").read_text()) == {"tiny-base": entry}
     assert entry["steps"] == 3

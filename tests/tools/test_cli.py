@@ -70,7 +70,9 @@ print(status, *sys.modules, file=sys.stderr)
 
 def test_bench_json_is_only_rows(capsys, monkeypatch):
     row = {"name": "x", "value": 2.0, "unit": "×", "bar": "≥ 1", "setting": "s"}
-    monkeypatch.setattr(bench, "BENCHMARKS", {"probe": lambda **_: [row], "path": lambda **_: [row, row]})
+    monkeypatch.setattr(
+        bench, "BENCHMARKS", {"probe": lambda **_: [row], "path": lambda **_: [row, row]}
+    )
     assert cli.main(["bench", "probe", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [row]
     assert cli.main(["bench", "--json"]) == 0
@@ -113,7 +115,7 @@ def test_the_ledger_names_evidence_relative_to_the_project():
         assert row.evidence.startswith("notebooks/evidence/")
 
 
-# --- verify ----------------------------------------------------------------------------------------------------------
+# --- verify ---------------------------------------------------------------------------------------
 
 
 def test_verify_prints_rows_and_fails_where_a_number_differs(capsys, monkeypatch):
@@ -127,7 +129,8 @@ def test_verify_prints_rows_and_fails_where_a_number_differs(capsys, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["nope"], "'nope' has no stored evidence"), (["--records", "0"], "records=0")]
+    ("arguments", "said"),
+    [(["nope"], "'nope' has no stored evidence"), (["--records", "0"], "records=0")],
 )
 def test_verify_refuses_what_it_cannot_replay(arguments, said, capsys):
     assert cli.main(["verify", *arguments]) == 2

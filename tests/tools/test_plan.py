@@ -1,4 +1,6 @@
-"""Plans of claims: every claim has one, at both scales; what is unknown is refused; the table and the command's output."""
+"""Plans of claims: every claim has one, at both scales; what is unknown is refused; the table and
+the command's output.
+"""
 
 import json
 import tomllib
@@ -22,7 +24,9 @@ def test_every_claim_of_the_paper_has_a_plan_and_c13_costs_nothing():
         for scale in plan.MACHINE:
             costs = plan.plan(number, scale=scale)
             assert bool(costs) == (number != "C13")
-            assert all(min(c.tokens, c.flops, c.memory_gb, c.gpus, c.hours, c.gpu_hours) > 0 for c in costs)
+            assert all(
+                min(c.tokens, c.flops, c.memory_gb, c.gpus, c.hours, c.gpu_hours) > 0 for c in costs
+            )
             assert all(c.gpu_hours <= c.limit_gpu_hours * 1.001 for c in costs)
             assert all(c.gpu_hours == pytest.approx(c.gpus * c.hours) for c in costs)
     assert plan.matching("C4") == ["C4a", "C4b"]
@@ -31,11 +35,19 @@ def test_every_claim_of_the_paper_has_a_plan_and_c13_costs_nothing():
 def test_the_papers_settings_are_those_of_its_tables():
     sft, grpo = plan.stages("C4a")[0], plan.stages("C4b")[0]
     assert (sft.batch, sft.longest, sft.questions, sft.steps) == (256, 18432, 10_000, 1250)
-    assert (grpo.each, grpo.batch, grpo.longest, grpo.questions, grpo.steps) == (16, 1024, 16384, 39_000, 39)
+    assert (grpo.each, grpo.batch, grpo.longest, grpo.questions, grpo.steps) == (
+        16,
+        1024,
+        16384,
+        39_000,
+        39,
+    )
     assert plan.stages("C8")[0].update == pytest.approx((1 + 2 + 4 + 8 + 16) / 5 / 16)
 
 
-@pytest.mark.parametrize(("gpu", "least"), [("A100-80GB", 2), ("A100-40GB", 3), ("L4", 6), ("T4", 8)])
+@pytest.mark.parametrize(
+    ("gpu", "least"), [("A100-80GB", 2), ("A100-40GB", 3), ("L4", 6), ("T4", 8)]
+)
 def test_full_training_of_7b_takes_as_many_devices_as_its_states_need(gpu, least):
     (sft, *_) = plan.plan("C4a", gpu=gpu)
     assert sft.gpus >= least
@@ -56,11 +68,19 @@ def test_the_reduced_plan_fits_one_t4_and_one_session(claim):
     costs = plan.plan(claim, scale="colab")
     assert {(c.gpu, c.gpus) for c in costs} == {("T4", 1)}
     assert sum(c.limit_gpu_hours for c in costs) < 12
-    assert all(stage.lora_rank for name in plan.matching(claim) for stage in plan.stages(name, "colab") if stage.batch)
+    assert all(
+        stage.lora_rank
+        for name in plan.matching(claim)
+        for stage in plan.stages(name, "colab")
+        if stage.batch
+    )
 
 
 def test_a_plan_takes_another_model_and_device():
-    (base, *_), (large, *_) = plan.plan("C4a"), plan.plan("C4a", model="Qwen/Qwen2.5-32B", gpu="H100-80GB")
+    (base, *_), (large, *_) = (
+        plan.plan("C4a"),
+        plan.plan("C4a", model="Qwen/Qwen2.5-32B", gpu="H100-80GB"),
+    )
     assert (large.model, large.gpu) == ("Qwen2.5-32B", "H100-80GB")
     assert large.flops > 3 * base.flops
     assert large.gpus > base.gpus
@@ -69,12 +89,17 @@ def test_a_plan_takes_another_model_and_device():
 
 @pytest.mark.parametrize("claim", ["C4s", "C11g", "C14", "c4", "", "M1"])
 def test_an_unknown_claim_is_refused_with_what_is_known(claim):
-    with pytest.raises(ValueError, match=r"has no plan \(the kit's own run on a CPU\): choose one of C1, .*C13, or C4"):
+    with pytest.raises(
+        ValueError,
+        match=r"has no plan \(the kit's own run on a CPU\): choose one of C1, .*C13, or C4",
+    ):
         plan.plan(claim)
 
 
 def test_an_unknown_device_is_refused_with_what_is_known():
-    with pytest.raises(ValueError, match=r"gpu='B300' is not known: choose one of A100-80GB, .*T4, or cpu"):
+    with pytest.raises(
+        ValueError, match=r"gpu='B300' is not known: choose one of A100-80GB, .*T4, or cpu"
+    ):
         plan.device("B300")
 
 
@@ -84,7 +109,9 @@ def test_an_unknown_scale_is_refused():
 
 
 def test_the_table_has_a_row_a_claim_and_their_sum():
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in plan.table().splitlines()]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in plan.table().splitlines()
+    ]
     assert [line[0] for line in lines] == ["claim", "---", *plan_formulas.tables()["claims"], "all"]
     assert {len(line) for line in lines} == {10}
     total = sum(c.gpu_hours for claim in plan_formulas.tables()["claims"] for c in plan.plan(claim))
@@ -92,7 +119,9 @@ def test_the_table_has_a_row_a_claim_and_their_sum():
 
 
 def options(**changed) -> SimpleNamespace:
-    return SimpleNamespace(**({"claim": [], "model": "", "gpu": "", "scale": "paper", "json": False} | changed))
+    return SimpleNamespace(
+        **({"claim": [], "model": "", "gpu": "", "scale": "paper", "json": False} | changed)
+    )
 
 
 def test_the_readmes_example_prints_json_alone(capsys):
@@ -106,7 +135,11 @@ def test_the_readmes_example_prints_json_alone(capsys):
 def test_the_text_names_claims_notes_sums_and_what_is_assumed(capsys):
     assert plan.run(options(claim=["C4", "C4a", "C13"])) == 0
     out = capsys.readouterr().out
-    assert [line.split()[0] for line in out.splitlines() if line.startswith("C")] == ["C4a", "C4b", "C13"]
+    assert [line.split()[0] for line in out.splitlines() if line.startswith("C")] == [
+        "C4a",
+        "C4b",
+        "C13",
+    ]
     assert "published numbers: nothing to run" in out
     assert "GPU-hours; " in out
     assert "Mean lengths are assumed" in out

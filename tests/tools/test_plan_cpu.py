@@ -1,4 +1,6 @@
-"""This machine as a device of the planner: rates from pretended seconds, the benchmark's rows; no test times anything."""
+"""This machine as a device of the planner: rates from pretended seconds, the benchmark's rows; no
+test times anything.
+"""
 
 import pytest
 
@@ -20,18 +22,24 @@ HERE = {
 def test_the_measured_machine_has_the_calibrations_rates():
     found = plan_cpu.measured_device(HERE)
     assert (found.name, found.flops, found.bandwidth, found.number) == ("cpu", 1e11, 1e10, 4)
-    assert (found.launch, found.train_launch, found.pass_launch) == pytest.approx((2e-4, 1e-3, 3e-4))
+    assert (found.launch, found.train_launch, found.pass_launch) == pytest.approx(
+        (2e-4, 1e-3, 3e-4)
+    )
     assert found.memory == pytest.approx(runtime.resources()["memory_gb"] * 1e9, rel=0.01)
 
 
 def test_calibration_turns_seconds_into_rates(monkeypatch):
     called = []
     monkeypatch.setattr(plan_cpu, "_processor_seconds", lambda call: called.append(call()) or 0.5)
-    monkeypatch.setattr(plan_cpu, "_launches", lambda layers: (1e-3 + 2e-4 * layers, 3e-3 + 1e-3 * layers))
+    monkeypatch.setattr(
+        plan_cpu, "_launches", lambda layers: (1e-3 + 2e-4 * layers, 3e-3 + 1e-3 * layers)
+    )
     found = plan_cpu.calibrate()
     assert found["gflops"] == pytest.approx(2e-9 * 256 * 576 * 1536 / 0.5)
     assert found["bandwidth_gbs"] == pytest.approx(2**27 * 1e-9 / 0.5)
-    assert (found["launch_us"], found["train_launch_us"], found["pass_launch_us"]) == pytest.approx((200, 1000, 1000))
+    assert (found["launch_us"], found["train_launch_us"], found["pass_launch_us"]) == pytest.approx(
+        (200, 1000, 1000)
+    )
     assert len(called) == 3
 
 
@@ -45,7 +53,9 @@ def test_a_cpu_plan_measures_the_machine_once(monkeypatch):
     plan_cpu.device.cache_clear()
     monkeypatch.setattr(plan_cpu, "calibrate", lambda: asked.append(1) or HERE)
     try:
-        costs = plan.plan("C11", model="tiny-base", gpu="cpu", scale="colab") + plan.plan("C6", model="tiny-base", gpu="cpu")
+        costs = plan.plan("C11", model="tiny-base", gpu="cpu", scale="colab") + plan.plan(
+            "C6", model="tiny-base", gpu="cpu"
+        )
         assert {c.gpu for c in costs} == {"cpu"}
         assert len(asked) == 1
     finally:
@@ -59,7 +69,11 @@ def test_the_benchmark_gives_a_ratio_a_case(monkeypatch):
     monkeypatch.setattr(plan_cpu, "_cases", lambda: cases)
     (row,) = plan_cpu.benchmark(rounds=2, say=said.append)
     assert set(row) == {"name", "value", "unit", "bar", "setting"}
-    assert (row["name"], row["unit"], row["bar"]) == ("plan: predicted by measured time, training", "×", "0.5 to 2")
+    assert (row["name"], row["unit"], row["bar"]) == (
+        "plan: predicted by measured time, training",
+        "×",
+        "0.5 to 2",
+    )
     assert row["value"] >= 0
     assert len(said) == 2
 
@@ -67,6 +81,13 @@ def test_the_benchmark_gives_a_ratio_a_case(monkeypatch):
 def test_a_training_case_counts_padded_rows_and_steps():
     called = []
     batches = [[([1] * 5, 2), ([1] * 9, 2)], [([1] * 7, 2), ([1] * 7, 2)]]
-    name, setting, stage, model, _ = plan_cpu._training(SMALL, batches, lambda: called.append(1), lora_rank=2)
-    assert (name, setting, model, len(called)) == ("training", "small, LoRA of rank 2, 2 × 2 rows of 8 tokens", SMALL, 1)
+    name, setting, stage, model, _ = plan_cpu._training(
+        SMALL, batches, lambda: called.append(1), lora_rank=2
+    )
+    assert (name, setting, model, len(called)) == (
+        "training",
+        "small, LoRA of rank 2, 2 × 2 rows of 8 tokens",
+        SMALL,
+        1,
+    )
     assert (stage.count, stage.steps, stage.whole, stage.rows) == (4, 2, 8, 2)

@@ -1,4 +1,6 @@
-"""The planner's formulas against hand counts, counted operations, real models and published figures; no test times anything."""
+"""The planner's formulas against hand counts, counted operations, real models and published
+figures; no test times anything.
+"""
 
 from dataclasses import replace
 
@@ -13,14 +15,24 @@ from tml_lib.measure.probe import prefix_nll
 from tml_lib.tools import plan, plan_cpu, plan_formulas
 from tml_lib.tools.plan_formulas import Device, Shape, Stage
 
-SIZE = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 16}
+SIZE = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+}
 SMALL = Shape("small", layers=2, width=8, heads=2, kv_heads=1, head=4, ffn=16, vocabulary=10)
-UNIT = Device("unit", flops=1.0, memory=1e9, bandwidth=1.0, launch=0.0, train_launch=0.0, pass_launch=0.0)
+UNIT = Device(
+    "unit", flops=1.0, memory=1e9, bandwidth=1.0, launch=0.0, train_launch=0.0, pass_launch=0.0
+)
 
 
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory):
-    """A random Llama whose attention is written out, so that its operations can be counted, and its shape."""
+    """A random Llama whose attention is written out, so that its operations can be counted, and its
+    shape.
+    """
     model, folder = models.random_model("llama", **SIZE), tmp_path_factory.mktemp("llama")
     model.set_attn_implementation("eager")
     model.config.save_pretrained(folder)
@@ -37,7 +49,7 @@ def planned(stage: Stage, model: Shape, on: Device = UNIT) -> float:
     return sum(phase.flops for phase in plan_formulas.phases(stage, model, on))
 
 
-# --- shapes ----------------------------------------------------------------------------------------------------------
+# --- shapes ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", plan_formulas.tables()["models"])
@@ -48,7 +60,9 @@ def test_a_shape_gives_the_published_count_of_parameters(name):
 
 
 def test_a_shape_of_another_count_than_published_is_refused():
-    with pytest.raises(ValueError, match=r"small has 1352 parameters, published are 1000: mend plan\.toml"):
+    with pytest.raises(
+        ValueError, match=r"small has 1352 parameters, published are 1000: mend plan\.toml"
+    ):
         replace(SMALL, published=1000)
 
 
@@ -64,7 +78,9 @@ def test_parameters_of_a_small_shape_counted_by_hand():
 def test_parameters_equal_those_of_a_real_model(kind, random_model, tmp_path):
     model = random_model(kind)
     model.config.save_pretrained(tmp_path)
-    assert plan_formulas.shape(str(tmp_path)).parameters == sum(p.numel() for p in model.parameters())
+    assert plan_formulas.shape(str(tmp_path)).parameters == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def test_parameters_of_the_kits_own_models(lm, start):
@@ -77,7 +93,10 @@ def test_parameters_of_the_kits_own_models(lm, start):
 
 
 def test_an_unknown_model_is_refused_with_what_is_known(tmp_path):
-    with pytest.raises(ValueError, match=r"'GPT-5' is not known: choose one of SmolLM2-135M, .*tiny-base, or give a folder"):
+    with pytest.raises(
+        ValueError,
+        match=r"'GPT-5' is not known: choose one of SmolLM2-135M, .*tiny-base, or give a folder",
+    ):
         plan_formulas.shape("GPT-5")
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ValueError, match="is of a 'gpt2' model; the formulas are for llama"):
@@ -87,11 +106,12 @@ def test_an_unknown_model_is_refused_with_what_is_known(tmp_path):
         plan_formulas.shape(str(tmp_path))
 
 
-# --- operations ------------------------------------------------------------------------------------------------------
+# --- operations -----------------------------------------------------------------------------------
 
 
 def test_a_forward_pass_counted_by_hand():
-    by_hand = 2 * 5 * SMALL.matrices + 2 * (2 * 5 * 8 * 3 + 2 * 5 * 8 * 3) + 2 * 4 * 8 * 10  # scores, mixture, logits
+    # scores, mixture, logits
+    by_hand = 2 * 5 * SMALL.matrices + 2 * (2 * 5 * 8 * 3 + 2 * 5 * 8 * 3) + 2 * 4 * 8 * 10
     assert plan_formulas.forward_flops(SMALL, tokens=5, context=3, scored=4) == by_hand
 
 
@@ -113,7 +133,8 @@ def test_training_equals_counted_operations(counted):
     stage = Stage("sft", 4, 1, 50, prompt=0, suffix=0, rows=4, batch=4)
     wanted = operations(lambda: model(input_ids=ids, labels=ids).loss.backward())
     assert wanted == 3 * plan_formulas.forward_flops(shape, 200, 50, 200)
-    assert planned(stage, shape) == pytest.approx(wanted, rel=0.1)  # the planner halves attention, which is causal
+    # the planner halves attention, which is causal
+    assert planned(stage, shape) == pytest.approx(wanted, rel=0.1)
     again = planned(replace(stage, recompute=True), shape)
     assert again == pytest.approx(planned(stage, shape) * 4 / 3)
 
@@ -135,21 +156,30 @@ def test_a_packed_probe_equals_counted_operations(counted):
     given = model, ids[:20], ids[20:84], [Suffix(tuple(ids[90:103]), 10, "")], range(65)
     prefix_nll(*given)  # the check of a model's first use
     stage = Stage("probe", 1, 1, 64, prompt=20, suffix=13, answer=3)
-    assert planned(stage, shape, replace(UNIT, name="cpu")) == pytest.approx(operations(lambda: prefix_nll(*given)), rel=0.1)
+    assert planned(stage, shape, replace(UNIT, name="cpu")) == pytest.approx(
+        operations(lambda: prefix_nll(*given)), rel=0.1
+    )
 
 
 def test_a_probe_reads_the_trajectory_once_and_a_suffix_per_prefix():
-    (phase,) = plan_formulas.phases(Stage("probe", 3, 2, 64, prompt=20, suffix=13, answer=3), SMALL, UNIT)
+    (phase,) = plan_formulas.phases(
+        Stage("probe", 3, 2, 64, prompt=20, suffix=13, answer=3), SMALL, UNIT
+    )
     assert phase.tokens == 6 * (20 + 64 + 65 * 12)
-    (some,) = plan_formulas.phases(Stage("probe", 3, 2, 64, prompt=20, suffix=13, answer=3, positions=5), SMALL, UNIT)
+    (some,) = plan_formulas.phases(
+        Stage("probe", 3, 2, 64, prompt=20, suffix=13, answer=3, positions=5), SMALL, UNIT
+    )
     assert some.tokens == 6 * (20 + 64 + 5 * 12)
 
 
 def test_sampling_equals_counted_operations(start):
     start.model.set_attn_implementation("eager")
     try:
-        prompts = [f"<user>a={number} ?a<assistant>" for number in range(1, 5)]  # equal ones would be read once
-        *_, stage, shape, call = plan_cpu._sampling(start, plan_formulas.shape("tiny-base"), prompts, 20)
+        # equal ones would be read once
+        prompts = [f"<user>a={number} ?a<assistant>" for number in range(1, 5)]
+        *_, stage, shape, call = plan_cpu._sampling(
+            start, plan_formulas.shape("tiny-base"), prompts, 20
+        )
         assert planned(stage, shape) == pytest.approx(operations(call), rel=0.1)
     finally:
         start.model.set_attn_implementation("sdpa")
@@ -178,18 +208,23 @@ def test_an_unknown_kind_of_stage_is_refused():
         plan_formulas.phases(Stage("guess", 1), SMALL, UNIT)
 
 
-# --- seconds ---------------------------------------------------------------------------------------------------------
+# --- seconds --------------------------------------------------------------------------------------
 
 
 def test_decoding_takes_the_longer_of_arithmetic_and_reading():
     stage = Stage("sample", 4, 1, 10.0, longest=10, prompt=0)
     served = replace(UNIT, eager=False, bandwidth=1e9)
-    flops = plan_formulas.forward_flops(SMALL, 40, 5, 40) + plan_formulas.forward_flops(SMALL, 0, 0, 4)
+    flops = plan_formulas.forward_flops(SMALL, 40, 5, 40) + plan_formulas.forward_flops(
+        SMALL, 0, 0, 4
+    )
     assert plan_formulas.predicted_seconds(stage, SMALL, served) == pytest.approx(flops)
     reading = replace(served, flops=1e12, bandwidth=1.0)
-    weights, cached = 10 * 2 * SMALL.parameters, 40 * 5 * 2 * 2 * 4 * 2  # a step each; half of the text in the mean
+    # a step each; half of the text in the mean
+    weights, cached = 10 * 2 * SMALL.parameters, 40 * 5 * 2 * 2 * 4 * 2
     prompts = 2 * SMALL.parameters
-    assert plan_formulas.predicted_seconds(stage, SMALL, reading) == pytest.approx(weights + cached + prompts)
+    assert plan_formulas.predicted_seconds(stage, SMALL, reading) == pytest.approx(
+        weights + cached + prompts
+    )
 
 
 def test_seconds_fall_with_devices_and_rise_with_length_and_launches():
@@ -198,8 +233,11 @@ def test_seconds_fall_with_devices_and_rise_with_length_and_launches():
     assert plan_formulas.predicted_seconds(stage, SMALL, UNIT, gpus=2) == pytest.approx(once / 2)
     assert plan_formulas.predicted_seconds(replace(stage, length=60.0), SMALL, UNIT) > once
     slow = replace(UNIT, train_launch=3.0)
-    assert plan_formulas.predicted_seconds(stage, SMALL, slow) == pytest.approx(once + 8 * 2 * 3.0)  # passes, layers
-    assert plan_formulas.predicted_seconds(stage, SMALL, slow, gpus=2) == pytest.approx(once / 2 + 4 * 2 * 3.0)
+    # passes, layers
+    assert plan_formulas.predicted_seconds(stage, SMALL, slow) == pytest.approx(once + 8 * 2 * 3.0)
+    assert plan_formulas.predicted_seconds(stage, SMALL, slow, gpus=2) == pytest.approx(
+        once / 2 + 4 * 2 * 3.0
+    )
     assert plan_formulas.predicted_seconds(stage, SMALL, replace(UNIT, value=1.0)) > once
 
 
@@ -213,16 +251,20 @@ def test_the_kits_own_loop_goes_on_to_the_longest_row():
 
 
 def test_published_gpu_hours_of_another_paper_are_met_within_a_factor_of_two():
-    """s1 (arXiv 2501.19393): SFT of Qwen2.5-32B on 59 k traces of 3.6 k tokens in the mean, 5 epochs, batch 16: 394 H100-hours.
+    """s1 (arXiv 2501.19393): SFT of Qwen2.5-32B on 59 k traces of 3.6 k tokens in the mean, 5
+    epochs, batch 16: 394 H100-hours.
 
-    Read in https://ai-papers.xuzou.cn/papers/s1_test_time_scaling_2025; the epochs are those of its smaller run.
+    Read in https://ai-papers.xuzou.cn/papers/s1_test_time_scaling_2025; the epochs are those of its
+    smaller run.
     """
     stage = Stage("sft", 59_000, 5, 3600, longest=20_000, batch=16, recompute=True)
-    seconds = plan_formulas.predicted_seconds(stage, plan_formulas.shape("Qwen2.5-32B"), plan.device("H100-80GB", eager=False))
+    seconds = plan_formulas.predicted_seconds(
+        stage, plan_formulas.shape("Qwen2.5-32B"), plan.device("H100-80GB", eager=False)
+    )
     assert 0.5 < seconds / 3600 / 394 < 2
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def test_memory_of_training_summed_by_hand():
@@ -248,9 +290,13 @@ def test_kept_activations_are_what_a_real_model_keeps(counted):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model(input_ids=ids, labels=ids).loss
     assert loss.isfinite()
-    found = sum(tensor.untyped_storage().nbytes() for where, tensor in kept.items() if where not in weights)
+    found = sum(
+        tensor.untyped_storage().nbytes() for where, tensor in kept.items() if where not in weights
+    )
     stage = Stage("sft", 4, 1, 50, prompt=0, suffix=0, rows=4)
-    assert plan_formulas.training_bytes(shape, stage, number=4) - 16 * shape.parameters == pytest.approx(found, rel=0.25)
+    assert plan_formulas.training_bytes(
+        shape, stage, number=4
+    ) - 16 * shape.parameters == pytest.approx(found, rel=0.25)
 
 
 def test_a_cache_holds_keys_and_values_of_every_layer():
@@ -265,5 +311,7 @@ def test_rows_are_as_many_as_find_room():
     needed, rows = plan_formulas.memory_bytes(stage, model, served)
     assert rows == plan_formulas.BATCH
     assert needed == 2 * model.parameters + plan_formulas.BATCH * 200 * 56 * 1024
-    tight = replace(served, memory=(2 * model.parameters + 100.5 * 200 * 56 * 1024) / plan_formulas.FILL)
+    tight = replace(
+        served, memory=(2 * model.parameters + 100.5 * 200 * 56 * 1024) / plan_formulas.FILL
+    )
     assert plan_formulas.memory_bytes(stage, model, tight)[1] == 100

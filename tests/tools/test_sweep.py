@@ -1,4 +1,6 @@
-"""Sweeps: the whole grid once, deaths survived on loky and on a local Dask cluster, bad files refused."""
+"""Sweeps: the whole grid once, deaths survived on loky and on a local Dask cluster, bad files
+refused.
+"""
 
 import json
 import os
@@ -92,7 +94,7 @@ def executed(log):
     return sorted(log.read_text().splitlines())
 
 
-# --- running ---------------------------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(2700)
@@ -108,7 +110,11 @@ def test_a_killed_worker_costs_a_try_and_the_others_finish(engine, books, file, 
     lines = executed(log)
     assert lines.count("once 0.1 0 1") >= 2
     assert lines.count("always 0.1 0 1") <= 3
-    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path / "out") in " ".join(p.info["cmdline"] or [])]
+    assert not [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if str(tmp_path / "out") in " ".join(p.info["cmdline"] or [])
+    ]
     if engine == "dask":
         return
     (tmp_path / "log.mended").touch()
@@ -118,12 +124,20 @@ def test_a_killed_worker_costs_a_try_and_the_others_finish(engine, books, file, 
     assert executed(log) == sorted([*lines, "always 0.1 0 1"])
 
 
-def test_the_grid_is_covered_once_and_only_what_failed_is_run_again(books, file, tmp_path, in_this_process):
+def test_the_grid_is_covered_once_and_only_what_failed_is_run_again(
+    books, file, tmp_path, in_this_process
+):
     log = tmp_path / "log"
-    given = {"notebook": "00", "grid": {"fate": ["fine", "error"], "seed": [0, 1]}, "fixed": {"log": str(log), "rate": 1}}
+    given = {
+        "notebook": "00",
+        "grid": {"fate": ["fine", "error"], "seed": [0, 1]},
+        "fixed": {"log": str(log), "rate": 1},
+    }
     runs = sweep.read(file(**given))
     rows = sweep.execute(runs)
-    assert executed(log) == [f"{fate} 1.0 {seed} 1" for fate in ("error", "fine") for seed in (0, 1)]
+    assert executed(log) == [
+        f"{fate} 1.0 {seed} 1" for fate in ("error", "fine") for seed in (0, 1)
+    ]
     assert [row["state"] for row in rows] == ["finished", "finished", "failed", "failed"]
     assert rows[2]["message"] == "ValueError: as | told"
     assert rows[0]["memory_mb"] > 50
@@ -175,7 +189,12 @@ def test_outer_runs_over_seeds_and_rates(file, tmp_path, in_this_process, monkey
     assert len(set(losses)) == 4
     assert all(0 < loss < 10 for loss in losses)
     assert all(0 <= row["result"]["accuracy"] <= 1 for row in rows)
-    assert models.load("tiny", model=str(tmp_path / "out" / rows[0]["run"] / "model"), device="cpu").parameters > 0
+    assert (
+        models.load(
+            "tiny", model=str(tmp_path / "out" / rows[0]["run"] / "model"), device="cpu"
+        ).parameters
+        > 0
+    )
 
 
 def test_every_outer_loop_takes_its_own_settings(file):
@@ -187,38 +206,73 @@ def test_every_outer_loop_takes_its_own_settings(file):
         assert {run["outer"] for run in runs} == {method}
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 SEEDS = {"seed": [0, 1]}
 BAD = [
     ({"notebook": "00"}, "the grid is empty: write for example grid: {seed"),
     ({"notebook": "00", "grid": {}}, "the grid is empty"),
     ({"notebook": "00", "grid": [1]}, "grid is [1]: write grid: {name"),
-    ({"notebook": "00", "grid": SEEDS, "seeds": 3}, "unknown key 'seeds': choose among notebook, outer"),
+    (
+        {"notebook": "00", "grid": SEEDS, "seeds": 3},
+        "unknown key 'seeds': choose among notebook, outer",
+    ),
     ({"grid": SEEDS}, "give either `notebook` or `outer`"),
     ({"notebook": "00", "outer": "sft", "grid": SEEDS}, "give either `notebook` or `outer`"),
     ({"notebook": "77", "grid": SEEDS}, "no notebook begins with '77'"),
-    ({"notebook": "01", "grid": SEEDS}, "2 notebooks begin with '01': name one, for example '01_one'"),
+    (
+        {"notebook": "01", "grid": SEEDS},
+        "2 notebooks begin with '01': name one, for example '01_one'",
+    ),
     ({"notebook": 5, "grid": SEEDS}, 'notebook: 5 is a int: put the number in quotes, as in "05"'),
-    ({"notebook": "00", "grid": {"sede": [1]}}, "unknown parameter 'sede': choose among fate, rate, seed, log"),
+    (
+        {"notebook": "00", "grid": {"sede": [1]}},
+        "unknown parameter 'sede': choose among fate, rate, seed, log",
+    ),
     ({"notebook": "00", "grid": {"seed": 1}}, "grid: seed is 1: give a list of one value or more"),
     ({"notebook": "00", "grid": {"seed": []}}, "grid: seed is []: give a list"),
-    ({"notebook": "00", "grid": {"seed": ["zero"]}}, "parameter seed='zero' is a str: give values of type int"),
-    ({"notebook": "00", "grid": {"seed": [True]}}, "parameter seed=True is a bool: give values of type int"),
-    ({"notebook": "00", "grid": {"seed": [[1]]}}, "parameter seed=[1] is a list: give values of type int"),
-    ({"notebook": "00", "grid": {"rate": ["fast"]}}, "parameter rate='fast' is a str: give values of type float"),
-    ({"notebook": "00", "grid": SEEDS, "fixed": {"log": None}}, "parameter log=None is a NoneType: give values of type str"),
-    ({"notebook": "00", "grid": SEEDS, "fixed": {"seed": 2}}, "'seed' is in the grid and fixed: take it out of one"),
-    ({"notebook": "00", "grid": {"rate": [1, 1.0]}}, "two runs would be the same, {'rate': 1.0}: take out the value"),
+    (
+        {"notebook": "00", "grid": {"seed": ["zero"]}},
+        "parameter seed='zero' is a str: give values of type int",
+    ),
+    (
+        {"notebook": "00", "grid": {"seed": [True]}},
+        "parameter seed=True is a bool: give values of type int",
+    ),
+    (
+        {"notebook": "00", "grid": {"seed": [[1]]}},
+        "parameter seed=[1] is a list: give values of type int",
+    ),
+    (
+        {"notebook": "00", "grid": {"rate": ["fast"]}},
+        "parameter rate='fast' is a str: give values of type float",
+    ),
+    (
+        {"notebook": "00", "grid": SEEDS, "fixed": {"log": None}},
+        "parameter log=None is a NoneType: give values of type str",
+    ),
+    (
+        {"notebook": "00", "grid": SEEDS, "fixed": {"seed": 2}},
+        "'seed' is in the grid and fixed: take it out of one",
+    ),
+    (
+        {"notebook": "00", "grid": {"rate": [1, 1.0]}},
+        "two runs would be the same, {'rate': 1.0}: take out the value",
+    ),
     ({"outer": "ppo", "grid": SEEDS}, "unknown outer loop 'ppo': choose among sft, dpo, grpo"),
-    ({"outer": "dpo", "grid": {"style": ["long"]}}, "unknown parameter 'style': choose among model, questions, seed, steps"),
+    (
+        {"outer": "dpo", "grid": {"style": ["long"]}},
+        "unknown parameter 'style': choose among model, questions, seed, steps",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("given", "message"), BAD)
 def test_a_bad_file_is_refused_with_what_is_amiss(given, message, books, file):
     path = file(**given)
-    with pytest.raises((ValueError, TypeError), match=f"^{re.escape(str(path))}: .*{re.escape(message)}"):
+    with pytest.raises(
+        (ValueError, TypeError), match=f"^{re.escape(str(path))}: .*{re.escape(message)}"
+    ):
         sweep.read(path)
 
 
@@ -251,6 +305,10 @@ def test_bad_settings_are_refused_before_anything_is_written(settings, message):
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
-    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: None if name == "distributed" else os)
-    with pytest.raises(LookupError, match="engine dask needs distributed: run `pip install distributed`"):
+    monkeypatch.setattr(
+        sweep.importlib.util, "find_spec", lambda name: None if name == "distributed" else os
+    )
+    with pytest.raises(
+        LookupError, match="engine dask needs distributed: run `pip install distributed`"
+    ):
         sweep.execute({Path("/nowhere"): {}}, "dask")

@@ -1,4 +1,6 @@
-"""One run of a sweep: tries counted, a dead kernel told from a failed cell, outer loops given their settings."""
+"""One run of a sweep: tries counted, a dead kernel told from a failed cell, outer loops given their
+settings.
+"""
 
 import sys
 from types import SimpleNamespace
@@ -26,9 +28,13 @@ def book(tmp_path):
     """Writes a notebook of one cell."""
 
     def write(cell):
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        kernel = {
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        }
         path = tmp_path / "book.ipynb"
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)], metadata=kernel), path)
+        nbformat.write(
+            nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)], metadata=kernel), path
+        )
         return str(path)
 
     return write
@@ -51,7 +57,11 @@ def test_a_try_in_a_process_of_its_own_leaves_a_record_and_a_log(begun):
     folder = begun({"model": "/nowhere"}, outer="sft")
     sweep_run.attempt(str(folder), 3)
     record = sweep_run.record(folder)
-    assert (record["state"], record["tries"], record["parameters"]) == ("failed", 1, {"model": "/nowhere"})
+    assert (record["state"], record["tries"], record["parameters"]) == (
+        "failed",
+        1,
+        {"model": "/nowhere"},
+    )
     assert record["message"].split(":")[0] in (folder / "log.txt").read_text()
 
 
@@ -76,7 +86,10 @@ def test_dpo_and_grpo_get_their_settings(begun, monkeypatch, start):
     sweep_run._try(folder)
     assert sweep_run.record(folder)["result"]["reward"] == 8.5
     sweep_run._try(begun({"seed": 4, "questions": 2}, outer="dpo"))
-    assert got == [{"seed": 0, "steps": 3, "update": 2, "peak_lr": 3e-4}, {"seed": 4, "steps": 100, "peak_lr": 1e-4}]
+    assert got == [
+        {"seed": 0, "steps": 3, "update": 2, "peak_lr": 3e-4},
+        {"seed": 4, "steps": 100, "peak_lr": 1e-4},
+    ]
 
 
 def test_a_model_of_other_words_is_refused(begun, tmp_path, tiny_lm):

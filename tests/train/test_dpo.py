@@ -1,4 +1,6 @@
-"""Preference optimisation: trl's loss is the formula, the margin grows, a killed run ends in the same bits, and bad input."""
+"""Preference optimisation: trl's loss is the formula, the margin grows, a killed run ends in the
+same bits, and bad input.
+"""
 
 import copy
 import inspect
@@ -62,10 +64,15 @@ def log_likelihood(model, prompt, continuation):
 
 
 def margins(model, reference, pairs):
-    """beta-less margins: (log p - log p_ref)(chosen) - (log p - log p_ref)(rejected), one for each pair."""
+    """beta-less margins: (log p - log p_ref)(chosen) - (log p - log p_ref)(rejected), one for each
+    pair.
+    """
     found = []
     for prompt, chosen, rejected in pairs:
-        gained = [log_likelihood(model, prompt, c) - log_likelihood(reference, prompt, c).detach() for c in (chosen, rejected)]
+        gained = [
+            log_likelihood(model, prompt, c) - log_likelihood(reference, prompt, c).detach()
+            for c in (chosen, rejected)
+        ]
         found.append(gained[0] - gained[1])
     return torch.stack(found)
 
@@ -74,7 +81,7 @@ def loss_by_hand(model, reference, pairs, beta):
     return -torch.log(1 / (1 + torch.exp(-beta * margins(model, reference, pairs)))).mean()
 
 
-# --- the loss and its gradient -----------------------------------------------------------------------------------------
+# --- the loss and its gradient --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rank", "beta"), [(0, 0.1), (2, 0.5)])
@@ -88,7 +95,9 @@ def test_the_first_loss_is_log_two(start, pairs, tmp_path, rank, beta):
 
 @pytest.mark.parametrize("beta", [0.1, 0.5])
 def test_loss_and_gradient_are_those_of_the_formula(start, pairs, tmp_path, beta):
-    """Step 2's loss from the weights after step 1; step 1's move is Adam's first, the rate times the gradient's sign."""
+    """Step 2's loss from the weights after step 1; step 1's move is Adam's first, the rate times
+    the gradient's sign.
+    """
     rate, settings = 1e-3, {"steps": 2, "batch": BATCH, "save_every": 1}
     run = fit(start, pairs[: 2 * BATCH], tmp_path / "run", peak_lr=rate, beta=beta, **settings)
     moved = tiny.new_model(1)
@@ -98,7 +107,9 @@ def test_loss_and_gradient_are_those_of_the_formula(start, pairs, tmp_path, beta
     assert abs(wanted - math.log(2)) > 1e-3  # so the reference took part
 
     before = tiny.new_model(0)
-    gradient = torch.autograd.grad(loss_by_hand(before, start.model, pairs[:BATCH], beta), list(before.parameters()))
+    gradient = torch.autograd.grad(
+        loss_by_hand(before, start.model, pairs[:BATCH], beta), list(before.parameters())
+    )
     size = math.sqrt(sum(float(g.square().sum()) for g in gradient))
     assert logged(run, "grad_norm")[0] == pytest.approx(size, rel=1e-4)
     for g, old, new in zip(gradient, before.parameters(), moved.parameters(), strict=True):
@@ -108,19 +119,32 @@ def test_loss_and_gradient_are_those_of_the_formula(start, pairs, tmp_path, beta
 
 def test_the_reference_of_an_adapter_is_the_model_with_the_adapter_off(start, pairs, tmp_path):
     run = fit(start, pairs, tmp_path / "run", lora_rank=2, peak_lr=1e-2, save_every=STEPS - 1)
-    checkpoint = adapters.PeftModel.from_pretrained(adapters.sharing(start.model), tmp_path / "run" / f"checkpoint-{STEPS - 1}")
+    checkpoint = adapters.PeftModel.from_pretrained(
+        adapters.sharing(start.model), tmp_path / "run" / f"checkpoint-{STEPS - 1}"
+    )
     prompt, chosen, _ = pairs[0]
     with checkpoint.disable_adapter():
-        assert log_likelihood(checkpoint, prompt, chosen) == log_likelihood(start.model, prompt, chosen)
+        assert log_likelihood(checkpoint, prompt, chosen) == log_likelihood(
+            start.model, prompt, chosen
+        )
     wanted = loss_by_hand(checkpoint, start.model, pairs[-BATCH:], 0.1).item()
     assert logged(run, "loss")[-1] == pytest.approx(wanted, abs=1e-5)
-    assert not (tmp_path / "run" / "ref").exists()  # trl keeps a second adapter where it is given no reference
+    # trl keeps a second adapter where it is given no reference
+    assert not (tmp_path / "run" / "ref").exists()
 
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_the_margin_grows_and_the_right_ones_win(short, tmp_path, rank):
     pairs = made_pairs(16)
-    run = fit(short, dpo.passes(pairs, 160), tmp_path / "run", steps=20, batch=8, peak_lr=1e-3, lora_rank=rank)
+    run = fit(
+        short,
+        dpo.passes(pairs, 160),
+        tmp_path / "run",
+        steps=20,
+        batch=8,
+        peak_lr=1e-3,
+        lora_rank=rank,
+    )
     with torch.no_grad():
         found = margins(run.lm.model, short.model, pairs)
     assert float(found.mean()) > 1.0
@@ -136,7 +160,7 @@ def test_a_bfloat16_model_stays_one(start, pairs, tmp_path):
     assert run.lm.model(torch.tensor([pairs[0][0]])).logits.dtype == torch.bfloat16
 
 
-# --- what it leaves behind ---------------------------------------------------------------------------------------------
+# --- what it leaves behind ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -148,7 +172,9 @@ def test_the_model_it_starts_from_stays_as_it_is(pairs, tmp_path, rank):
     config = copy.deepcopy(lm.model.config.to_dict())
     run = fit(lm, pairs, tmp_path / "run", lora_rank=rank, peak_lr=1e-2)
     assert all(torch.equal(weights[name], tensor) for name, tensor in lm.model.state_dict().items())
-    assert any(not torch.equal(weights[name], tensor) for name, tensor in run.lm.model.state_dict().items())
+    assert any(
+        not torch.equal(weights[name], tensor) for name, tensor in run.lm.model.state_dict().items()
+    )
     assert all(p.requires_grad for p in lm.model.parameters())
     assert lm.model.config.to_dict() == config
     assert lm.tokenizer.pad_token is None
@@ -163,11 +189,15 @@ def test_the_result_is_saved_and_loads_again(start, pairs, tmp_path):
     again = models.load("tiny", model=str(tmp_path / "full"), device="cpu")
     assert torch.equal(again.model(ids).logits, full.lm.model(ids).logits)
     lora = fit(start, pairs, tmp_path / "lora", lora_rank=2, peak_lr=1e-2)
-    assert torch.equal(adapters.adapted(start, tmp_path / "lora").model(ids).logits, lora.lm.model(ids).logits)
+    assert torch.equal(
+        adapters.adapted(start, tmp_path / "lora").model(ids).logits, lora.lm.model(ids).logits
+    )
 
 
 def test_it_goes_on_from_a_fine_tuned_model_and_another_goes_on_from_it(start, pairs, tmp_path):
-    """trl leaves a forward in the models it trains, by which a copy would run the weights of what it was copied from."""
+    """trl leaves a forward in the models it trains, by which a copy would run the weights of what
+    it was copied from.
+    """
     rows = [(prompt + chosen, len(prompt)) for prompt, chosen, _ in pairs]
     tuned = sft.sft(start, rows, tmp_path / "sft", steps=STEPS, batch=BATCH, peak_lr=3e-3).lm
     first = fit(tuned, pairs, tmp_path / "first", lora_rank=2, peak_lr=1e-2)
@@ -186,13 +216,17 @@ def test_a_chat_model_s_pairs_work_too(tiny_lm, questions, tmp_path):
     tokenizer = tiny_lm.tokenizer
     made = []
     for question in questions[:2]:
-        parts = (chat_prompt(tokenizer, question.text), f"It is {question.answer}.", "I do not know.")
+        parts = (
+            chat_prompt(tokenizer, question.text),
+            f"It is {question.answer}.",
+            "I do not know.",
+        )
         made.append(tuple(tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts))
     run = dpo.dpo(tiny_lm, made, tmp_path / "run", steps=1, batch=2, lora_rank=2)
     assert run.log[-1]["train_loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
-# --- resume ------------------------------------------------------------------------------------------------------------
+# --- resume ---------------------------------------------------------------------------------------
 
 CHILD = f"""
 import random, sys, torch
@@ -218,7 +252,9 @@ def assert_same(run, whole):
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_bits(start, pairs, tmp_path):
     whole = fit(start, pairs, tmp_path / "whole", peak_lr=1e-3, save_every=1)
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "cut")], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path / "cut")], stdout=subprocess.PIPE, text=True
+    )
     for line in child.stdout:
         if line.startswith("step 4"):
             os.kill(child.pid, signal.SIGKILL)
@@ -226,7 +262,11 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bits(start, pairs, tmp_path):
     child.communicate()
     assert child.returncode == -signal.SIGKILL
     seen = []
-    settings = {"peak_lr": 1e-3, "save_every": 1, "on_log": lambda log: seen.append(log[-1]["step"])}
+    settings = {
+        "peak_lr": 1e-3,
+        "save_every": 1,
+        "on_log": lambda log: seen.append(log[-1]["step"]),
+    }
     again = fit(start, pairs, tmp_path / "cut", **settings)
     assert seen[0] > 2, "it began anew"
     assert_same(again, whole)
@@ -245,12 +285,14 @@ def test_an_adapter_goes_on_where_it_was_stopped(start, pairs, tmp_path):
     with pytest.raises(Stop):
         fit(start, pairs, tmp_path / "cut", on_log=stop, **settings)
     seen = []
-    again = fit(start, pairs, tmp_path / "cut", on_log=lambda log: seen.append(log[-1]["step"]), **settings)
+    again = fit(
+        start, pairs, tmp_path / "cut", on_log=lambda log: seen.append(log[-1]["step"]), **settings
+    )
     assert seen[0] == 4
     assert_same(again, whole)
 
 
-# --- bad input ---------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def test_a_folder_of_another_run_is_refused(start, pairs, tmp_path):
@@ -277,7 +319,10 @@ def test_pairs_that_cannot_be_trained_on_are_refused(start, pairs, tmp_path):
     for wrong, message in [
         (pairs[:-1], "23 pairs for 6 steps of 4"),
         ([], "0 pairs for 6 steps of 4"),
-        ([*pairs[:-1], (prompt, [5] * 300, rejected)], f"pair 23 has {len(prompt) + 300} tokens, more than the context of 256"),
+        (
+            [*pairs[:-1], (prompt, [5] * 300, rejected)],
+            f"pair 23 has {len(prompt) + 300} tokens, more than the context of 256",
+        ),
         ([*pairs[:-1], (prompt, chosen, [5] * 300)], "more than the context of 256"),
         ([([], chosen, rejected), *pairs[1:]], "pair 0 has an empty prompt or continuation"),
         ([(prompt, chosen, []), *pairs[1:]], "pair 0 has an empty prompt or continuation"),
@@ -299,7 +344,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(start, pairs, tmp_path):
     assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
-# --- pairs -------------------------------------------------------------------------------------------------------------
+# --- pairs ----------------------------------------------------------------------------------------
 
 
 def test_a_pair_is_a_right_and_a_wrong_sample_of_one_question(short):
@@ -310,7 +355,9 @@ def test_a_pair_is_a_right_and_a_wrong_sample_of_one_question(short):
     by_prompt = {chat_prompt(short.tokenizer, question.text): question for question in asked}
     for prompt, chosen, rejected in pairs:
         texts = [short.tokenizer.decode(ids[:-1]) for ids in (chosen, rejected)]
-        question = next(q for text, q in by_prompt.items() if short.tokenizer(text)["input_ids"] == prompt)
+        question = next(
+            q for text, q in by_prompt.items() if short.tokenizer(text)["input_ids"] == prompt
+        )
         assert [programs.graded(text, question.answer) for text in texts] == [True, False]
         for ids in (chosen, rejected):
             assert ids.count(short.tokenizer.eos_token_id) == 1
@@ -324,14 +371,23 @@ def test_a_pair_is_a_right_and_a_wrong_sample_of_one_question(short):
 @pytest.mark.parametrize(
     ("graded", "settings", "message"),
     [
-        (lambda text, answer: True, {}, r"4 no wrong one, 0 none that ended\): ask harder questions"),
+        (
+            lambda text, answer: True,
+            {},
+            r"4 no wrong one, 0 none that ended\): ask harder questions",
+        ),
         (lambda text, answer: False, {}, r"4 have no right one, .*\): ask easier questions"),
         (programs.graded, {"max_new_tokens": 1}, r"4 none that ended\): raise max_new_tokens"),
     ],
 )
 def test_where_there_is_no_pair_the_error_says_what_to_change(short, graded, settings, message):
-    with pytest.raises(ValueError, match=f"none of 4 questions has a right and a wrong one among 3 samples.*{message}"):
-        dpo.sampled_pairs(short, programs.questions(4, seed=3), graded, samples=3, seed=0, **settings)
+    with pytest.raises(
+        ValueError,
+        match=f"none of 4 questions has a right and a wrong one among 3 samples.*{message}",
+    ):
+        dpo.sampled_pairs(
+            short, programs.questions(4, seed=3), graded, samples=3, seed=0, **settings
+        )
 
 
 def test_passes_show_every_pair_once_before_any_twice(pairs):

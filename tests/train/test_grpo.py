@@ -1,4 +1,6 @@
-"""GRPO: one step is the formula's, in direction and size; a killed run ends in the same bits; bad input is refused by name."""
+"""GRPO: one step is the formula's, in direction and size; a killed run ends in the same bits; bad
+input is refused by name.
+"""
 
 import math
 import os
@@ -36,8 +38,15 @@ def questions():
 
 
 def brevity(text: str, answer: str) -> float:
-    """Right or not, less the number of words, and a little for what they are: hardly two samples have the same."""
-    return programs.graded(text, answer) - len(text.split()) / 10 + text.count("=") / 30 + text.count("a") / 70
+    """Right or not, less the number of words, and a little for what they are: hardly two samples
+    have the same.
+    """
+    return (
+        programs.graded(text, answer)
+        - len(text.split()) / 10
+        + text.count("=") / 30
+        + text.count("a") / 70
+    )
 
 
 def steps_of(run):
@@ -52,25 +61,35 @@ def same(first, second):
     return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-# --- one step --------------------------------------------------------------------------------------------------------
+# --- one step -------------------------------------------------------------------------------------
 
 
 def gpt2():
     """Its positions are absolute: what is padded must not count."""
-    model = models.random_model("gpt2", vocab_size=len(tiny.tokenizer()), eos_token_id=tiny.VOCABULARY["<end>"])
+    model = models.random_model(
+        "gpt2", vocab_size=len(tiny.tokenizer()), eos_token_id=tiny.VOCABULARY["<end>"]
+    )
     return LanguageModel(model, tiny.tokenizer(), "gpt2")
 
 
 def by_hand(lm, questions, samples, kept, group):
-    """Gradient of the module's L at ρ = 1, sample by sample and without padding; kept: rows that take part."""
+    """Gradient of the module's L at ρ = 1, sample by sample and without padding; kept: rows that
+    take part.
+    """
     ends = lm.tokenizer.eos_token_id
     texts = [lm.tokenizer.decode(ids[:-1] if ids[-1] == ends else ids) for ids in samples]
-    rewards = np.array([brevity(text, questions[row // group].answer) for row, text in enumerate(texts)])
+    rewards = np.array(
+        [brevity(text, questions[row // group].answer) for row, text in enumerate(texts)]
+    )
     grouped = rewards.reshape(-1, group)
-    advantages = (grouped - grouped.mean(1, keepdims=True)) / (grouped.std(1, ddof=1, keepdims=True) + 1e-4)
+    advantages = (grouped - grouped.mean(1, keepdims=True)) / (
+        grouped.std(1, ddof=1, keepdims=True) + 1e-4
+    )
     loss = 0.0
     for row in kept:
-        prompt = lm.tokenizer(chat_prompt(lm.tokenizer, questions[row // group].text), add_special_tokens=False)["input_ids"]
+        prompt = lm.tokenizer(
+            chat_prompt(lm.tokenizer, questions[row // group].text), add_special_tokens=False
+        )["input_ids"]
         ids = torch.tensor([prompt + samples[row]])
         log_probs = lm.model(ids).logits[0, :-1].log_softmax(-1)
         taken = log_probs.gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0]
@@ -92,7 +111,8 @@ def watched(monkeypatch) -> list[list[list[int]]]:
 
 
 @pytest.mark.parametrize(
-    ("which", "update", "accumulate"), [("long", 0, 1), ("long", 2, 1), ("long", 2, 2), ("gpt2", 0, 1), ("gpt2", 2, 1)]
+    ("which", "update", "accumulate"),
+    [("long", 0, 1), ("long", 2, 1), ("long", 2, 2), ("gpt2", 0, 1), ("gpt2", 2, 1)],
 )
 def test_a_step_of_plain_descent_is_the_formulas_in_direction_and_size(
     long, questions, tmp_path, monkeypatch, which, update, accumulate
@@ -101,11 +121,20 @@ def test_a_step_of_plain_descent_is_the_formulas_in_direction_and_size(
     monkeypatch.setattr(grpo, "OPTIMISER", "sgd")
     monkeypatch.setattr(grpo, "LARGEST_NORM", 0.0)
     drawn = watched(monkeypatch)
-    settings = {"steps": 1, "group": group, "update": update, "accumulate": accumulate, "peak_lr": rate, "most_tokens": most}
+    settings = {
+        "steps": 1,
+        "group": group,
+        "update": update,
+        "accumulate": accumulate,
+        "peak_lr": rate,
+        "most_tokens": most,
+    }
     run = grpo.grpo(lm, questions, brevity, tmp_path / "run", **settings)
     kept = range(2 * group)
     if update:  # drawn for each group from (seed, step, first row)
-        draws = [(row, np.random.default_rng([0, 0, row, 1]).permutation(group)) for row in (0, group)]
+        draws = [
+            (row, np.random.default_rng([0, 0, row, 1]).permutation(group)) for row in (0, group)
+        ]
         kept = [row + int(k) for row, order in draws for k in order[:update]]
         assert len(set(kept)) == 2 * update
     gradient, rewards = by_hand(lm, questions, drawn[0], kept, group)
@@ -115,12 +144,18 @@ def test_a_step_of_plain_descent_is_the_formulas_in_direction_and_size(
     assert float(moved.norm() / wanted.norm()) == pytest.approx(1, abs=1e-4)
     (entry,) = steps_of(run)
     assert entry["reward"] == pytest.approx(rewards.mean(), rel=1e-5)
-    assert entry["completions/mean_length"] == pytest.approx(np.mean([len(ids) for ids in drawn[0]]))
+    assert entry["completions/mean_length"] == pytest.approx(
+        np.mean([len(ids) for ids in drawn[0]])
+    )
     if not update:
-        assert abs(entry["loss"]) < 1e-6 < 1e-2 < entry["grad_norm"], "the loss says nothing, its gradient does"
+        assert abs(entry["loss"]) < 1e-6 < 1e-2 < entry["grad_norm"], (
+            "the loss says nothing, its gradient does"
+        )
 
 
-def test_the_kept_samples_are_drawn_anew_each_step_and_one_of_each_group(long, questions, tmp_path, monkeypatch):
+def test_the_kept_samples_are_drawn_anew_each_step_and_one_of_each_group(
+    long, questions, tmp_path, monkeypatch
+):
     found, kept = [], grpo.Trainer._kept
 
     def watched(self, output):
@@ -137,9 +172,21 @@ def test_the_kept_samples_are_drawn_anew_each_step_and_one_of_each_group(long, q
     assert min(len({places[k] for places in found}) for k in (0, 1)) > 1
 
 
-def test_a_step_trains_on_what_the_sampler_draws_for_its_seeds(long, questions, tmp_path, monkeypatch):
+def test_a_step_trains_on_what_the_sampler_draws_for_its_seeds(
+    long, questions, tmp_path, monkeypatch
+):
     drawn = watched(monkeypatch)
-    grpo.grpo(long, questions, brevity, tmp_path / "run", steps=1, prompts=3, group=4, most_tokens=40, seed=5)
+    grpo.grpo(
+        long,
+        questions,
+        brevity,
+        tmp_path / "run",
+        steps=1,
+        prompts=3,
+        group=4,
+        most_tokens=40,
+        seed=5,
+    )
     prompts = [chat_prompt(long.tokenizer, q.text) for q in questions[:3]]
     seeds, end = [[5, 0, row] for row in range(12)], long.tokenizer.eos_token_id
     wanted = sampling.sample(long, [p for p in prompts for _ in range(4)], seeds, max_new_tokens=40)
@@ -150,24 +197,47 @@ def test_a_step_trains_on_what_the_sampler_draws_for_its_seeds(long, questions, 
         assert len(mine) == 40 if theirs.cut else end not in theirs.ids
 
 
-# --- a run -----------------------------------------------------------------------------------------------------------
+# --- a run ----------------------------------------------------------------------------------------
 
 
 def test_rewards_rise_the_log_tells_and_the_start_stays_as_it_is(long, tmp_path):
-    before, config = {name: tensor.clone() for name, tensor in weights(long).items()}, long.model.config.to_dict()
+    before, config = (
+        {name: tensor.clone() for name, tensor in weights(long).items()},
+        long.model.config.to_dict(),
+    )
     seen, texts = [], []
 
     def reward(text, answer):
         texts.append(text)
         return brevity(text, answer)
 
-    settings = {"steps": 10, "group": 8, "most_tokens": 64, "peak_lr": 1e-3, "on_log": lambda log: seen.append(len(log))}
+    settings = {
+        "steps": 10,
+        "group": 8,
+        "most_tokens": 64,
+        "peak_lr": 1e-3,
+        "on_log": lambda log: seen.append(len(log)),
+    }
     run = grpo.grpo(long, programs.questions(20, steps=2), reward, tmp_path / "run", **settings)
     log = steps_of(run)
     rewards = [entry["reward"] for entry in log]
     assert np.mean(rewards[-4:]) > np.mean(rewards[:4]) + 0.5
-    keys = {"reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio", "entropy"}
-    keys |= {"clip_ratio/region_mean", "seconds_sampling", "seconds_scoring", "seconds_update", "learning_rate", "grad_norm"}
+    keys = {
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "entropy",
+    }
+    keys |= {
+        "clip_ratio/region_mean",
+        "seconds_sampling",
+        "seconds_scoring",
+        "seconds_update",
+        "learning_rate",
+        "grad_norm",
+    }
     assert all(keys <= set(entry) for entry in log)
     assert all(entry["clip_ratio/region_mean"] == 0 for entry in log)
     assert seen[:3] == [1, 2, 3]
@@ -183,9 +253,20 @@ def test_rewards_rise_the_log_tells_and_the_start_stays_as_it_is(long, tmp_path)
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_the_kl_term_holds_the_model_near_its_start_with_all_weights_and_with_an_adapter(long, questions, tmp_path, rank):
-    """The reference is the start itself: kl is 0 before the first update, and less where it costs more."""
-    settings = {"steps": 5, "prompts": 1, "group": 8, "most_tokens": 40, "lora_rank": rank, "peak_lr": 1e-2 if rank else 1e-3}
+def test_the_kl_term_holds_the_model_near_its_start_with_all_weights_and_with_an_adapter(
+    long, questions, tmp_path, rank
+):
+    """The reference is the start itself: kl is 0 before the first update, and less where it costs
+    more.
+    """
+    settings = {
+        "steps": 5,
+        "prompts": 1,
+        "group": 8,
+        "most_tokens": 40,
+        "lora_rank": rank,
+        "peak_lr": 1e-2 if rank else 1e-3,
+    }
     found = {}
     for beta in (1e-6, 3.0):
         run = grpo.grpo(long, questions, brevity, tmp_path / f"{beta}", beta=beta, **settings)
@@ -207,18 +288,26 @@ def test_an_adapter_is_loaded_again_on_its_own_base_and_on_no_other(long, questi
     with pytest.raises(ValueError, match=r"holds another run \(model was"):
         grpo.grpo(base, questions, brevity, tmp_path / "run", **SMALL, lora_rank=2, peak_lr=1e-2)
     with pytest.raises(ValueError, match=r"holds another run \(update was 4, is 2\)"):
-        grpo.grpo(long, questions, brevity, tmp_path / "run", **SMALL, lora_rank=2, peak_lr=1e-2, update=2)
+        grpo.grpo(
+            long, questions, brevity, tmp_path / "run", **SMALL, lora_rank=2, peak_lr=1e-2, update=2
+        )
     with pytest.raises(ValueError, match=r"holds another run \(reward was brevity, is graded\)"):
-        grpo.grpo(long, questions, programs.graded, tmp_path / "run", **SMALL, lora_rank=2, peak_lr=1e-2)
+        grpo.grpo(
+            long, questions, programs.graded, tmp_path / "run", **SMALL, lora_rank=2, peak_lr=1e-2
+        )
 
 
 def test_a_bfloat16_model_stays_one(long, questions, tmp_path):
     half = models.load("tiny", model=models.shipped("tiny-long"), device="cpu", dtype="bfloat16")
-    run = grpo.grpo(half, questions, brevity, tmp_path / "run", **SMALL | {"steps": 1}, beta=0.1, peak_lr=1e-2)
+    run = grpo.grpo(
+        half, questions, brevity, tmp_path / "run", **SMALL | {"steps": 1}, beta=0.1, peak_lr=1e-2
+    )
     assert {tensor.dtype for tensor in weights(run.lm).values()} == {torch.bfloat16}
     assert not same(weights(run.lm), weights(half))
     assert not {"forward", "_original_forward"} & set(run.lm.model.__dict__)
-    full = grpo.grpo(long, questions, brevity, tmp_path / "full", **SMALL | {"steps": 1}, beta=0.1, peak_lr=1e-2)
+    full = grpo.grpo(
+        long, questions, brevity, tmp_path / "full", **SMALL | {"steps": 1}, beta=0.1, peak_lr=1e-2
+    )
     assert steps_of(run)[0]["entropy"] == pytest.approx(steps_of(full)[0]["entropy"], rel=0.3)
 
 
@@ -233,9 +322,17 @@ def test_questions_come_in_order_and_then_again_in_new_orders(questions):
     assert [q.id for q in grpo._in_turn(questions, 3, seed=0)] == names[:3]
 
 
-# --- resume ----------------------------------------------------------------------------------------------------------
+# --- resume ---------------------------------------------------------------------------------------
 
-RESUMED = {"steps": 4 * KILLS + 2, "prompts": 1, "group": 4, "update": 2, "most_tokens": 48, "save_every": 1, "accumulate": 2}
+RESUMED = {
+    "steps": 4 * KILLS + 2,
+    "prompts": 1,
+    "group": 4,
+    "update": 2,
+    "most_tokens": 48,
+    "save_every": 1,
+    "accumulate": 2,
+}
 RESUMED_ON = programs.questions(5)
 NURSERY = """
 import os, sys, time, torch
@@ -252,7 +349,8 @@ def show(log):
 for _ in sys.stdin:  # a child for every line: what takes long, the imports, is done once
     child = os.fork()
     if not child:
-        grpo.grpo(long, tests.RESUMED_ON, tests.brevity, Path(sys.argv[2]), **tests.RESUMED, on_log=show)
+        out = Path(sys.argv[2])
+        grpo.grpo(long, tests.RESUMED_ON, tests.brevity, out, **tests.RESUMED, on_log=show)
         os._exit(0)
     print(child, flush=True)
     print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -263,7 +361,9 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(long, tmp_pa
     whole = grpo.grpo(long, RESUMED_ON, brevity, tmp_path / "whole", **RESUMED)
     rng, seen = random.Random(0), []
     command = [sys.executable, "-c", NURSERY, os.path.dirname(__file__), str(tmp_path / "cut")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as nursery:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as nursery:
         for _ in range(KILLS):
             print("go", file=nursery.stdin, flush=True)
             child = int(nursery.stdout.readline())
@@ -280,12 +380,14 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(long, tmp_pa
     assert seen[0] > 1, "it began anew"
     assert same(weights(again.lm), weights(whole.lm))
     told = ("step", "loss", "reward", "entropy", "grad_norm", "completions/mean_length")
-    assert [[e[key] for key in told] for e in steps_of(again)] == [[e[key] for key in told] for e in steps_of(whole)]
+    assert [[e[key] for key in told] for e in steps_of(again)] == [
+        [e[key] for key in told] for e in steps_of(whole)
+    ]
     done = grpo.grpo(long, RESUMED_ON, brevity, tmp_path / "cut", **RESUMED)
     assert same(weights(done.lm), weights(whole.lm)), "a finished run, called again, went on"
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def failing(after, value=None):
@@ -304,7 +406,10 @@ def failing(after, value=None):
 def test_a_reward_that_raises_is_named_and_loses_no_step(long, questions, tmp_path, rank):
     settings = SMALL | {"save_every": 0, "lora_rank": rank}
     whole = grpo.grpo(long, questions, failing(math.inf), tmp_path / "whole", **settings)
-    said = rf"raised KeyError \('.*'\) at step 3, question '{questions[2].id}', text '.*; the same call goes on after step 2"
+    said = (
+        rf"raised KeyError \('.*'\) at step 3, question '{questions[2].id}', text '.*; the same"
+        r" call goes on after step 2"
+    )
     with pytest.raises(grpo.RewardError, match=said) as caught:
         grpo.grpo(long, questions, failing(9), tmp_path / "cut", **settings)
     assert isinstance(caught.value.__cause__, KeyError)
@@ -317,22 +422,33 @@ def test_a_reward_that_raises_is_named_and_loses_no_step(long, questions, tmp_pa
 
 
 def test_a_reward_that_is_no_number_is_named(long, questions, tmp_path):
-    with pytest.raises(grpo.RewardError, match=r"the reward is nan at step 1, question 'programs/train/0/0', text '"):
+    with pytest.raises(
+        grpo.RewardError,
+        match=r"the reward is nan at step 1, question 'programs/train/0/0', text '",
+    ):
         grpo.grpo(long, questions, failing(2, math.nan), tmp_path / "run", **SMALL)
-    assert not list((tmp_path / "run").glob("checkpoint-*")), "nothing was trained, so nothing is kept"
+    assert not list((tmp_path / "run").glob("checkpoint-*")), (
+        "nothing was trained, so nothing is kept"
+    )
 
 
 def test_rewards_without_variance_warn_once_and_move_nothing(long, questions, tmp_path):
-    """In float32 the mean of three times -7.3 is not -7.3: without care the difference over 1e-4 would train the model."""
+    """In float32 the mean of three times -7.3 is not -7.3: without care the difference over 1e-4
+    would train the model.
+    """
     settings = {"steps": 22, "prompts": 1, "group": 3, "most_tokens": 2}
-    with pytest.warns(UserWarning, match=r"for 10 steps no group's rewards differed \(mean -7.3\), so nothing") as caught:
+    with pytest.warns(
+        UserWarning, match=r"for 10 steps no group's rewards differed \(mean -7.3\), so nothing"
+    ) as caught:
         run = grpo.grpo(long, questions, lambda text, answer: -7.3, tmp_path / "run", **settings)
     assert len([w for w in caught if "rewards differed" in str(w.message)]) == 1
     assert same(weights(run.lm), weights(long)), "no variance, no step"
     assert {entry["frac_reward_zero_std"] for entry in steps_of(run)} == {1.0}
     with warnings.catch_warnings():
         warnings.filterwarnings("error", category=UserWarning)  # nine are not ten
-        grpo.grpo(long, questions, lambda text, answer: -7.3, tmp_path / "less", **settings | {"steps": 9})
+        grpo.grpo(
+            long, questions, lambda text, answer: -7.3, tmp_path / "less", **settings | {"steps": 9}
+        )
 
 
 @pytest.mark.parametrize(
@@ -343,23 +459,39 @@ def test_rewards_without_variance_warn_once_and_move_nothing(long, questions, tm
         ({"update": -1}, "update=-1 samples cannot be kept"),
         ({"steps": 0}, "steps=0 leaves nothing to train on"),
         ({"prompts": 0}, "prompts=0 leaves nothing to train on"),
-        ({"temperature": 0.0}, r"temperature=0.0, beta=0.0: samples differ only at a temperature above 0"),
+        (
+            {"temperature": 0.0},
+            r"temperature=0.0, beta=0.0: samples differ only at a temperature above 0",
+        ),
         ({"beta": -0.1}, r"beta=-0.1: "),
-        ({"accumulate": 3}, "accumulate=3 passes cannot share the samples evenly: give a divisor of 4"),
-        ({"update": 1, "accumulate": 2}, "accumulate=2 passes cannot share the samples evenly: give a divisor of 1"),
+        (
+            {"accumulate": 3},
+            "accumulate=3 passes cannot share the samples evenly: give a divisor of 4",
+        ),
+        (
+            {"update": 1, "accumulate": 2},
+            "accumulate=2 passes cannot share the samples evenly: give a divisor of 1",
+        ),
         (
             {"most_tokens": 250},
-            r"question 'programs/train/0/0' has \d+ tokens, which with most_tokens=250 exceed the context of 256",
+            (
+                r"question 'programs/train/0/0' has \d+ tokens, which with most_tokens=250 exceed"
+                r" the context of 256"
+            ),
         ),
     ],
 )
-def test_settings_that_cannot_be_trained_with_are_refused_before_anything_is_written(long, questions, tmp_path, settings, said):
+def test_settings_that_cannot_be_trained_with_are_refused_before_anything_is_written(
+    long, questions, tmp_path, settings, said
+):
     with pytest.raises(ValueError, match=said):
         grpo.grpo(long, questions, brevity, tmp_path / "run", **SMALL | settings)
     assert not (tmp_path / "run").exists()
 
 
-def test_no_questions_and_a_number_of_processes_that_splits_groups_are_refused(long, questions, tmp_path, monkeypatch):
+def test_no_questions_and_a_number_of_processes_that_splits_groups_are_refused(
+    long, questions, tmp_path, monkeypatch
+):
     with pytest.raises(ValueError, match="0 questions: there is nothing to sample for"):
         grpo.grpo(long, [], brevity, tmp_path / "run", **SMALL)
     monkeypatch.setenv("WORLD_SIZE", "3")

@@ -1,6 +1,7 @@
 """`accelerate launch` of `sft.sft`: two CPU processes over the loopback share the run of one.
 
-On CPUs the launcher needs `--multi_gpu`, for `--cpu` starts one process whatever `--num_processes` says.
+On CPUs the launcher needs `--multi_gpu`, for `--cpu` starts one process whatever `--num_processes`
+says.
 """
 
 import json
@@ -37,7 +38,8 @@ start = LanguageModel(tiny.new_model(0), tiny.tokenizer(), "start")
 found = {{"processes": process.num_processes, "backend": process.backend}}
 
 def train(name, rows, **settings):
-    run = sft.sft(start, rows, here / name, log_every=1, **({{"steps": {STEPS}, "peak_lr": {RATE}}} | settings))
+    settings = {{"steps": {STEPS}, "peak_lr": {RATE}}} | settings
+    run = sft.sft(start, rows, here / name, log_every=1, **settings)
     process.wait_for_everyone()
     found.setdefault(name, []).append({{
         "losses": [entry["loss"] for entry in run.log if "loss" in entry],
@@ -70,13 +72,37 @@ def launched(tmp_path_factory):
     """The folder of a script that two processes have run, and what each of them reports."""
     folder = tmp_path_factory.mktemp("launch")
     (folder / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]
-    alone = {"ACCELERATE_CONFIG_FILE": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        str(free_port()),
+    ]
+    alone = {
+        "ACCELERATE_CONFIG_FILE": "",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     if sys.platform == "linux":
-        alone["GLOO_SOCKET_IFNAME"] = "lo"  # the host's own name need not resolve where there is no network
+        # the host's own name need not resolve where there is no network
+        alone["GLOO_SOCKET_IFNAME"] = "lo"
     command += [str(folder / "script.py"), str(folder)]
-    done = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=os.environ | alone, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, [json.loads((folder / f"process{k}.json").read_text()) for k in (0, 1)]
 
@@ -88,7 +114,12 @@ def rows():
 
 
 def alone(start, rows, folder, **settings):
-    return sft.sft(start, rows, folder, **{"steps": STEPS, "batch": BATCH, "peak_lr": RATE, "log_every": 1} | settings)
+    return sft.sft(
+        start,
+        rows,
+        folder,
+        **{"steps": STEPS, "batch": BATCH, "peak_lr": RATE, "log_every": 1} | settings,
+    )
 
 
 def losses(run):
@@ -109,7 +140,10 @@ def test_two_processes_took_part_over_gloo_and_end_with_the_same_weights(launche
 def test_rows_differ_in_learnt_tokens_so_a_mean_of_means_would_show(rows):
     learnt = [len(ids) - start for ids, start in rows]
     halves = [sum(learnt[k : k + BATCH // 2]) for k in range(0, len(learnt), BATCH // 2)]
-    assert sum(abs(a - b) > 0.1 * a for a, b in zip(halves[::2], halves[1::2], strict=True)) >= STEPS // 2
+    assert (
+        sum(abs(a - b) > 0.1 * a for a, b in zip(halves[::2], halves[1::2], strict=True))
+        >= STEPS // 2
+    )
 
 
 def test_a_launched_run_is_the_run_of_one_process(launched, start, rows, tmp_path):
@@ -117,7 +151,10 @@ def test_a_launched_run_is_the_run_of_one_process(launched, start, rows, tmp_pat
     run = alone(start, rows, tmp_path / "run")
     assert found["shared"][0]["losses"] == pytest.approx(losses(run), rel=1e-5)
     assert_close(load_file(folder / "shared" / "model.safetensors"), run.lm.model.state_dict())
-    moved = [(run.lm.model.state_dict()[name] - old).abs().max() for name, old in start.model.state_dict().items()]
+    moved = [
+        (run.lm.model.state_dict()[name] - old).abs().max()
+        for name, old in start.model.state_dict().items()
+    ]
     assert max(moved) > 1e-3  # a hundred times what is allowed above
     assert found["shared"][0]["epoch"] == 1.0
 
@@ -133,7 +170,9 @@ def test_an_adapter_is_trained_together_too(launched, start, rows, tmp_path):
     folder, (found, _) = launched
     run = alone(start, rows, tmp_path / "run", lora_rank=2)
     assert found["adapter"][0]["losses"] == pytest.approx(losses(run), rel=1e-5)
-    assert_close(adapters.adapted(start, folder / "adapter").model.state_dict(), run.lm.model.state_dict())
+    assert_close(
+        adapters.adapted(start, folder / "adapter").model.state_dict(), run.lm.model.state_dict()
+    )
 
 
 def test_a_batch_that_does_not_split_evenly_is_refused(launched):

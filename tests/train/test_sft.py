@@ -1,4 +1,6 @@
-"""The outer loop: trl's trainer does what the plain loop does, goes on after a kill in the same bits, and refuses by name."""
+"""The outer loop: trl's trainer does what the plain loop does, goes on after a kill in the same
+bits, and refuses by name.
+"""
 
 import json
 import os
@@ -32,19 +34,25 @@ def losses(run):
 
 
 def fit(start, rows, folder, **settings):
-    return sft.sft(start, rows, folder, **{"steps": STEPS, "batch": BATCH, "log_every": 1} | settings)
+    return sft.sft(
+        start, rows, folder, **{"steps": STEPS, "batch": BATCH, "log_every": 1} | settings
+    )
 
 
 def test_trl_and_the_plain_loop_give_the_same_losses_and_weights(start, rows, tmp_path):
     before = {name: tensor.clone() for name, tensor in start.model.state_dict().items()}
     run = fit(start, rows, tmp_path / "run", peak_lr=3e-3)
     model = tiny.new_model(0)
-    plain = tiny.train(model, lambda k: rows[k * BATCH : (k + 1) * BATCH], steps=STEPS, peak_lr=3e-3)
+    plain = tiny.train(
+        model, lambda k: rows[k * BATCH : (k + 1) * BATCH], steps=STEPS, peak_lr=3e-3
+    )
     assert losses(run) == pytest.approx(plain, rel=1e-5)
     assert plain[-1] < plain[0] - 0.5
     for name, tensor in run.lm.model.state_dict().items():
         assert torch.allclose(tensor, model.state_dict()[name], atol=1e-5), name
-        assert torch.equal(start.model.state_dict()[name], before[name]), "the start was trained instead of a copy"
+        assert torch.equal(start.model.state_dict()[name], before[name]), (
+            "the start was trained instead of a copy"
+        )
     assert run.trained == start.parameters
     assert not run.lm.model.training
 
@@ -57,7 +65,9 @@ def test_the_result_is_saved_and_loads_as_any_model(start, rows, tmp_path):
     assert again.tokenizer.chat_template == start.tokenizer.chat_template
 
 
-def test_lora_trains_few_parameters_and_its_merged_model_is_base_plus_adapter(start, rows, tmp_path):
+def test_lora_trains_few_parameters_and_its_merged_model_is_base_plus_adapter(
+    start, rows, tmp_path
+):
     before = {name: tensor.clone() for name, tensor in start.model.state_dict().items()}
     run = fit(start, rows, tmp_path / "run", lora_rank=2, peak_lr=1e-2)
     assert 0 < run.trained < start.parameters / 10
@@ -69,17 +79,23 @@ def test_lora_trains_few_parameters_and_its_merged_model_is_base_plus_adapter(st
     merged = run.lm.model.state_dict()
     assert torch.allclose(merged[f"{name}.weight"], wanted, atol=1e-6)
     assert torch.equal(merged["lm_head.weight"], start.model.state_dict()["lm_head.weight"])
-    assert all(torch.equal(before[name], tensor) for name, tensor in start.model.state_dict().items())
+    assert all(
+        torch.equal(before[name], tensor) for name, tensor in start.model.state_dict().items()
+    )
     assert all(p.requires_grad for p in start.model.parameters())
     again = adapters.adapted(start, tmp_path / "run").model.state_dict()
     assert all(torch.equal(merged[name], tensor) for name, tensor in again.items())
-    assert all(torch.equal(before[name], tensor) for name, tensor in start.model.state_dict().items())
+    assert all(
+        torch.equal(before[name], tensor) for name, tensor in start.model.state_dict().items()
+    )
 
 
 def test_an_adapter_of_another_model_or_none_is_refused(start, rows, tmp_path):
     fit(start, rows, tmp_path / "run", lora_rank=2)
     with pytest.raises(ValueError, match="trained on another model than other"):
-        adapters.adapted(LanguageModel(tiny.new_model(1), tiny.tokenizer(), "other"), tmp_path / "run")
+        adapters.adapted(
+            LanguageModel(tiny.new_model(1), tiny.tokenizer(), "other"), tmp_path / "run"
+        )
     fit(start, rows, tmp_path / "full")
     with pytest.raises(FileNotFoundError, match="no adapter of this kit"):
         adapters.adapted(start, tmp_path / "full")
@@ -103,19 +119,22 @@ def test_the_log_history_is_handed_on_while_it_grows(start, rows, tmp_path):
 def test_gold_questions_become_rows_of_any_tokenizer(tiny_lm, questions, tmp_path):
     rows = sft.question_rows(tiny_lm, questions[:4])
     for question, (ids, start) in zip(questions, rows, strict=False):
-        text = tiny_lm.tokenizer.decode(ids[start:])
-        assert text == f"{question.trajectories[0].text}{ANSWER_TEMPLATE}{question.answer}}}{tiny_lm.tokenizer.eos_token}"
-        assert tiny_lm.tokenizer.decode(ids[:start]) == chat_prompt(tiny_lm.tokenizer, question.text)
+        ending = f"{ANSWER_TEMPLATE}{question.answer}}}{tiny_lm.tokenizer.eos_token}"
+        assert tiny_lm.tokenizer.decode(ids[start:]) == question.trajectories[0].text + ending
+        assert tiny_lm.tokenizer.decode(ids[:start]) == chat_prompt(
+            tiny_lm.tokenizer, question.text
+        )
     run = sft.sft(tiny_lm, rows, tmp_path / "run", steps=2, batch=2, lora_rank=2, log_every=1)
     assert len(losses(run)) == 2
-    assert programs.questions(1)[0].trajectories  # the tiny task's questions carry gold trajectories too
+    # the tiny task's questions carry gold trajectories too
+    assert programs.questions(1)[0].trajectories
     own = LanguageModel(tiny.new_model(0), tiny.tokenizer(), "own")
     (made,) = sft.question_rows(own, programs.questions(1))
     question = programs.questions(1)[0]
     assert made == tiny.row(question.text, question.trajectories[0].text.split(), question.answer)
 
 
-# --- resume ----------------------------------------------------------------------------------------------------------
+# --- resume ---------------------------------------------------------------------------------------
 
 CHILD = """
 import sys, torch
@@ -129,14 +148,19 @@ rows = [row for step in range(12) for row in stream(step)]
 start = LanguageModel(tiny.new_model(0), tiny.tokenizer(), "start")
 def show(log):
     print("step", log[-1]["step"], flush=True)
-sft.sft(start, rows, Path(sys.argv[1]), steps=12, batch=8, log_every=1, save_every=2, lora_rank=int(sys.argv[2]), on_log=show)
+settings = dict(steps=12, batch=8, log_every=1, save_every=2, lora_rank=int(sys.argv[2]))
+sft.sft(start, rows, Path(sys.argv[1]), **settings, on_log=show)
 """
 
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_killed_run_goes_on_and_ends_in_the_same_bits(start, rows, tmp_path, rank):
     whole = fit(start, rows, tmp_path / "whole", lora_rank=rank, save_every=2)
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "cut"), str(rank)], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path / "cut"), str(rank)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     for line in child.stdout:
         if line.startswith("step 7"):
             os.kill(child.pid, signal.SIGKILL)
@@ -147,7 +171,14 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bits(start, rows, tmp_path, r
     assert kept
     began = time.perf_counter()
     seen = []
-    again = fit(start, rows, tmp_path / "cut", lora_rank=rank, save_every=2, on_log=lambda log: seen.append(log[-1]["step"]))
+    again = fit(
+        start,
+        rows,
+        tmp_path / "cut",
+        lora_rank=rank,
+        save_every=2,
+        on_log=lambda log: seen.append(log[-1]["step"]),
+    )
     assert seen[0] > 4, f"it began anew after {time.perf_counter() - began:.1f} s"
     for name, tensor in again.lm.model.state_dict().items():
         assert torch.equal(tensor, whole.lm.model.state_dict()[name]), name
@@ -157,17 +188,21 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bits(start, rows, tmp_path, r
 def test_a_checkpoint_that_was_cut_off_is_left_out(start, rows, tmp_path):
     whole = fit(start, rows, tmp_path / "whole")
     fit(start, rows, tmp_path / "cut", save_every=4)
-    newest = max((tmp_path / "cut").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    newest = max(
+        (tmp_path / "cut").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
+    )
     (newest / "trainer_state.json").write_text('{"global_st')
     (newest / "model.safetensors").write_bytes(b"")
     seen = []
-    again = fit(start, rows, tmp_path / "cut", save_every=4, on_log=lambda log: seen.append(log[-1]["step"]))
+    again = fit(
+        start, rows, tmp_path / "cut", save_every=4, on_log=lambda log: seen.append(log[-1]["step"])
+    )
     assert seen[0] == 9
     for name, tensor in again.lm.model.state_dict().items():
         assert torch.equal(tensor, whole.lm.model.state_dict()[name]), name
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def test_a_folder_of_another_run_or_of_other_files_is_refused(start, rows, tmp_path):
@@ -177,7 +212,8 @@ def test_a_folder_of_another_run_or_of_other_files_is_refused(start, rows, tmp_p
     other = LanguageModel(tiny.new_model(1), tiny.tokenizer(), "other")
     with pytest.raises(ValueError, match=r"holds another run \(model was"):
         fit(other, rows, tmp_path / "run")
-    shuffled = [(ids[:start_] + ids[: start_ - 1 : -1], start_) for ids, start_ in rows]  # the same tokens, learnt backwards
+    # the same tokens, learnt backwards
+    shuffled = [(ids[:start_] + ids[: start_ - 1 : -1], start_) for ids, start_ in rows]
     for other_rows in (rows[::-1], shuffled, [(ids, start_ - 1) for ids, start_ in rows]):
         with pytest.raises(ValueError, match=r"holds another run \(rows was"):
             fit(start, other_rows, tmp_path / "run")
@@ -213,16 +249,22 @@ def test_the_programs_of_a_run_are_readable_from_its_rows(rows):
     """What is trained on is text that a person can read back."""
     words = list(tiny.VOCABULARY)
     ids, start = rows[0]
-    assert programs.parse(" ".join(words[k] for k in ids[1 : start - 2])).answer() in " ".join(words[k] for k in ids)
+    assert programs.parse(" ".join(words[k] for k in ids[1 : start - 2])).answer() in " ".join(
+        words[k] for k in ids
+    )
 
 
 @pytest.mark.parametrize("through", [True, False])
 def test_the_answers_gradient_is_its_finite_difference_with_and_without_the_trajectory(through):
-    """Held fixed, the trajectory's keys and values stay those of the first weights; the question's follow the moved ones."""
+    """Held fixed, the trajectory's keys and values stay those of the first weights; the question's
+    follow the moved ones.
+    """
     lm = LanguageModel(tiny.new_model(3).double(), tiny.tokenizer(), "start")
     question = programs.questions(1)[0]
     text = programs.trajectory(programs.parse(question.text), "plain", random.Random(0)).text
-    encoded = encode(lm.tokenizer, prompt := chat_prompt(lm.tokenizer, question.text), text, [question.answer])
+    encoded = encode(
+        lm.tokenizer, prompt := chat_prompt(lm.tokenizer, question.text), text, [question.answer]
+    )
     suffix, start = encoded.suffixes[0], len(encoded.prompt)
     before, ids = torch.tensor([[*encoded.prompt, *encoded.trajectory]]), torch.tensor([suffix.ids])
 
@@ -235,32 +277,48 @@ def test_the_answers_gradient_is_its_finite_difference_with_and_without_the_traj
         for layer, other in zip(cache.layers, fixed.layers, strict=True):
             if not through:
                 layer.keys = torch.cat([layer.keys[:, :, :start], other.keys[:, :, start:]], 2)
-                layer.values = torch.cat([layer.values[:, :, :start], other.values[:, :, start:]], 2)
+                layer.values = torch.cat(
+                    [layer.values[:, :, :start], other.values[:, :, start:]], 2
+                )
         logits = model(input_ids=ids, past_key_values=cache).logits[0, suffix.start - 1 : -1]
         return float(torch.nn.functional.cross_entropy(logits, ids[0, suffix.start :]))
 
     found = sft.answer_gradient(lm, prompt, text, question.answer, through=through)
-    fixed, weights = read(lm.model), [p for block in lm.model.model.layers for p in block.parameters()]
-    direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fixed, weights = (
+        read(lm.model),
+        [p for block in lm.model.model.layers for p in block.parameters()],
+    )
+    direction = torch.randn(
+        found.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     values = []
     for step in (1e-5, -1e-5):
         moved = tiny.new_model(3).double()
         parts = torch.split(direction, [p.numel() for p in weights])
         with torch.no_grad():
-            for p, part in zip((p for block in moved.model.layers for p in block.parameters()), parts, strict=True):
+            for p, part in zip(
+                (p for block in moved.model.layers for p in block.parameters()), parts, strict=True
+            ):
                 p.add_(step * part.view(p.shape))
         values.append(loss(moved, fixed))
     slope = (values[0] - values[1]) / 2e-5
-    assert float(found @ direction) == pytest.approx(slope, rel=2e-3)  # norms and softmax are float32 inside
+    # norms and softmax are float32 inside
+    assert float(found @ direction) == pytest.approx(slope, rel=2e-3)
     other = sft.answer_gradient(lm, prompt, text, question.answer, through=not through)
     assert float(other @ direction) != pytest.approx(slope, rel=5e-3)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_trained_model_runs_its_own_weights_and_not_those_it_was_copied_from(start, rows, tmp_path, rank):
-    """trl leaves a forward in the model it trains, by which a copy would run the weights of what it was copied from."""
+def test_a_trained_model_runs_its_own_weights_and_not_those_it_was_copied_from(
+    start, rows, tmp_path, rank
+):
+    """trl leaves a forward in the model it trains, by which a copy would run the weights of what it
+    was copied from.
+    """
     first = sft.sft(start, rows[:4], tmp_path / "first", steps=1, batch=4, lora_rank=rank)
-    second = sft.sft(first.lm, rows[4:8], tmp_path / "second", steps=1, batch=4, peak_lr=1e-2, lora_rank=rank)
+    second = sft.sft(
+        first.lm, rows[4:8], tmp_path / "second", steps=1, batch=4, peak_lr=1e-2, lora_rank=rank
+    )
     for run in (first, second):
         assert not {"forward", "_original_forward"} & set(run.lm.model.__dict__)
     ids = torch.tensor([rows[0][0]])

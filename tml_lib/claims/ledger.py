@@ -1,7 +1,9 @@
-"""Claims, their rules written before the run, evidence files, and the replication table made from both.
+"""Claims, their rules written before the run, evidence files, and the replication table made from
+both.
 
-`claims.toml` holds the rules. An evidence file is JSON: per test a list over seeds of a list over questions (null = does
-not apply), with the settings, versions, wall time, the command, the study's protocol and a hash of its rules.
+`claims.toml` holds the rules. An evidence file is JSON: per test a list over seeds of a list over
+questions (null = does not apply), with the settings, versions, wall time, the command, the study's
+protocol and a hash of its rules.
 """
 
 from __future__ import annotations
@@ -48,21 +50,38 @@ class Row:
 
 def claims() -> dict[str, dict]:
     """The claims of `claims.toml`, by id: the paper's by number, then the kit's own."""
-    return copy.deepcopy(_parsed((Path(__file__).parent / "claims.toml").read_text(encoding="utf8")))
+    return copy.deepcopy(
+        _parsed((Path(__file__).parent / "claims.toml").read_text(encoding="utf8"))
+    )
 
 
 @functools.cache
 def _parsed(text: str) -> dict[str, dict]:
     found = {key: item for key, item in tomllib.loads(text).items() if isinstance(item, dict)}
-    return dict(sorted(found.items(), key=lambda pair: ("CMG".index(pair[0][0]), int(re.sub(r"\D", "", pair[0])), pair[0])))
+    return dict(
+        sorted(
+            found.items(),
+            key=lambda pair: ("CMG".index(pair[0][0]), int(re.sub(r"\D", "", pair[0])), pair[0]),
+        )
+    )
 
 
 def rules_hash(names: list[str]) -> str:
-    """Hash of the rules of the named tests ('C1.trend', ...): 16 hexadecimal digits. A label is wording and not covered."""
-    known = {f"{claim}.{test['name']}": test for claim, item in claims().items() for test in item["tests"]}
+    """Hash of the rules of the named tests ('C1.trend', ...): 16 hexadecimal digits. A label is
+    wording and not covered.
+    """
+    known = {
+        f"{claim}.{test['name']}": test
+        for claim, item in claims().items()
+        for test in item["tests"]
+    }
     if missing := sorted(set(names) - set(known)):
-        raise ValueError(f"test {missing[0]!r} has no rule: write it into claims.toml before running it")
-    rules = {name: {key: x for key, x in known[name].items() if key != "label"} for name in sorted(names)}
+        raise ValueError(
+            f"test {missing[0]!r} has no rule: write it into claims.toml before running it"
+        )
+    rules = {
+        name: {key: x for key, x in known[name].items() if key != "label"} for name in sorted(names)
+    }
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -73,14 +92,21 @@ def protocols() -> dict[str, dict]:
 
 
 def protocol(study: str) -> str:
-    """What a study measures, as evidence names it: 'trajectories/1'. ValueError for a study without a version."""
+    """What a study measures, as evidence names it: 'trajectories/1'. ValueError for a study without
+    a version.
+    """
     if study not in protocols():
-        raise ValueError(f"study {study!r} has no protocol: give it a version and a tolerance in claims/protocols.toml")
+        raise ValueError(
+            f"study {study!r} has no protocol: give it a version and a tolerance in"
+            " claims/protocols.toml"
+        )
     return f"{study}/{protocols()[study]['version']}"
 
 
 def verdict(interval: Interval, side: str, threshold: float) -> str:
-    """Holds, contradicted or inconclusive: where the interval lies with respect to the threshold (see claims.toml)."""
+    """Holds, contradicted or inconclusive: where the interval lies with respect to the threshold
+    (see claims.toml).
+    """
     low, high = interval.low - threshold, interval.high - threshold
     if side == "below":
         low, high = -high, -low
@@ -100,11 +126,12 @@ def write_evidence(
     wall_seconds: float,
     extra: dict | None = None,
 ) -> Path:
-    """Write `<study>.<scale>.json`. values: test ('C1.trend') -> seeds -> questions, NaN where the test does not apply.
+    """Write `<study>.<scale>.json`. values: test ('C1.trend') -> seeds -> questions, NaN where the
+    test does not apply.
 
     extra: anything that figures need (curves, say); 'templates', a label
-    per question, makes intervals resample whole templates; 'nested' makes them resample seeds and questions within seeds.
-    Raises ValueError where a test has no rule.
+    per question, makes intervals resample whole templates; 'nested' makes them resample seeds and
+    questions within seeds. Raises ValueError where a test has no rule.
     """
     record = {
         "schema": SCHEMA,
@@ -134,26 +161,44 @@ def _rounded(item):
 
 
 def read_evidence(path: Path) -> dict:
-    """An evidence file, checked; ValueError names the file, what is wrong with it and how to make it again."""
+    """An evidence file, checked; ValueError names the file, what is wrong with it and how to make
+    it again.
+    """
     path = Path(path)
-    again = "make it again with the command in its 'command' field, or take the committed file back from git"
+    again = (
+        "make it again with the command in its 'command' field, or take the committed file back"
+        " from git"
+    )
     try:
         record = json.loads(path.read_text(encoding="utf8"))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"evidence file {path} does not exist: run the notebook that writes it") from error
+        raise FileNotFoundError(
+            f"evidence file {path} does not exist: run the notebook that writes it"
+        ) from error
     except ValueError as error:
         raise ValueError(f"evidence file {path} is not valid JSON ({error}): {again}") from error
     if not isinstance(record, dict) or (missing := sorted(_FIELDS - set(record))):
-        lacks = f"lacks {', '.join(missing)}" if isinstance(record, dict) else f"holds a {type(record).__name__}"
+        lacks = (
+            f"lacks {', '.join(missing)}"
+            if isinstance(record, dict)
+            else f"holds a {type(record).__name__}"
+        )
         raise ValueError(f"evidence file {path} {lacks}: {again}")
     if record["schema"] != SCHEMA:
-        raise ValueError(f"evidence file {path} has schema {record['schema']}, this kit reads {SCHEMA}: {again}")
+        raise ValueError(
+            f"evidence file {path} has schema {record['schema']}, this kit reads {SCHEMA}: {again}"
+        )
     if not isinstance(record["values"], dict):
-        raise ValueError(f"evidence file {path}: values holds a {type(record['values']).__name__}, not tests by name: {again}")
+        raise ValueError(
+            f"evidence file {path}: values holds a {type(record['values']).__name__}, not tests by"
+            f" name: {again}"
+        )
     for name, seeds in record["values"].items():
         numbers = [x for seed in seeds for x in seed] if _is_nested(seeds) else None
         if numbers is None or not all(x is None or isinstance(x, int | float) for x in numbers):
-            raise ValueError(f"evidence file {path}: values[{name!r}] is no list of lists of numbers: {again}")
+            raise ValueError(
+                f"evidence file {path}: values[{name!r}] is no list of lists of numbers: {again}"
+            )
     return record
 
 
@@ -181,7 +226,11 @@ def _rows_of(record: dict, path: Path, known: dict[str, dict]) -> list[Row]:
         current = current and record["rules_hash"] == rules_hash(list(record["values"]))
     except ValueError:  # a study or a rule that the evidence names is gone
         current = False
-    tests = [(claim, test) for claim, test in _all_tests(known) if f"{claim}.{test['name']}" in record["values"]]
+    tests = [
+        (claim, test)
+        for claim, test in _all_tests(known)
+        if f"{claim}.{test['name']}" in record["values"]
+    ]
     found = []
     for (claim, test), (interval, kept) in zip(tests, _intervals(record, tests), strict=True):
         questions = min(len(seed) for seed in kept)
@@ -213,16 +262,25 @@ def _rows_of(record: dict, path: Path, known: dict[str, dict]) -> list[Row]:
     return found
 
 
-def _intervals(record: dict, tests: list[tuple[str, dict]]) -> list[tuple[Interval, list[list[float]]]]:
-    """Interval and values (seeds, questions to which the test applies) of each of a record's tests."""
+def _intervals(
+    record: dict, tests: list[tuple[str, dict]]
+) -> list[tuple[Interval, list[list[float]]]]:
+    """Interval and values (seeds, questions to which the test applies) of each of a
+    record's tests.
+    """
     every = [record["values"][f"{claim}.{test['name']}"] for claim, test in tests]
     kept = [[[x for x in seed if x is not None] for seed in seeds] for seeds in every]
-    several = [k for k, seeds in enumerate(kept) if record.get("nested") and len(seeds) >= 2 and all(seeds)]
-    nested = nested_intervals([kept[k] for k in several], seed=INTERVAL_SEED)  # together, as they share draws
+    several = [
+        k for k, seeds in enumerate(kept) if record.get("nested") and len(seeds) >= 2 and all(seeds)
+    ]
+    # together, as they share draws
+    nested = nested_intervals([kept[k] for k in several], seed=INTERVAL_SEED)
     found = dict(zip(several, nested, strict=True))
     labels = record.get("templates")
     for k, seeds in enumerate(kept):
-        units = seeds[0] if len(seeds) == 1 else [math.fsum(seed) / len(seed) for seed in seeds if seed]
+        units = (
+            seeds[0] if len(seeds) == 1 else [math.fsum(seed) / len(seed) for seed in seeds if seed]
+        )
         if k in found:
             continue
         if len(seeds) == 1 and labels is not None and len(set(labels)) >= 2 and len(units) >= 2:
@@ -242,7 +300,9 @@ def _named(path: Path) -> str:
 
 
 def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:
-    """Verdict per (claim, scale, evidence file): holds where all decisive tests hold, contradicted where one is."""
+    """Verdict per (claim, scale, evidence file): holds where all decisive tests hold, contradicted
+    where one is.
+    """
     given: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in table:
         given.setdefault((row.claim, row.scale, row.evidence), {})[row.test] = row.verdict
@@ -266,7 +326,10 @@ def to_json(table: list[Row]) -> str:
 
 def to_text(table: list[Row]) -> str:
     """The table for a terminal, with the claims' verdicts below it."""
-    lines = [f"{'claim':6}{'test':27}{'scale':7}{'estimate':>9}  {'95 % interval':20}{'unit':16}{'n':>6}  verdict"]
+    lines = [
+        f"{'claim':6}{'test':27}{'scale':7}{'estimate':>9}  {'95 % interval':20}{'unit':16}{'n':>6}"
+        "  verdict"
+    ]
     for row in table:
         interval = f"[{row.low:.3f}, {row.high:.3f}]"
         mark = "*" if row.decisive else " "

@@ -1,7 +1,8 @@
-"""Evidence checked by replay: records drawn at random, made again with today's code, and compared with what is stored.
+"""Evidence checked by replay: records drawn at random, made again with today's code, and compared
+with what is stored.
 
-What can be made again of a study, and how, is said by `Replay`s (`studies/replays.py` has them all). Tolerances stand in
-protocols.toml.
+What can be made again of a study, and how, is said by `Replay`s (`studies/replays.py` has them
+all). Tolerances stand in protocols.toml.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from pathlib import Path
 from tml_lib.claims import ledger
 
 RECORD = "record"  # a record of the evidence is measured anew
-FIRST_STEPS = "first steps"  # a training is begun anew, and its first losses or rewards are compared
-ESTIMANDS = "estimands"  # a record's values are computed anew from the measurements that are stored with them
+# a training is begun anew, and its first losses or rewards are compared
+FIRST_STEPS = "first steps"
+# a record's values are computed anew from the measurements that are stored with them
+ESTIMANDS = "estimands"
 ROUNDING = 2e-5  # of the numbers in an evidence file
 
-Pairs = dict[str, tuple[float, float]]  # test, or what else is compared -> stored and replayed value
+# test, or what else is compared -> stored and replayed value
+Pairs = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Replay:
     """One way to make a record of a study again."""
 
     kind: str  # RECORD, FIRST_STEPS or ESTIMANDS
-    names: Callable[[dict], Sequence[str]]  # evidence -> the records that can be drawn; none where it cannot be replayed
+    # evidence -> the records that can be drawn; none where it cannot be replayed
+    names: Callable[[dict], Sequence[str]]
     again: Callable[[dict, str], Pairs]  # evidence, record -> what is compared
     seconds: float  # about what one record takes on one core
 
@@ -78,9 +83,16 @@ def tolerance(study: str, kind: str, stored: float) -> float:
 
 
 def verify(
-    path: Path, replays: Sequence[Replay], *, records: int = 1, seed: int = 0, within: float = math.inf
+    path: Path,
+    replays: Sequence[Replay],
+    *,
+    records: int = 1,
+    seed: int = 0,
+    within: float = math.inf,
 ) -> Iterator[Check]:
-    """Draw `records` records for each way of replay that takes at most `within` seconds, and compare number by number."""
+    """Draw `records` records for each way of replay that takes at most `within` seconds, and
+    compare number by number.
+    """
     evidence = ledger.read_evidence(path)
     for replay in replays:
         names = list(replay.names(evidence)) if replay.seconds <= within else []
@@ -93,12 +105,23 @@ def verify(
 
 def to_text(checks: Sequence[Check]) -> str:
     """A line per record: how many numbers agree, and the one that lies farthest from its replay."""
-    lines = [f"{'evidence':26}{'record':16}{'replay':13}{'agree':>10}  farthest: stored, replayed, difference, tolerance"]
+    lines = [
+        f"{'evidence':26}{'record':16}{'replay':13}{'agree':>10}  farthest: stored, replayed,"
+        " difference, tolerance"
+    ]
     for key in dict.fromkeys((c.evidence, c.record, c.kind) for c in checks):
         group = [c for c in checks if (c.evidence, c.record, c.kind) == key]
-        apart = [0.0 if math.isnan(c.stored - c.replayed) else abs(c.stored - c.replayed) / c.tolerance for c in group]
+        apart = [
+            0.0 if math.isnan(c.stored - c.replayed) else abs(c.stored - c.replayed) / c.tolerance
+            for c in group
+        ]
         far = next((c for c in group if not c.ok), group[apart.index(max(apart))])
-        start = f"{key[0]:26}{key[1]:16}{key[2]:13}{f'{sum(c.ok for c in group)} of {len(group)}':>10}"
-        numbers = f"{far.stored:.5g}, {far.replayed:.5g}, {abs(far.stored - far.replayed):.2g}, {far.tolerance:.2g}"
+        start = (
+            f"{key[0]:26}{key[1]:16}{key[2]:13}{f'{sum(c.ok for c in group)} of {len(group)}':>10}"
+        )
+        numbers = (
+            f"{far.stored:.5g}, {far.replayed:.5g}, {abs(far.stored - far.replayed):.2g},"
+            f" {far.tolerance:.2g}"
+        )
         lines.append(f"{start}  {far.test}: {numbers}{'' if far.ok else '  DIFFERS'}")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """The replication report: the ledger beside the paper's numbers.
 
-Reads claims.toml and evidence only; it computes nothing that a notebook or a study has not measured.
+Reads claims.toml and evidence only; it computes nothing that a notebook or a study has not
+measured.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ _NO_GPU = "no GPU run is stored"
 
 @dataclass(frozen=True)
 class Settled:
-    """A claim's verdict at one scale, and the decisive test that settles it: of those with this verdict the least in favour."""
+    """A claim's verdict at one scale, and the decisive test that settles it: of those with this
+    verdict the least in favour.
+    """
 
     claim: str
     scale: str
@@ -26,22 +29,34 @@ class Settled:
 
     @property
     def margin(self) -> tuple[float, float, float]:
-        """Low end, estimate and high end beyond the threshold on the claimed side, in smallest effects that matter.
+        """Low end, estimate and high end beyond the threshold on the claimed side, in smallest
+        effects that matter.
 
         That is the threshold's own size, or, where it is 0, what other tests of the unit have.
         """
         rule = next(t for t in ledger.claims()[self.claim]["tests"] if t["name"] == self.row.test)
-        unit = (1 if rule["side"] == "above" else -1) * (abs(rule["threshold"]) or smallest_effect(rule["unit"]))
-        low, middle, high = ((x - rule["threshold"]) / unit for x in (self.row.low, self.row.estimate, self.row.high))
+        unit = (1 if rule["side"] == "above" else -1) * (
+            abs(rule["threshold"]) or smallest_effect(rule["unit"])
+        )
+        low, middle, high = (
+            (x - rule["threshold"]) / unit for x in (self.row.low, self.row.estimate, self.row.high)
+        )
         return min(low, high), middle, max(low, high)
 
 
 def smallest_effect(unit: str) -> float:
-    """The smallest effect that matters in a unit: the median size of its decisive tests' thresholds that are not 0."""
-    tests = [test for item in ledger.claims().values() for test in item["tests"] if test["decisive"]]
+    """The smallest effect that matters in a unit: the median size of its decisive tests' thresholds
+    that are not 0.
+    """
+    tests = [
+        test for item in ledger.claims().values() for test in item["tests"] if test["decisive"]
+    ]
     sizes = [abs(test["threshold"]) for test in tests if test["unit"] == unit and test["threshold"]]
     if not sizes:
-        raise ValueError(f"no decisive test has a threshold in {unit!r}: its margins have no measure; use the estimate itself")
+        raise ValueError(
+            f"no decisive test has a threshold in {unit!r}: its margins have no measure; use the"
+            " estimate itself"
+        )
     return statistics.median_low(sizes)
 
 
@@ -49,14 +64,25 @@ def settled(table: list[Row]) -> list[Settled]:
     """One entry per claim and scale of the table, in the order of `ledger.claims`."""
     found = []
     for (claim, scale, evidence), verdict in ledger.summary(table).items():
-        rows = [row for row in table if (row.claim, row.scale, row.evidence) == (claim, scale, evidence) and row.decisive]
+        rows = [
+            row
+            for row in table
+            if (row.claim, row.scale, row.evidence) == (claim, scale, evidence) and row.decisive
+        ]
         alike = [row for row in rows if row.verdict == verdict] or rows
-        found.append(min((Settled(claim, scale, verdict, row) for row in alike), key=lambda item: item.margin[1]))
+        found.append(
+            min(
+                (Settled(claim, scale, verdict, row) for row in alike),
+                key=lambda item: item.margin[1],
+            )
+        )
     return found
 
 
 def why_not(claim: str, scale: str) -> str:
-    """Why a claim has no verdict at a scale: claims.toml's reason, or that its run is not stored; '' where none is asked."""
+    """Why a claim has no verdict at a scale: claims.toml's reason, or that its run is not stored;
+    '' where none is asked.
+    """
     item = ledger.claims()[claim]
     if scale == "published" or claim[0] != "C":
         return ""
@@ -68,9 +94,11 @@ def why_not(claim: str, scale: str) -> str:
 
 
 def overview(table: list[Row]) -> str:
-    """Markdown, a line per claim: the paper's number, and verdict, estimate and interval of the settling test at each scale.
+    """Markdown, a line per claim: the paper's number, and verdict, estimate and interval of the
+    settling test at each scale.
 
-    Where several evidence files speak of one claim and scale, each has its say. Other scales than SCALES follow.
+    Where several evidence files speak of one claim and scale, each has its say. Other scales than
+    SCALES follow.
     """
     found: dict[tuple[str, str], list[Settled]] = {}
     for item in settled(table):
@@ -79,7 +107,10 @@ def overview(table: list[Row]) -> str:
     lines = [f"| claim | paper | {' | '.join(scales)} |", "|---" * (2 + len(scales)) + "|"]
     for claim, item in ledger.claims().items():
         cells = [_cell(found.get((claim, scale), []), why_not(claim, scale)) for scale in scales]
-        lines.append(f"| **{claim}** {item['title']} | {item['paper']}: {item['reported']} | {' | '.join(cells)} |")
+        lines.append(
+            f"| **{claim}** {item['title']} | {item['paper']}: {item['reported']} |"
+            f" {' | '.join(cells)} |"
+        )
     return "\n".join(lines)
 
 
@@ -87,16 +118,33 @@ def _cell(found: list[Settled], reason: str) -> str:
     if not found:
         return f"*{reason}*" if reason else "–"
     rows = [(item.verdict, item.row) for item in found]
-    return "; ".join(f"**{v}** {r.test}: {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}] {r.unit}" for v, r in rows)
+    return "; ".join(
+        f"**{v}** {r.test}: {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}] {r.unit}" for v, r in rows
+    )
 
 
 def details(table: list[Row]) -> str:
-    """Markdown, a line per decisive test and scale: estimand, control, estimate with interval, n, verdict."""
-    lines = ["| test | scale | estimand | control | estimate [95 % interval] | n | verdict |", "|---" * 7 + "|"]
+    """Markdown, a line per decisive test and scale: estimand, control, estimate with interval, n,
+    verdict.
+    """
+    lines = [
+        "| test | scale | estimand | control | estimate [95 % interval] | n | verdict |",
+        "|---" * 7 + "|",
+    ]
     for row in table:
         if row.decisive:
             numbers = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}] {row.unit}"
-            count = f"{row.n_seeds} × {row.n_questions}" if row.n_seeds > 1 else f"{row.n_questions}"
-            cells = (f"{row.claim}.{row.test}", row.scale, row.estimand, row.control, numbers, count, row.verdict)
+            count = (
+                f"{row.n_seeds} × {row.n_questions}" if row.n_seeds > 1 else f"{row.n_questions}"
+            )
+            cells = (
+                f"{row.claim}.{row.test}",
+                row.scale,
+                row.estimand,
+                row.control,
+                numbers,
+                count,
+                row.verdict,
+            )
             lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     return "\n".join(lines)

@@ -1,8 +1,10 @@
-"""Question sets with verified answers and trajectories: gsm_symbolic, and the four AIME24 questions of RaML's figures.
+"""Question sets with verified answers and trajectories: gsm_symbolic, and the four AIME24 questions
+of RaML's figures.
 
-Beside the gold trajectory of each question stand wrong and control trajectories made from it; every one says by its
-`kind` what it is. Deviations from the paper: its trajectories are sampled from QwQ-32B and Qwen3-32B; ours are the task's
-gold solutions, with seeded alterations, and (through `lm.sampling`) samples of the model under study.
+Beside the gold trajectory of each question stand wrong and control trajectories made from it; every
+one says by its `kind` what it is. Deviations from the paper: its trajectories are sampled from
+QwQ-32B and Qwen3-32B; ours are the task's gold solutions, with seeded alterations, and (through
+`lm.sampling`) samples of the model under study.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from tml_lib.records import Question, Trajectory
 _DIGITS = r"\d+(?:,\d{3})*(?:\.\d+)?"
 NUMBER = re.compile(rf"(?<![\w.]){_DIGITS}(?!\w|[.,]\d)")
 _EQUALS = re.compile(rf"=\s*[$£€]?\s*({_DIGITS})")
-_CONSTANTS = {7, 10, 12, 24, 30, 52, 60, 100, 365, 1000}  # days, months, percent: a text may use them for what they are
+# days, months, percent: a text may use them for what they are
+_CONSTANTS = {7, 10, 12, 24, 30, 52, 60, 100, 365, 1000}
 
 
 def gsm_symbolic(n: int, seed: int = 0) -> list[Question]:
-    """n grade-school word problems of reasoning-gym's `gsm_symbolic`, each with its gold trajectory.
+    """n grade-school word problems of reasoning-gym's `gsm_symbolic`, each with its gold
+    trajectory.
 
     The first n of a seed are the same whatever n is. Raises ValueError where n < 1.
     """
@@ -36,16 +40,26 @@ def gsm_symbolic(n: int, seed: int = 0) -> list[Question]:
         entry = data[index]
         *steps, stated = entry["metadata"]["answer_cot"].split("\n")
         if not stated.startswith("####"):
-            raise ValueError(f"gsm_symbolic question {index} of seed {seed} has no '####' line: its format changed")
-        lines = [step.strip() for step in steps if step.strip()]  # a few templates indent or leave lines empty
+            raise ValueError(
+                f"gsm_symbolic question {index} of seed {seed} has no '####' line: its format"
+                " changed"
+            )
+        # a few templates indent or leave lines empty
+        lines = [step.strip() for step in steps if step.strip()]
         gold = Trajectory("\n".join(lines), "gold", entry["answer"], True)
         name = f"gsm_symbolic/{seed}/{index}"
-        questions.append(Question(name, entry["question"], entry["answer"], str(data.task_indices[index]), (gold,)))
+        questions.append(
+            Question(
+                name, entry["question"], entry["answer"], str(data.task_indices[index]), (gold,)
+            )
+        )
     return questions
 
 
 def aime24_four() -> list[Question]:
-    """The four AIME 2024 questions of RaML's Fig. 2 and 3 (I-1, I-2, I-7, II-10), with their official answers."""
+    """The four AIME 2024 questions of RaML's Fig. 2 and 3 (I-1, I-2, I-7, II-10), with their
+    official answers.
+    """
     texts = (
         ("I-1", "204", _AIME_I_1),
         ("I-2", "025", _AIME_I_2),
@@ -63,12 +77,15 @@ def value(number: str) -> Fraction:
 def first_mention(text: str, answer: str) -> int | None:
     """Character offset where the answer's value is first written in the text; None if never.
 
-    A plain number is found in any way of writing it (1,234.0 is 1234); anything else only letter by letter.
+    A plain number is found in any way of writing it (1,234.0 is 1234); anything else only letter by
+    letter.
     """
     if not NUMBER.fullmatch(answer):
         found = text.find(answer)
         return None if found < 0 else found
-    return next((m.start() for m in NUMBER.finditer(text) if value(m.group()) == value(answer)), None)
+    return next(
+        (m.start() for m in NUMBER.finditer(text) if value(m.group()) == value(answer)), None
+    )
 
 
 def gold(question: Question) -> Trajectory:
@@ -76,15 +93,20 @@ def gold(question: Question) -> Trajectory:
     for trajectory in question.trajectories:
         if trajectory.kind == "gold":
             return trajectory
-    raise LookupError(f"question {question.id} carries no gold trajectory: use gsm_symbolic, or sample with rollouts")
+    raise LookupError(
+        f"question {question.id} carries no gold trajectory: use gsm_symbolic, or sample with"
+        " rollouts"
+    )
 
 
-# --- wrong trajectories by construction ------------------------------------------------------------------------------
+# --- wrong trajectories by construction -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Equation:
-    """One checked step 'expression = value' of a trajectory; offsets are characters of the whole text."""
+    """One checked step 'expression = value' of a trajectory; offsets are characters of the whole
+    text.
+    """
 
     start: int  # of the expression
     equals: int  # of the '='
@@ -94,26 +116,40 @@ class Equation:
 
 
 def equations(text: str) -> list[Equation]:
-    """The steps of a trajectory whose arithmetic is right as written; units, currency and words are read over."""
+    """The steps of a trajectory whose arithmetic is right as written; units, currency and words are
+    read over.
+    """
     found = []
     for match in _EQUALS.finditer(text):
-        marks = ((text.rfind(mark, 0, match.start()), len(mark)) for mark in ("\n", ". ", ", ", ": ", "="))
+        marks = (
+            (text.rfind(mark, 0, match.start()), len(mark))
+            for mark in ("\n", ". ", ", ", ": ", "=")
+        )
         line_start = max(at + width if at >= 0 else 0 for at, width in marks)
         for start in _expression_starts(text, line_start, match.start()):
             if _evaluate(text[start : match.start()]) == value(match.group(1)):
-                found.append(Equation(start, match.start(), match.start(1), match.end(1), value(match.group(1))))
+                found.append(
+                    Equation(
+                        start, match.start(), match.start(1), match.end(1), value(match.group(1))
+                    )
+                )
                 break
     return found
 
 
 def _expression_starts(text: str, start: int, end: int) -> list[int]:
-    """Where the expression before '=' may begin: at each number and opening bracket, the longest reading first."""
+    """Where the expression before '=' may begin: at each number and opening bracket, the longest
+    reading first.
+    """
     return [start + m.start() for m in re.finditer(r"\(|\d[\d,.]*", text[start:end])]
 
 
 def _evaluate(expression: str) -> Fraction | None:
-    """Value of an arithmetic expression with words, units and currency in it; None where it is not arithmetic."""
-    cleaned = re.sub(r"/\s*[A-Za-z]+|[A-Za-z]+/[A-Za-z]+", " ", expression.replace(",", ""))  # 'miles/hour'
+    """Value of an arithmetic expression with words, units and currency in it; None where it is not
+    arithmetic.
+    """
+    # 'miles/hour'
+    cleaned = re.sub(r"/\s*[A-Za-z]+|[A-Za-z]+/[A-Za-z]+", " ", expression.replace(",", ""))
     cleaned = re.sub(r"(?<=\d)\s*[x×]\s*(?=[\d($£€])", "*", cleaned)
     cleaned = re.sub(r"[A-Za-z$£€']+", " ", cleaned)
     cleaned = re.sub(r"(\d+(?:\.\d+)?)\s*%", r"(\1/100)", cleaned)
@@ -143,11 +179,12 @@ def _fold(node: ast.AST) -> Fraction:
 
 
 def corrupt(question: Question, seed: int = 0) -> Trajectory | None:
-    """The gold trajectory with one intermediate value wrong, used consistently from there on; None where impossible.
+    """The gold trajectory with one intermediate value wrong, used consistently from there on; None
+    where impossible.
 
-    Exactly one step's arithmetic is false (its offset is `first_error`); each later step is right given that value, and
-    the answer stated at the end differs from the true one. Values that also stand in the question are left alone, so
-    that every later use is a use of the altered result.
+    Exactly one step's arithmetic is false (its offset is `first_error`); each later step is right
+    given that value, and the answer stated at the end differs from the true one. Values that also
+    stand in the question are left alone, so that every later use is a use of the altered result.
     """
     text = gold(question).text
     steps = equations(text)
@@ -166,19 +203,26 @@ def corrupt(question: Question, seed: int = 0) -> Trajectory | None:
                 continue
             stated = equations(altered)[-1].value
             if stated != value(question.answer):
-                return Trajectory(altered, "corrupted", _like(stated, "0"), False, steps[k].value_start)
+                return Trajectory(
+                    altered, "corrupted", _like(stated, "0"), False, steps[k].value_start
+                )
     return None
 
 
-def _propagate(text: str, steps: list[Equation], k: int, wrong: Fraction, given: set[Fraction]) -> str | None:
-    """Rewrite the text from step k's result on; None where a value is ambiguous, negative or loses its whole number."""
+def _propagate(
+    text: str, steps: list[Equation], k: int, wrong: Fraction, given: set[Fraction]
+) -> str | None:
+    """Rewrite the text from step k's result on; None where a value is ambiguous, negative or loses
+    its whole number.
+    """
     changed = {steps[k].value: wrong}
     earlier = {value(m.group()) for m in NUMBER.finditer(text[: steps[k].value_start])}
     if steps[k].value in earlier or wrong in given | earlier:
         return None
     results = {step.value_start: step for step in steps[k + 1 :]}
     out, done = text[: steps[k].value_start], steps[k].value_start
-    starts: dict[int, int] = {}  # offset in the text -> offset in the rewritten text, for the expressions' beginnings
+    # offset in the text -> offset in the rewritten text, for the expressions' beginnings
+    starts: dict[int, int] = {}
     for match in NUMBER.finditer(text, done):
         out += text[done : match.start()]
         done = match.end()
@@ -197,12 +241,18 @@ def _propagate(text: str, steps: list[Equation], k: int, wrong: Fraction, given:
             new = changed.get(old, old)
         out += match.group() if new == old else _like(new, match.group())
     out += text[done:]
-    return out if len(equations(out)) == len(steps) - 1 and first_mention(out, str(wrong)) is not None else None
+    return (
+        out
+        if len(equations(out)) == len(steps) - 1 and first_mention(out, str(wrong)) is not None
+        else None
+    )
 
 
 def _reevaluate(out: str, text: str, step: Equation, starts: dict[int, int]) -> Fraction | None:
     """The value of a later step's expression, read from the rewritten text."""
-    first = next((m.start() for m in NUMBER.finditer(text, step.start) if m.start() in starts), None)
+    first = next(
+        (m.start() for m in NUMBER.finditer(text, step.start) if m.start() in starts), None
+    )
     if first is None or first >= step.value_start:
         return step.value  # the expression lies before the altered value: unchanged
     begin = starts[first] - (first - step.start)
@@ -210,22 +260,27 @@ def _reevaluate(out: str, text: str, step: Equation, starts: dict[int, int]) -> 
 
 
 def _like(number: Fraction, model: str) -> str:
-    """Write a number the way `model` is written: decimals kept, thousands separated where the model separates them."""
+    """Write a number the way `model` is written: decimals kept, thousands separated where the model
+    separates them.
+    """
     if number.denominator == 1:
         whole = f"{int(number):,}" if "," in model else str(int(number))
         return whole + (".0" if model.endswith(".0") else "")
     return f"{float(number):.10g}"
 
 
-# --- trajectories that reflect ----------------------------------------------------------------------------------------
+# --- trajectories that reflect --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Reflecting:
-    """A trajectory with one reflection by rule, and what the reflection is compared with. Offsets are characters of `text`."""
+    """A trajectory with one reflection by rule, and what the reflection is compared with. Offsets
+    are characters of `text`.
+    """
 
     text: str
-    mark: str  # the reflection: 'Wait' behind a slip, 'Alternatively' behind a step that is given up
+    # the reflection: 'Wait' behind a slip, 'Alternatively' behind a step that is given up
+    mark: str
     at: int  # where the mark begins
     instead: str  # the text before the mark, with something else in its place
     slip: int = 0  # where the wrong value begins; 0: there is none
@@ -234,9 +289,11 @@ class Reflecting:
 
 
 def reflecting(question: Question, seed: int = 0) -> list[Reflecting] | None:
-    """The gold trajectory twice: with a slip that 'Wait' takes back, and with a step begun too early and given up.
+    """The gold trajectory twice: with a slip that 'Wait' takes back, and with a step begun too
+    early and given up.
 
-    In place of the mark `instead` has 'So'. None where no step's arithmetic can be checked, or no later step begins with words.
+    In place of the mark `instead` has 'So'. None where no step's arithmetic can be checked, or no
+    later step begins with words.
     """
     text, rng = gold(question).text, random.Random(f"reflecting/{seed}/{question.id}")
     steps, lines = equations(text), text.split("\n")
@@ -247,7 +304,9 @@ def reflecting(question: Question, seed: int = 0) -> list[Reflecting] | None:
     step, k = rng.choice(steps), rng.choice(sorted(openings))
     before, right = text[: step.value_start], text[step.value_start : step.value_end]
     known = {value(m.group()) for m in NUMBER.finditer(f"{question.text} {question.answer}")}
-    wrong = next(step.value + d for d in rng.sample(range(1, 30), 29) if step.value + d not in known)
+    wrong = next(
+        step.value + d for d in rng.sample(range(1, 30), 29) if step.value + d not in known
+    )
     slip = f"{before}{_like(wrong, right)}. "
     wait = Reflecting(
         f"{slip}Wait, {right}{text[step.value_end :]}",
@@ -260,16 +319,26 @@ def reflecting(question: Question, seed: int = 0) -> list[Reflecting] | None:
     )
     begun = "\n".join([*lines[: k - 1], f"{openings[k]}? "])
     mark = "Alternatively"
-    return [wait, Reflecting("\n".join([f"{begun}{mark}, {lines[k - 1]}", *lines[k:]]), mark, len(begun), f"{begun}So")]
+    return [
+        wait,
+        Reflecting(
+            "\n".join([f"{begun}{mark}, {lines[k - 1]}", *lines[k:]]),
+            mark,
+            len(begun),
+            f"{begun}So",
+        ),
+    ]
 
 
-# --- control trajectories (paper's confounds) ------------------------------------------------------------------------
+# --- control trajectories (paper's confounds) -----------------------------------------------------
 
 
 def shuffle_steps(question: Question, seed: int = 0) -> Trajectory | None:
-    """The gold steps before the one that states the answer, in another order; the rest stays. None below two such steps.
+    """The gold steps before the one that states the answer, in another order; the rest stays. None
+    below two such steps.
 
-    The context at the end of the shuffled part holds the same sentences as gold's, so only their order differs.
+    The context at the end of the shuffled part holds the same sentences as gold's, so only their
+    order differs.
     """
     text = gold(question).text
     mention = first_mention(text, question.answer)
@@ -285,15 +354,20 @@ def shuffle_steps(question: Question, seed: int = 0) -> Trajectory | None:
 
 
 def foreign(question: Question, others: list[Question], seed: int = 0) -> Trajectory:
-    """Another question's gold trajectories (other templates), long enough to be cut to any length of this one's.
+    """Another question's gold trajectories (other templates), long enough to be cut to any length
+    of this one's.
 
-    Only texts that never state this question's answer serve. Raises LookupError where there are none.
+    Only texts that never state this question's answer serve. Raises LookupError where there are
+    none.
     """
     rng = random.Random(f"{seed}/{question.id}")
     pool = [o for o in others if o.template != question.template]
     pool = [o for o in pool if first_mention(gold(o).text, question.answer) is None]
     if not pool:
-        raise LookupError(f"no other question's trajectory avoids the answer {question.answer!r}: give more questions")
+        raise LookupError(
+            f"no other question's trajectory avoids the answer {question.answer!r}: give more"
+            " questions"
+        )
     rng.shuffle(pool)
     text, wanted = "", len(gold(question).text) * 2
     for other in pool:
@@ -304,20 +378,23 @@ def foreign(question: Question, others: list[Question], seed: int = 0) -> Trajec
 
 
 _AIME_I_1 = (
-    "Every morning Aya goes for a $9$-kilometer-long walk and stops at a coffee shop afterwards. When she walks at a "
-    "constant speed of $s$ kilometers per hour, the walk takes her 4 hours, including $t$ minutes spent in the coffee "
-    "shop. When she walks $s+2$ kilometers per hour, the walk takes her 2 hours and 24 minutes, including $t$ minutes "
-    "spent in the coffee shop. Suppose Aya walks at $s+\\frac{1}{2}$ kilometers per hour. Find the number of minutes "
-    "the walk takes her, including the $t$ minutes spent in the coffee shop."
+    "Every morning Aya goes for a $9$-kilometer-long walk and stops at a coffee shop afterwards."
+    " When she walks at a constant speed of $s$ kilometers per hour, the walk takes her 4 hours,"
+    " including $t$ minutes spent in the coffee shop. When she walks $s+2$ kilometers per hour, the"
+    " walk takes her 2 hours and 24 minutes, including $t$ minutes spent in the coffee shop."
+    " Suppose Aya walks at $s+\\frac{1}{2}$ kilometers per hour. Find the number of minutes the"
+    " walk takes her, including the $t$ minutes spent in the coffee shop."
 )
 _AIME_I_2 = (
     "There exist real numbers $x$ and $y$, both greater than 1, such that "
     "$\\log_x\\left(y^x\\right)=\\log_y\\left(x^{4y}\\right)=10$. Find $xy$."
 )
 _AIME_I_7 = (
-    "Find the largest possible real part of \\[(75+117i)z+\\frac{96+144i}{z}\\] where $z$ is a complex number with $|z|=4$."
+    "Find the largest possible real part of \\[(75+117i)z+\\frac{96+144i}{z}\\] where $z$ is a"
+    " complex number with $|z|=4$."
 )
 _AIME_II_10 = (
-    "Let $\\triangle ABC$ have circumcenter $O$ and incenter $I$ with $\\overline{IA}\\perp\\overline{OI}$, circumradius "
-    "$13$, and inradius $6$. Find $AB\\cdot AC$."
+    "Let $\\triangle ABC$ have circumcenter $O$ and incenter $I$ with"
+    " $\\overline{IA}\\perp\\overline{OI}$, circumradius $13$, and inradius $6$. Find $AB\\cdot"
+    " AC$."
 )

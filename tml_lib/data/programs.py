@@ -1,18 +1,21 @@
-"""The tiny reasoner's questions: straight-line programs modulo 7, with many valid trajectories each.
+"""The tiny reasoner's questions: straight-line programs modulo 7, with many valid trajectories
+each.
 
-A program has independent *chains*: an input, then statements that each take the value before and one literal. It asks for
-the last value of every chain, so one forward pass of a small model cannot answer it, while a trajectory that executes the
-statements one by one can, in any order in which operands come first. A question reads
+A program has independent *chains*: an input, then statements that each take the value before and
+one literal. It asks for the last value of every chain, so one forward pass of a small model cannot
+answer it, while a trajectory that executes the statements one by one can, in any order in which
+operands come first. A question reads
 
     d=3 h=5
     c:= h*4
     a:= d+2
     ?a ?c
 
-one of its trajectories ``a:= d+2 d=3 a=5 . c:= h*4 h=5 c=6 .``, and its answer ``a=5 c=6``. Words stand between blanks, one
-token each. The number of statements of a chain, `steps`, is the difficulty. Deviations from the paper: its questions are
-competition mathematics, its trajectories samples of larger models; ours are made by rule, so that every style, every error
-and every split is known by construction.
+one of its trajectories ``a:= d+2 d=3 a=5 . c:= h*4 h=5 c=6 .``, and its answer ``a=5 c=6``. Words
+stand between blanks, one token each. The number of statements of a chain, `steps`, is the
+difficulty. Deviations from the paper: its questions are competition mathematics, its trajectories
+samples of larger models; ours are made by rule, so that every style, every error and every split is
+known by construction.
 """
 
 from __future__ import annotations
@@ -61,12 +64,16 @@ class Statement:
                 return value * self.literal % MODULUS
             case "/":
                 return value * pow(self.literal, -1, MODULUS) % MODULUS
-        raise ValueError(f"unknown operator {self.operator!r}: use one of {', '.join(TRAINED + OTHER)}")
+        raise ValueError(
+            f"unknown operator {self.operator!r}: use one of {', '.join(TRAINED + OTHER)}"
+        )
 
 
 @dataclass(frozen=True)
 class Program:
-    """Inputs (letter, value), statements in the order in which they are written, and the letters asked for."""
+    """Inputs (letter, value), statements in the order in which they are written, and the letters
+    asked for.
+    """
 
     inputs: tuple[tuple[str, int], ...]
     statements: tuple[Statement, ...]
@@ -78,11 +85,15 @@ class Program:
         inputs = " ".join(f"{letter}={value}" for letter, value in self.inputs)
         asked = " ".join(f"?{letter}" for letter in self.asked)
         if self.other_surface:
-            return "\n".join([asked, *(f"{s.name}<- {s.words[1]}" for s in self.statements), inputs])
+            return "\n".join(
+                [asked, *(f"{s.name}<- {s.words[1]}" for s in self.statements), inputs]
+            )
         return "\n".join([inputs, *(" ".join(s.words) for s in self.statements), asked])
 
     def values(self) -> dict[str, int]:
-        """Value of every letter that has one. Raises ValueError where a letter asked for has none: no valid trajectory."""
+        """Value of every letter that has one. Raises ValueError where a letter asked for has none:
+        no valid trajectory.
+        """
         known, waiting = dict(self.inputs), list(self.statements)
         while ready := [s for s in waiting if s.operand in known]:
             known |= {s.name: s.apply(known[s.operand]) for s in ready}
@@ -90,8 +101,9 @@ class Program:
         for letter in self.asked:
             if letter not in known:
                 raise ValueError(
-                    f"the question has no valid trajectory: it asks for {letter!r}, which no order of its statements reaches "
-                    f"(reached: {', '.join(known)}); give every operand a value or a statement, without a circle"
+                    f"the question has no valid trajectory: it asks for {letter!r}, which no order"
+                    f" of its statements reaches (reached: {', '.join(known)}); give every operand"
+                    " a value or a statement, without a circle"
                 )
         return known
 
@@ -113,13 +125,17 @@ def parse(text: str) -> Program:
             statements.append(Statement(match[1], match[3], match[4], int(match[5])))
             parts.pop(0)
         else:
-            raise ValueError(f"{word!r} begins no part of a program: write 'a=3', 'b:= a+2' or 'b<- a+2', and '?b'")
+            raise ValueError(
+                f"{word!r} begins no part of a program: write 'a=3', 'b:= a+2' or 'b<- a+2', and"
+                " '?b'"
+            )
     return Program(tuple(inputs), tuple(statements), tuple(asked), "<-" in text)
 
 
-# --- splits ----------------------------------------------------------------------------------------------------------
+# --- splits ---------------------------------------------------------------------------------------
 
-# split: (statements of a chain beyond `steps`, operators, other surface, of the held-out share of programs)
+# split: (statements of a chain beyond `steps`, operators, other surface, of the held-out share of
+# programs)
 SPLITS = {
     "train": (0, TRAINED, False, False),
     "held_out": (0, TRAINED, False, True),
@@ -130,10 +146,12 @@ SPLITS = {
 
 
 def questions(n: int, seed: int = 0, split: str = "train", *, steps: int = STEPS) -> list[Question]:
-    """n questions of a split, each with one plain gold trajectory; the first n of a seed are the same whatever n is.
+    """n questions of a split, each with one plain gold trajectory; the first n of a seed are the
+    same whatever n is.
 
-    Whether a program, up to its letters and the order of its lines, may be trained on is a hash of it, so the splits are
-    disjoint by construction. Raises ValueError where n < 1, for an unknown split, and where `steps` needs too many letters.
+    Whether a program, up to its letters and the order of its lines, may be trained on is a hash of
+    it, so the splits are disjoint by construction. Raises ValueError where n < 1, for an unknown
+    split, and where `steps` needs too many letters.
     """
     if n < 1:
         raise ValueError(f"n={n} questions make no set: ask for at least 1")
@@ -145,13 +163,18 @@ def questions(n: int, seed: int = 0, split: str = "train", *, steps: int = STEPS
 
 
 def split_program(rng: random.Random, split: str = "train", steps: int = STEPS) -> Program:
-    """A random program of a split. Raises ValueError for an unknown split, and where `steps` needs too many letters."""
+    """A random program of a split. Raises ValueError for an unknown split, and where `steps` needs
+    too many letters.
+    """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     more, operators, other_surface, held_out = SPLITS[split]
     longest = len(LETTERS) // CHAINS - 1
     if not 1 <= steps + more <= longest:
-        raise ValueError(f"steps={steps} in split {split!r} must give 1..{longest} statements a chain: there are 16 letters")
+        raise ValueError(
+            f"steps={steps} in split {split!r} must give 1..{longest} statements a chain: there are"
+            " 16 letters"
+        )
     while True:
         program = draw(rng, steps + more, operators=operators, other_surface=other_surface)
         if is_held_out(program) == held_out:
@@ -159,30 +182,45 @@ def split_program(rng: random.Random, split: str = "train", steps: int = STEPS) 
 
 
 def question(program: Program, name: str, rng: random.Random) -> Question:
-    """The program as a question with its answer and a plain gold trajectory; its template is its sequence of operators."""
+    """The program as a question with its answer and a plain gold trajectory; its template is its
+    sequence of operators.
+    """
     gold = replace(trajectory(program, "plain", rng), kind="gold")
     template = "".join(s.operator for s in program.statements)
     return Question(name, program.text, program.answer(), template, (gold,))
 
 
 def draw(
-    rng: random.Random, steps: int, *, chains: int = CHAINS, operators: str = TRAINED, other_surface: bool = False
+    rng: random.Random,
+    steps: int,
+    *,
+    chains: int = CHAINS,
+    operators: str = TRAINED,
+    other_surface: bool = False,
 ) -> Program:
-    """A random program of `chains` chains of `steps` statements each, written in random order; it asks for up to two ends."""
+    """A random program of `chains` chains of `steps` statements each, written in random order; it
+    asks for up to two ends.
+    """
     letters = rng.sample(LETTERS, chains * (steps + 1))
     inputs, statements, ends = [], [], []
     for k in range(chains):
         names = letters[k * (steps + 1) : (k + 1) * (steps + 1)]
         inputs.append((names[0], rng.randrange(MODULUS)))
         for operand, letter in itertools.pairwise(names):
-            statements.append(Statement(letter, operand, rng.choice(operators), rng.choice(LITERALS)))
+            statements.append(
+                Statement(letter, operand, rng.choice(operators), rng.choice(LITERALS))
+            )
         ends.append(names[-1])
     rng.shuffle(statements)
-    return Program(tuple(inputs), tuple(statements), tuple(rng.sample(ends, min(2, chains))), other_surface)
+    return Program(
+        tuple(inputs), tuple(statements), tuple(rng.sample(ends, min(2, chains))), other_surface
+    )
 
 
 def is_held_out(program: Program) -> bool:
-    """Whether a program belongs to the fifth of all programs that is never trained on, whatever its letters and line order."""
+    """Whether a program belongs to the fifth of all programs that is never trained on, whatever its
+    letters and line order.
+    """
     follows = {s.operand: s for s in program.statements}
     chains = []
     for letter, value in program.inputs:
@@ -195,17 +233,20 @@ def is_held_out(program: Program) -> bool:
     return zlib.crc32("|".join(sorted(chains)).encode()) % 5 == 0
 
 
-# --- trajectories ----------------------------------------------------------------------------------------------------
+# --- trajectories ---------------------------------------------------------------------------------
 
 
 def trajectory(program: Program, style: str, rng: random.Random) -> Trajectory:
     """A random trajectory of a style.
 
-    plain: every statement recited, its operand's value, its own. short: every statement and its value, no more.
-    self_correcting: plain with wrong values, each followed by 'Wait' and the right one. exploring: plain with statements
-    begun too early ('c=?', then 'Alternatively'). long: plain with both, each at a rate of REFLECTION_RATE a step.
-    summarised: short without the values asked for. wrong: plain with one wrong value, used from there on. ValueError for an
-    unknown style, and for an exploring trajectory where nothing can be begun too early.
+    plain: every statement recited, its operand's value, its own. short: every statement and its
+        value, no more.
+    self_correcting: plain with wrong values, each followed by 'Wait' and the right one. exploring:
+    plain with statements begun too early ('c=?', then 'Alternatively'). long: plain with both, each
+    at a rate of REFLECTION_RATE a step.
+    summarised: short without the values asked for. wrong: plain with one wrong value, used from
+    there on. ValueError for an unknown style, and for an exploring trajectory where nothing can be
+    begun too early.
     """
     if style not in STYLES:
         raise ValueError(f"unknown trajectory style {style!r}: choose one of {', '.join(STYLES)}")
@@ -221,12 +262,21 @@ def trajectory(program: Program, style: str, rng: random.Random) -> Trajectory:
     wrong_at = rng.randrange(len(order)) if style == "wrong" else None
     places = [k for k in range(len(order)) if early[k] or style != "exploring"]
     if not places:
-        raise ValueError("no statement of this program waits for a value, so none can be begun too early: take more steps")
+        raise ValueError(
+            "no statement of this program waits for a value, so none can be begun too early: take"
+            " more steps"
+        )
     forced = rng.choice(places)  # a reflecting trajectory reflects at least once
     known, parts, first_error = dict(program.inputs), [], None
     for k, statement in enumerate(order):
-        waits = {"self_correcting": k == forced or rng.random() < 0.2, "long": rng.random() < REFLECTION_RATE}
-        explores = {"exploring": k == forced or rng.random() < 0.2, "long": rng.random() < REFLECTION_RATE}
+        waits = {
+            "self_correcting": k == forced or rng.random() < 0.2,
+            "long": rng.random() < REFLECTION_RATE,
+        }
+        explores = {
+            "exploring": k == forced or rng.random() < 0.2,
+            "long": rng.random() < REFLECTION_RATE,
+        }
         if explores.get(style, False) and early[k]:
             begun = rng.choice(early[k])
             parts.append([*begun.words, f"{begun.operand}=?", "Alternatively"])
@@ -241,7 +291,13 @@ def trajectory(program: Program, style: str, rng: random.Random) -> Trajectory:
         parts.append([*words, f"{statement.name}={value}", "."])
         known[statement.name] = value
     stated = " ".join(f"{letter}={known[letter]}" for letter in program.asked)
-    return Trajectory(" ".join(w for p in parts for w in p), style, stated, stated == program.answer(), first_error)
+    return Trajectory(
+        " ".join(w for p in parts for w in p),
+        style,
+        stated,
+        stated == program.answer(),
+        first_error,
+    )
 
 
 def _order(program: Program, rng: random.Random) -> list[Statement]:
@@ -264,7 +320,9 @@ def _waiting(program: Program, order: list[Statement]) -> list[list[Statement]]:
 
 
 def trajectories(program: Program, count: int, style: str, seed: int = 0) -> list[Trajectory]:
-    """`count` distinct trajectories of a style. Raises ValueError where a thousand draws per trajectory find no more."""
+    """`count` distinct trajectories of a style. Raises ValueError where a thousand draws per
+    trajectory find no more.
+    """
     rng, found = random.Random(f"{seed}/{program.text}/{style}"), {}
     for _ in range(1000 * count):
         drawn = trajectory(program, style, rng)
@@ -272,31 +330,38 @@ def trajectories(program: Program, count: int, style: str, seed: int = 0) -> lis
         if len(found) == count:
             return list(found.values())
     raise ValueError(
-        f"only {len(found)} distinct {style!r} trajectories were found where {count} were asked for: take more steps, or 'long'"
+        f"only {len(found)} distinct {style!r} trajectories were found where {count} were asked"
+        " for: take more steps, or 'long'"
     )
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 def words() -> Iterator[str]:
-    """Every word that questions, trajectories and answers are made of, in the order of their token ids."""
+    """Every word that questions, trajectories and answers are made of, in the order of their token
+    ids.
+    """
     yield from (".", "Wait", "Alternatively")
     for letter in LETTERS:
         yield from (f"{letter}:=", f"{letter}<-", f"?{letter}", f"{letter}=?")
         yield from (f"{letter}={value}" for value in range(MODULUS))
-        yield from (f"{letter}{operator}{literal}" for operator in TRAINED + OTHER for literal in LITERALS)
+        yield from (
+            f"{letter}{operator}{literal}" for operator in TRAINED + OTHER for literal in LITERALS
+        )
 
 
 FAULTS = ("none", "garbled", "recital", "operand", "value", "too early", "incomplete", "answer")
 
 
 def fault(program: Program, text: str) -> str:
-    """The first thing that is wrong in a written-out trajectory with its answer, by kind; 'none' where nothing is.
+    """The first thing that is wrong in a written-out trajectory with its answer, by kind; 'none'
+    where nothing is.
 
-    garbled: a word that fits nowhere. recital: a statement that the question does not have. operand: an operand's value
-    other than the one written before. value: a wrong result that no 'Wait' follows. too early: a value for an operand that
-    has none, or '?' for one that has. incomplete: an answer before every statement it needs. answer: not what was computed.
+    garbled: a word that fits nowhere. recital: a statement that the question does not have.
+    operand: an operand's value other than the one written before. value: a wrong result that no
+    'Wait' follows. too early: a value for an operand that has none, or '?' for one that has.
+    incomplete: an answer before every statement it needs. answer: not what was computed.
     """
     statements, known = {s.name: s for s in program.statements}, dict(program.inputs)
     trajectory, _, answer = text.partition("\\boxed{")

@@ -1,9 +1,11 @@
-"""The tiny reasoner: a vanilla Llama of about 0.2 M parameters for the questions of `programs`, its tokenizer and its rows.
+"""The tiny reasoner: a vanilla Llama of about 0.2 M parameters for the questions of `programs`, its
+tokenizer and its rows.
 
-Its tokenizer has one token per word, and one each for the instruction and the answer template, so that prompts, probes and
-sampling are those of every other model of the kit. A *row* is one training sequence I ⊕ q ⊕ t ⊕ a: its token ids and where
-the loss starts, after I ⊕ q. Deviations from the paper: the base model is the kit's own, trained on one-step questions in
-every format, in place of Qwen2.5-7B-Base.
+Its tokenizer has one token per word, and one each for the instruction and the answer template, so
+that prompts, probes and sampling are those of every other model of the kit. A *row* is one training
+sequence I ⊕ q ⊕ t ⊕ a: its token ids and where the loss starts, after I ⊕ q. Deviations from the
+paper: the base model is the kit's own, trained on one-step questions in every format, in place of
+Qwen2.5-7B-Base.
 """
 
 from __future__ import annotations
@@ -55,12 +57,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def new_model(seed: int) -> LlamaForCausalLM:
-    """A Llama of three layers and width 64 with a head start: random weights but for two things that save most of the time.
+    """A Llama of three layers and width 64 with a head start: random weights but for two things
+    that save most of the time.
 
-    The embedding of a word is a sum over its parts: 'a=3' and 'a*4' share the vector of the letter a, so what is learnt
-    about one letter holds for all. And one head of the first layer looks one word back, half of an induction head (Olsson et
-    al. 2022, arXiv 2209.11895), which else takes most of the training to appear. The positions' base is 100 instead of 10000,
-    for sequences are short.
+    The embedding of a word is a sum over its parts: 'a=3' and 'a*4' share the vector of the letter
+    a, so what is learnt about one letter holds for all. And one head of the first layer looks one
+    word back, half of an induction head (Olsson et al. 2022, arXiv 2209.11895), which else takes
+    most of the training to appear. The positions' base is 100 instead of 10000, for sequences are
+    short.
     """
     config = LlamaConfig(
         vocab_size=len(VOCABULARY),
@@ -80,7 +84,8 @@ def new_model(seed: int) -> LlamaForCausalLM:
         model = LlamaForCausalLM(config)
         vectors: dict[str, torch.Tensor] = {}
         shared = torch.randn(WIDTH)
-        shared *= WIDTH**0.5 / shared.norm()  # a part of every embedding, by which that head knows nothing but positions
+        # a part of every embedding, by which that head knows nothing but positions
+        shared *= WIDTH**0.5 / shared.norm()
         for word, k in VOCABULARY.items():
             parts = _parts(word)
             for part in parts:
@@ -94,7 +99,9 @@ def new_model(seed: int) -> LlamaForCausalLM:
 
 
 def _look_back(attention: torch.nn.Module, along: torch.Tensor, strength: float = 4.0) -> None:
-    """Let the first head's score peak at the word before: its rotary phases cancel there. along: (d,) input direction."""
+    """Let the first head's score peak at the word before: its rotary phases cancel there. along:
+    (d,) input direction.
+    """
     half = WIDTH // HEADS // 2
     turn = 100.0 ** (-torch.arange(half) / half)  # radians a word turns each pair of coordinates
     query = torch.cat([torch.ones(half), torch.zeros(half)])
@@ -108,22 +115,30 @@ def _parts(word: str) -> list[str]:
     if word[0] == "?" and len(word) == 2:
         return [word[1], word[0]]
     if len(word) == 3 and word[0] in programs.LETTERS:
-        return [word[0], word[1:]] if word[1:] in (":=", "<-") else [word[0], word[1], "value " + word[2]]
+        return (
+            [word[0], word[1:]]
+            if word[1:] in (":=", "<-")
+            else [word[0], word[1], "value " + word[2]]
+        )
     return [word]
 
 
-# --- rows ------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 def row(text: str, trajectory: Iterable[str], answer: str) -> Row:
-    """I ⊕ q ⊕ t ⊕ a of a question's text, a trajectory's words and an answer. KeyError names an unknown word."""
+    """I ⊕ q ⊕ t ⊕ a of a question's text, a trajectory's words and an answer. KeyError names an
+    unknown word.
+    """
     prompt = ["<user>", *text.split(), INSTRUCTION, "<assistant>"]
     learnt = [*trajectory, ANSWER_TEMPLATE, *answer.split(), "}", "<end>"]
     return [VOCABULARY[word] for word in prompt + learnt], len(prompt)
 
 
 def base_rows(seed: int, steps: int, batch: int = 64) -> Callable[[int], list[Row]]:
-    """Step -> its batch of one-step questions: few statements first, then up to 8; few short trajectories at first."""
+    """Step -> its batch of one-step questions: few statements first, then up to 8; few short
+    trajectories at first.
+    """
 
     def rows(step: int) -> list[Row]:
         rng = random.Random(f"base/{seed}/{step}")
@@ -134,15 +149,18 @@ def base_rows(seed: int, steps: int, batch: int = 64) -> Callable[[int], list[Ro
 
 
 def base_row(rng: random.Random, chains: int, short: float) -> Row:
-    """A one-step question of up to `chains` statements, some of which wait for a letter without a value; any format.
+    """A one-step question of up to `chains` statements, some of which wait for a letter without a
+    value; any format.
 
-    A quarter is written in the other surface form; every operator; 15 % have no trajectory, a share of `short` a short one, the
-    rest a long one; one trajectory in twelve is cut short.
+    A quarter is written in the other surface form; every operator; 15 % have no trajectory, a share
+    of `short` a short one, the rest a long one; one trajectory in twelve is cut short.
     """
     count = rng.randint(2, chains)
     dangling = rng.randint(0, count - 2) if rng.random() < 0.5 else 0
     operators = programs.TRAINED + programs.OTHER
-    program = programs.draw(rng, 1, chains=count, operators=operators, other_surface=rng.random() < 0.25)
+    program = programs.draw(
+        rng, 1, chains=count, operators=operators, other_surface=rng.random() < 0.25
+    )
     program = _without_values(program, dangling, rng)
     style = rng.choices(["long", "short", None], [0.85 - short, short, 0.15])[0]
     words = programs.trajectory(program, style, rng).text.split() if style else []
@@ -152,7 +170,9 @@ def base_row(rng: random.Random, chains: int, short: float) -> Row:
 
 
 def _without_values(program: Program, dangling: int, rng: random.Random) -> Program:
-    """The program with that many inputs taken away, asking for two letters that still have a value."""
+    """The program with that many inputs taken away, asking for two letters that still
+    have a value.
+    """
     gone = set(rng.sample([letter for letter, _ in program.inputs], dangling))
     inputs = tuple(given for given in program.inputs if given[0] not in gone)
     reached = [s.name for s in program.statements if s.operand not in gone]
@@ -160,9 +180,11 @@ def _without_values(program: Program, dangling: int, rng: random.Random) -> Prog
 
 
 def sft_row(program: Program, words: Sequence[str], rng: random.Random) -> Row:
-    """A program's question with a trajectory: whole in 84 % of rows, cut at a random word in 8 %, left out in 8 %.
+    """A program's question with a trajectory: whole in 84 % of rows, cut at a random word in 8 %,
+    left out in 8 %.
 
-    The last two teach the model to answer after any prefix, as well as it can: what a probe and no-thinking ask of it.
+    The last two teach the model to answer after any prefix, as well as it can: what a probe and
+    no-thinking ask of it.
     """
     u = rng.random()
     kept = len(words) if u < 0.84 or not words else rng.randrange(len(words)) if u < 0.92 else 0
@@ -173,11 +195,13 @@ def collate(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows as right-padded ids and labels, (B, T) int64; -100 where nothing is learnt."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [VOCABULARY["<pad>"]] * (width - len(ids)) for ids, _ in rows])
-    labels = torch.tensor([[-100] * start + ids[start:] + [-100] * (width - len(ids)) for ids, start in rows])
+    labels = torch.tensor(
+        [[-100] * start + ids[start:] + [-100] * (width - len(ids)) for ids, start in rows]
+    )
     return ids, labels
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 WARMUP = 50  # steps
 DECAY = 0.3  # share of all steps, at their end
@@ -188,7 +212,9 @@ def schedule(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sch
     """The rate rises for 50 steps, stays, and falls to zero over the last 30 % of the steps."""
     settings = {"num_decay_steps": int(DECAY * steps)}
     warmup = min(WARMUP, steps // 10)
-    return get_scheduler("warmup_stable_decay", optimiser, warmup, steps, scheduler_specific_kwargs=settings)
+    return get_scheduler(
+        "warmup_stable_decay", optimiser, warmup, steps, scheduler_specific_kwargs=settings
+    )
 
 
 def train(
@@ -200,18 +226,25 @@ def train(
     stop: int | None = None,
     progress: bool = False,
 ) -> list[float]:
-    """AdamW on the mean loss of all learnt tokens of a batch; returns the loss of every step, nats per token.
+    """AdamW on the mean loss of all learnt tokens of a batch; returns the loss of every step, nats
+    per token.
 
-    rows: step -> the batch of that step. stop: leave off after that many of the `steps`. Trains in place. The
-    same as `sft.sft` with full weights, without its trainer.
-    Raises ValueError where steps < 1, and where a loss is not finite, naming the step.
+    rows: step -> the batch of that step. stop: leave off after that many of the `steps`. Trains in
+    place. The same as `sft.sft` with full weights, without its trainer. Raises ValueError where
+    steps < 1, and where a loss is not finite, naming the step.
     """
     if steps < 1:
         raise ValueError(f"steps={steps} trains nothing: give at least 1")
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=BETAS, weight_decay=0.0)
     rate, losses = schedule(optimiser, steps), []
     model.train()
-    for step in tqdm(range(steps if stop is None else stop), desc="training", unit="step", disable=not progress, leave=False):
+    for step in tqdm(
+        range(steps if stop is None else stop),
+        desc="training",
+        unit="step",
+        disable=not progress,
+        leave=False,
+    ):
         ids, labels = (part.to(model.device) for part in collate(rows(step)))
         loss = model(input_ids=ids, labels=labels).loss
         losses.append(loss.item())

@@ -1,9 +1,11 @@
-"""Toy task distributions: chains, questions that a tiny decoder answers only by way of a trajectory, and regression tasks.
+"""Toy task distributions: chains, questions that a tiny decoder answers only by way of a
+trajectory, and regression tasks.
 
-A chain's question is a row of operations (+ 3 * 5 + 2 ...) on a running value that starts at 1 and is kept modulo 13; its
-trajectory repeats each operation and writes the value after it; its answer is the last value, two digits and so two tokens.
-Adding and multiplying in turn leave no short cut by a sum. Questions of one *template* have the same operators and other
-numbers. Regression tasks carry a support set for an inner loop and a query set for an outer loss.
+A chain's question is a row of operations (+ 3 * 5 + 2 ...) on a running value that starts at 1 and
+is kept modulo 13; its trajectory repeats each operation and writes the value after it; its answer
+is the last value, two digits and so two tokens. Adding and multiplying in turn leave no short cut
+by a sum. Questions of one *template* have the same operators and other numbers. Regression tasks
+carry a support set for an inner loop and a query set for an outer loss.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ Operation = tuple[str, int]
 
 
 def chains(n: int, seed: int = 0) -> list[Question]:
-    """n questions with gold trajectories; the first n of a seed are the same whatever n is. ValueError where n < 1."""
+    """n questions with gold trajectories; the first n of a seed are the same whatever n is.
+    ValueError where n < 1.
+    """
     if n < 1:
         raise ValueError(f"n={n} questions make no set: ask for at least 1")
     return [_question(seed, k) for k in range(n)]
@@ -44,11 +48,16 @@ def _question(seed: int, index: int) -> Question:
 
 
 def _draw(rng: random.Random, operators: str | None = None) -> list[Operation]:
-    return [(operators[k] if operators else rng.choice("+*"), rng.choice(_NUMBERS)) for k in range(TERMS)]
+    return [
+        (operators[k] if operators else rng.choice("+*"), rng.choice(_NUMBERS))
+        for k in range(TERMS)
+    ]
 
 
 def _from_operations(operations: Sequence[Operation], name: str) -> Question | None:
-    """The question of these operations; None where its answer already stands among the earlier values."""
+    """The question of these operations; None where its answer already stands among the earlier
+    values.
+    """
     values = _values(operations)
     if values[-1] in values[:-1]:
         return None
@@ -69,24 +78,37 @@ def _written(value: int) -> str:
 
 
 def _steps(operations: Sequence[Operation], values: Sequence[int]) -> str:
-    return " ".join(f"{o} {x} = {_written(v)}" for (o, x), v in zip(operations, values, strict=True))
+    return " ".join(
+        f"{o} {x} = {_written(v)}" for (o, x), v in zip(operations, values, strict=True)
+    )
 
 
 def sibling(question: Question, seed: int = 0, *, same_template: bool = True) -> Question:
-    """Another question with the same operators and another answer, or (same_template=False) with other operators."""
+    """Another question with the same operators and another answer, or (same_template=False) with
+    other operators.
+    """
     rng = random.Random(f"{seed}/{question.id}/{same_template}")
     while True:
-        made = _from_operations(_draw(rng, question.template if same_template else None), f"{question.id}/sibling")
-        if made is not None and made.answer != question.answer and (made.template == question.template) == same_template:
+        made = _from_operations(
+            _draw(rng, question.template if same_template else None), f"{question.id}/sibling"
+        )
+        if (
+            made is not None
+            and made.answer != question.answer
+            and (made.template == question.template) == same_template
+        ):
             return made
 
 
-def altered_trajectories(question: Question, seed: int = 0, *, avoid: str = "") -> dict[str, Trajectory]:
-    """Gold and its controls, all equally long: 'corrupted' (one value wrong, used from there on; absent where impossible),
-    'foreign' (another question's), 'shuffled' (the steps before the last in another order).
+def altered_trajectories(
+    question: Question, seed: int = 0, *, avoid: str = ""
+) -> dict[str, Trajectory]:
+    """Gold and its controls, all equally long: 'corrupted' (one value wrong, used from there on;
+    absent where impossible), 'foreign' (another question's), 'shuffled' (the steps before the last
+    in another order).
 
-    Only gold and shuffled ever write the answer's value, at their end; corrupted writes its own answer at its end only, and
-    foreign ends in neither the answer nor `avoid`, another answer.
+    Only gold and shuffled ever write the answer's value, at their end; corrupted writes its own
+    answer at its end only, and foreign ends in neither the answer nor `avoid`, another answer.
     """
     rng = random.Random(f"{seed}/{question.id}/altered")
     words = question.text.removesuffix(" =").split()
@@ -96,7 +118,9 @@ def altered_trajectories(question: Question, seed: int = 0, *, avoid: str = "") 
     order = list(range(TERMS - 1))
     while order == sorted(order):
         rng.shuffle(order)
-    shuffled = Trajectory(" ".join([*(steps[k] for k in order), steps[-1]]), "shuffled", question.answer)
+    shuffled = Trajectory(
+        " ".join([*(steps[k] for k in order), steps[-1]]), "shuffled", question.answer
+    )
     found = {"gold": gold, "shuffled": shuffled}
     changes = [(at, v) for at in range(1, TERMS - 1) for v in range(MODULUS) if v != values[at]]
     rng.shuffle(changes)
@@ -104,7 +128,9 @@ def altered_trajectories(question: Question, seed: int = 0, *, avoid: str = "") 
         bad = [*values[:at], value, *_values(operations[at + 1 :], value)]
         if values[-1] not in bad and bad[-1] not in bad[:-1]:
             offset = at * (_STEP + 1) + len("+ 3 = ")
-            found["corrupted"] = Trajectory(_steps(operations, bad), "corrupted", _written(bad[-1]), False, offset)
+            found["corrupted"] = Trajectory(
+                _steps(operations, bad), "corrupted", _written(bad[-1]), False, offset
+            )
             break
     while "foreign" not in found:
         other = sibling(question, rng.randrange(10**9), same_template=False)
@@ -129,7 +155,7 @@ def suffix(answer: str) -> Suffix:
     return Suffix((_ID["#"], *encode(answer)), 1, answer)
 
 
-# --- a tiny decoder that reasons -------------------------------------------------------------------------------------
+# --- a tiny decoder that reasons ------------------------------------------------------------------
 
 
 def new_model(seed: int) -> LlamaForCausalLM:
@@ -154,21 +180,27 @@ def new_model(seed: int) -> LlamaForCausalLM:
 def train_reasoner(
     seed: int, *, steps: int = 1500, batch: int = 64, peak_lr: float = 3e-3, stop: int | None = None
 ) -> tuple[LlamaForCausalLM, list[float]]:
-    """Train a fresh model on whole trajectories and on as many cut short somewhere; returns it and its losses.
+    """Train a fresh model on whole trajectories and on as many cut short somewhere; returns it and
+    its losses.
 
-    The cut ones teach it to answer after any prefix, as well as it can. Loss (nats per token) on trajectory and answer.
-    Trained questions come from another seed range than `chains(n, seed < 10**6)`.
+    The cut ones teach it to answer after any prefix, as well as it can. Loss (nats per token) on
+    trajectory and answer. Trained questions come from another seed range than `chains(n, seed <
+    10**6)`.
     stop: leave off after that many of the steps.
     """
     model = new_model(seed).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01
+    )
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak_lr, total_steps=steps, pct_start=0.1)
     rng, losses = random.Random(f"train/{seed}"), []
     for step in range(steps if stop is None else stop):
         rows = [_example(rng, 10**6 + seed, step * batch + k) for k in range(batch)]
         width = max(len(ids) for ids, _ in rows)
         ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
-        labels = torch.tensor([[-100] * start + ids[start:] + [-100] * (width - len(ids)) for ids, start in rows])
+        labels = torch.tensor(
+            [[-100] * start + ids[start:] + [-100] * (width - len(ids)) for ids, start in rows]
+        )
         loss = model(input_ids=ids, labels=labels).loss
         optimiser.zero_grad()
         loss.backward()
@@ -180,7 +212,9 @@ def train_reasoner(
 
 
 def _example(rng: random.Random, seed: int, index: int) -> tuple[list[int], int]:
-    """Token ids of prompt ⊕ trajectory (whole, or cut after any token) ⊕ '#' ⊕ answer, and where the loss starts."""
+    """Token ids of prompt ⊕ trajectory (whole, or cut after any token) ⊕ '#' ⊕ answer, and where
+    the loss starts.
+    """
     question = _question(seed, index)
     trajectory = encode(question.trajectories[0].text)
     kept = len(trajectory) if rng.random() < 1 / 2 else rng.randrange(len(trajectory))
@@ -188,31 +222,41 @@ def _example(rng: random.Random, seed: int, index: int) -> tuple[list[int], int]
     return [*prompt, *trajectory[:kept], *suffix(question.answer).ids], len(prompt)
 
 
-# --- regression tasks ------------------------------------------------------------------------------------------------
+# --- regression tasks -----------------------------------------------------------------------------
 
 
 def support_query_split(
-    x: torch.Tensor, y: torch.Tensor, support: Sequence[int], query: Sequence[int], *, allow_overlap: bool = False
+    x: torch.Tensor,
+    y: torch.Tensor,
+    support: Sequence[int],
+    query: Sequence[int],
+    *,
+    allow_overlap: bool = False,
 ) -> TaskBatch:
     """Split the points of B tasks by index. x: (B, n, d), y: (B, n, 1).
 
-    A query point that the inner loop has seen measures memory, not adaptation: ValueError names the shared points unless
-    `allow_overlap`, and indices outside 0..n-1.
+    A query point that the inner loop has seen measures memory, not adaptation: ValueError names the
+    shared points unless `allow_overlap`, and indices outside 0..n-1.
     """
     support, query = [int(i) for i in support], [int(i) for i in query]
     shared = sorted(set(support) & set(query))
     if shared and not allow_overlap:
         raise ValueError(
-            f"support and query share the points {shared}: the outer loss would reward remembering them; give disjoint "
-            "indices, or allow_overlap=True where that is meant"
+            f"support and query share the points {shared}: the outer loss would reward remembering"
+            " them; give disjoint indices, or allow_overlap=True where that is meant"
         )
     if outside := [i for i in [*support, *query] if not 0 <= i < x.shape[1]]:
-        raise ValueError(f"point {outside[0]} does not exist: the tasks have points 0..{x.shape[1] - 1}")
+        raise ValueError(
+            f"point {outside[0]} does not exist: the tasks have points 0..{x.shape[1] - 1}"
+        )
     return TaskBatch(x[:, support], y[:, support], x[:, query], y[:, query])
 
 
-def sinusoids(n: int, shots: int, generator: torch.Generator, *, queries: int | None = None) -> TaskBatch:
-    """n tasks y = A sin(x - p), A in [0.1, 5], p in [0, pi], x in [-5, 5], all uniform (Finn et al. 2017, §5.1).
+def sinusoids(
+    n: int, shots: int, generator: torch.Generator, *, queries: int | None = None
+) -> TaskBatch:
+    """n tasks y = A sin(x - p), A in [0.1, 5], p in [0, pi], x in [-5, 5], all uniform (Finn et al.
+    2017, §5.1).
 
     shots: support points per task; queries: query points per task, by default as many.
     """
@@ -220,19 +264,31 @@ def sinusoids(n: int, shots: int, generator: torch.Generator, *, queries: int | 
     amplitude = 0.1 + 4.9 * torch.rand(n, 1, 1, generator=generator)
     phase = torch.pi * torch.rand(n, 1, 1, generator=generator)
     x = 10 * torch.rand(n, shots + queries, 1, generator=generator) - 5
-    return support_query_split(x, amplitude * torch.sin(x - phase), range(shots), range(shots, shots + queries))
+    return support_query_split(
+        x, amplitude * torch.sin(x - phase), range(shots), range(shots, shots + queries)
+    )
 
 
 def linear_tasks(
-    n: int, shots: int, generator: torch.Generator, *, d: int = 2, queries: int = 1, noise: float = 0.1, condition: float = 1.0
+    n: int,
+    shots: int,
+    generator: torch.Generator,
+    *,
+    d: int = 2,
+    queries: int = 1,
+    noise: float = 0.1,
+    condition: float = 1.0,
 ) -> TaskBatch:
     """n tasks y = w*·x + noise, w* ~ N(0, I_d), x ~ N(0, S).
 
-    noise: its standard deviation. condition: ratio of the largest to the smallest eigenvalue of S, which is diagonal with
-    eigenvalues in geometric steps and trace d. ValueError where the noise is negative or the condition below 1.
+    noise: its standard deviation. condition: ratio of the largest to the smallest eigenvalue of S,
+    which is diagonal with eigenvalues in geometric steps and trace d. ValueError where the noise is
+    negative or the condition below 1.
     """
     if not noise >= 0 or not condition >= 1:
-        raise ValueError(f"noise={noise} must not be negative, and condition={condition} must be at least 1")
+        raise ValueError(
+            f"noise={noise} must not be negative, and condition={condition} must be at least 1"
+        )
     spread = torch.logspace(0, -1, d, base=float(condition)) if d > 1 else torch.ones(1)
     scale = (d * spread / spread.sum()).sqrt()
     w = torch.randn(n, d, 1, generator=generator)

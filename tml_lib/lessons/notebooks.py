@@ -1,4 +1,6 @@
-"""Find and execute the notebooks headless with papermill: side by side, resumable, with evidence and an index page."""
+"""Find and execute the notebooks headless with papermill: side by side, resumable, with evidence
+and an index page.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +36,23 @@ class Notebook:
 
     @property
     def presets(self) -> list[str]:
-        """Presets that it runs on: all that it has questions for, by default those of its own preset's; none without one."""
+        """Presets that it runs on: all that it has questions for, by default those of its own
+        preset's; none without one.
+        """
         known = presets.PRESETS
-        return [name for name in known if self.preset and (self.any_preset or known[name].task == known[self.preset].task)]
+        return [
+            name
+            for name in known
+            if self.preset and (self.any_preset or known[name].task == known[self.preset].task)
+        ]
 
 
 @dataclass(frozen=True)
 class Result:
     """One executed notebook: wall seconds and the kernel's peak resident memory in MB.
 
-    Linux counts the starting process's own peak as the child's: start from one that is small, as the command line is.
+    Linux counts the starting process's own peak as the child's: start from one that is small, as
+    the command line is.
     """
 
     name: str
@@ -73,29 +82,46 @@ def _describe(path: Path) -> Notebook:
     try:  # as plain JSON: nbformat and its validator take seconds to import
         held = json.loads(path.read_text(encoding="utf8"))["cells"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"notebook {path} cannot be read ({error!r}): take the committed file back from git") from error
+        raise ValueError(
+            f"notebook {path} cannot be read ({error!r}): take the committed file back from git"
+        ) from error
     first = next("".join(cell["source"]) for cell in held if cell["cell_type"] == "markdown")
     title = first.lstrip().splitlines()[0].lstrip("# ")
-    cells = ["".join(cell["source"]) for cell in held if "parameters" in cell["metadata"].get("tags", [])]
-    default = re.search(r'^preset: str = "(\w+)"  # (any preset)?', cells[0], re.MULTILINE) if cells else None
+    cells = [
+        "".join(cell["source"]) for cell in held if "parameters" in cell["metadata"].get("tags", [])
+    ]
+    default = (
+        re.search(r'^preset: str = "(\w+)"  # (any preset)?', cells[0], re.MULTILINE)
+        if cells
+        else None
+    )
     declared = runtime.declared_parameters(cells[0]) if cells else {}
-    return Notebook(path, title, declared, default[1] if default else "", bool(default and default[2]))
+    return Notebook(
+        path, title, declared, default[1] if default else "", bool(default and default[2])
+    )
 
 
 def select(wanted: list[str]) -> list[Notebook]:
-    """The notebooks whose names begin with the given ones ('05', '05_probing'); all where none is given."""
+    """The notebooks whose names begin with the given ones ('05', '05_probing'); all where none is
+    given.
+    """
     found = discover()
     chosen = []
     for start in wanted:
         matches = [book for book in found if book.name.startswith(start.removesuffix(".ipynb"))]
         if not matches:
-            raise ValueError(f"no notebook begins with {start!r}: there are {', '.join(book.name for book in found)}")
+            raise ValueError(
+                f"no notebook begins with {start!r}: there are"
+                f" {', '.join(book.name for book in found)}"
+            )
         chosen += [book for book in matches if book not in chosen]
     return chosen or found
 
 
 def check_given(books: list[Notebook], given: dict[str, object]) -> dict[str, dict[str, object]]:
-    """Parameters per notebook. Each must be declared, with that type, by at least one of them, and goes to those."""
+    """Parameters per notebook. Each must be declared, with that type, by at least one of them, and
+    goes to those.
+    """
     runtime.check_names(given, dict.fromkeys(name for book in books for name in book.parameters))
     for book in books:
         for name in given.keys() & book.parameters.keys():
@@ -105,7 +131,10 @@ def check_given(books: list[Notebook], given: dict[str, object]) -> dict[str, di
         for book in books:
             if book.preset and wanted not in book.presets:
                 known = " or ".join(book.presets)
-                raise ValueError(f"notebook {book.name} does not ask the questions of preset {wanted!r}: give it {known}")
+                raise ValueError(
+                    f"notebook {book.name} does not ask the questions of preset {wanted!r}: give it"
+                    f" {known}"
+                )
     return {book.name: {k: v for k, v in given.items() if k in book.parameters} for book in books}
 
 
@@ -120,15 +149,21 @@ def newest_run() -> Path:
     """The newest folder under runs/; FileNotFoundError where there is none."""
     found = sorted((runtime.project_root() / "runs").glob("[0-9]*-[0-9]*"))
     if not found:
-        raise FileNotFoundError("there is no run to resume under runs/: start one with `python -m tml_lib run`")
+        raise FileNotFoundError(
+            "there is no run to resume under runs/: start one with `python -m tml_lib run`"
+        )
     return found[-1]
 
 
-def run(books: list[Notebook], parameters: dict[str, dict], out: Path, *, jobs: int | None = None) -> list[Result]:
-    """Execute notebooks into `out`, as many side by side as there are cores; finished ones with these parameters stay.
+def run(
+    books: list[Notebook], parameters: dict[str, dict], out: Path, *, jobs: int | None = None
+) -> list[Result]:
+    """Execute notebooks into `out`, as many side by side as there are cores; finished ones with
+    these parameters stay.
 
-    Each writes <name>.ipynb (under another name until it is complete), <name>.html and state/<name>.json, and its evidence
-    into out/evidence. Ctrl-C ends the running ones and leaves the finished ones as they are.
+    Each writes <name>.ipynb (under another name until it is complete), <name>.html and
+    state/<name>.json, and its evidence into out/evidence. Ctrl-C ends the running ones and leaves
+    the finished ones as they are.
     """
     jobs = min(jobs or runtime.usable_cores(), len(books))
     board = _Board([book.name for book in books])
@@ -137,7 +172,9 @@ def run(books: list[Notebook], parameters: dict[str, dict], out: Path, *, jobs: 
 
     def one(book: Notebook) -> None:
         held = _finished(out, book.name, parameters[book.name])
-        results[book.name] = held or _execute(book, parameters[book.name], out, jobs, board, children)
+        results[book.name] = held or _execute(
+            book, parameters[book.name], out, jobs, board, children
+        )
         board.done(results[book.name], again=held is None)
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -160,14 +197,31 @@ def _finished(out: Path, name: str, parameters: dict) -> Result | None:
     return result if result.ok and result.parameters == parameters else None
 
 
-def _execute(book: Notebook, parameters: dict, out: Path, jobs: int, board: _Board, children: list) -> Result:
+def _execute(
+    book: Notebook, parameters: dict, out: Path, jobs: int, board: _Board, children: list
+) -> Result:
     partial, final = out / f"{book.name}.partial.ipynb", out / f"{book.name}.ipynb"
-    given = runtime.write_text(out / "state" / f"{book.name}.parameters.json", json.dumps(parameters))
-    command = [sys.executable, "-m", "papermill", str(book.path), str(partial), "--cwd", str(book.path.parent)]
+    given = runtime.write_text(
+        out / "state" / f"{book.name}.parameters.json", json.dumps(parameters)
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(book.path),
+        str(partial),
+        "--cwd",
+        str(book.path.parent),
+    ]
     command += ["--progress-bar", "-f", str(given)] if parameters else ["--progress-bar"]
-    environment = os.environ | {"TML_EVIDENCE": str(out / "evidence"), "OMP_NUM_THREADS": _threads(jobs)}
+    environment = os.environ | {
+        "TML_EVIDENCE": str(out / "evidence"),
+        "OMP_NUM_THREADS": _threads(jobs),
+    }
     began = time.perf_counter()
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     children.append(child)
     with child.stderr:
         tail = _follow(child, lambda done, total: board.step(book.name, done, total))
@@ -210,7 +264,10 @@ def _explain(partial: Path, tail: str, code: int) -> str:
             for output in cell.get("outputs", []):
                 if output.output_type == "error":
                     return f"{output.ename}: {output.evalue}"
-    return f"papermill ended with status {code}: {tail.strip().splitlines()[-1] if tail.strip() else 'it said nothing'}"
+    return (
+        f"papermill ended with status {code}:"
+        f" {tail.strip().splitlines()[-1] if tail.strip() else 'it said nothing'}"
+    )
 
 
 def _html(path: Path) -> str:
@@ -220,7 +277,9 @@ def _html(path: Path) -> str:
 
 
 class _Board:
-    """The progress display: a line that is rewritten on a terminal, a line per event and half minute elsewhere."""
+    """The progress display: a line that is rewritten on a terminal, a line per event and half
+    minute elsewhere.
+    """
 
     def __init__(self, names: list[str]):
         self._state = dict.fromkeys(names, "waits")
@@ -234,50 +293,80 @@ class _Board:
             now = time.perf_counter()
             if self._live or now - self._shown > 30:
                 self._shown = now
-                running = " · ".join(f"{n} {s}" for n, s in self._state.items() if s not in ("waits", "done"))
+                running = " · ".join(
+                    f"{n} {s}" for n, s in self._state.items() if s not in ("waits", "done")
+                )
                 ready = sum(s == "done" for s in self._state.values())
                 line = f"[{now - self._began:4.0f} s] {ready}/{len(self._state)} done · {running}"
                 print(
-                    f"\r{line[:110]:110}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True
+                    f"\r{line[:110]:110}" if self._live else line,
+                    end="" if self._live else "\n",
+                    file=sys.stderr,
+                    flush=True,
                 )
 
     def done(self, result: Result, *, again: bool) -> None:
         with self._lock:
             self._state[result.name] = "done"
             what = "finished" if result.ok else "FAILED"
-            took = f"{result.seconds:.0f} s, {result.memory_mb / 1000:.2f} GB" if again else "kept from the earlier run"
-            print(f"{chr(13) if self._live else ''}{result.name}: {what} ({took})".ljust(110), file=sys.stderr, flush=True)
+            took = (
+                f"{result.seconds:.0f} s, {result.memory_mb / 1000:.2f} GB"
+                if again
+                else "kept from the earlier run"
+            )
+            print(
+                f"{chr(13) if self._live else ''}{result.name}: {what} ({took})".ljust(110),
+                file=sys.stderr,
+                flush=True,
+            )
             if result.message:
                 print(f"  {result.message}", file=sys.stderr, flush=True)
 
 
 def write_index(out: Path, results: list[Result]) -> Path:
-    """index.html of a run: its notebooks with time and memory, its evidence and the ledger table; needs no network."""
+    """index.html of a run: its notebooks with time and memory, its evidence and the ledger table;
+    needs no network.
+    """
     from tml_lib.claims import ledger
 
     lines = []
     for result in results:
         state = "finished" if result.ok else f"failed: {html.escape(result.message)}"
         link = f'<a href="{result.name}.html">{result.name}</a>' if result.ok else result.name
-        lines.append(f"<tr><td>{link}<td>{state}<td>{result.seconds:.0f} s<td>{result.memory_mb / 1000:.2f} GB")
-    files = "".join(f'<li><a href="evidence/{p.name}">{p.name}</a>' for p in sorted((out / "evidence").glob("*.json")))
+        lines.append(
+            f"<tr><td>{link}<td>{state}<td>{result.seconds:.0f}"
+            f" s<td>{result.memory_mb / 1000:.2f} GB"
+        )
+    files = "".join(
+        f'<li><a href="evidence/{p.name}">{p.name}</a>'
+        for p in sorted((out / "evidence").glob("*.json"))
+    )
     table = html.escape(ledger.to_text(ledger.rows([out / "evidence", stored_evidence()])))
-    style = "body{font:16px/1.5 system-ui;margin:2rem auto;max-width:70rem}td{padding:.2rem 1rem .2rem 0}pre{overflow:auto}"
+    style = (
+        "body{font:16px/1.5 system-ui;margin:2rem auto;max-width:70rem}td{padding:.2rem 1rem .2rem"
+        " 0}pre{overflow:auto}"
+    )
     page = f"""<!doctype html><meta charset="utf-8"><title>Run {out.name}</title>
 <style>{style}</style>
-<h1>Run {out.name}</h1><table><tr><th>notebook<th>state<th>time<th>peak memory{"".join(lines)}</table>
-<h2>Evidence of this run</h2><ul>{files}</ul><h2>Ledger (this run's evidence and the stored one)</h2><pre>{table}</pre>
+<h1>Run {out.name}</h1>
+<table><tr><th>notebook<th>state<th>time<th>peak memory{"".join(lines)}</table>
+<h2>Evidence of this run</h2><ul>{files}</ul>
+<h2>Ledger (this run's evidence and the stored one)</h2><pre>{table}</pre>
 """
     return runtime.write_text(out / "index.html", page)
 
 
 def store(result: Result, out: Path) -> None:
-    """Put an executed notebook's outputs into the committed one: without progress bars, timings and run metadata."""
+    """Put an executed notebook's outputs into the committed one: without progress bars, timings and
+    run metadata.
+    """
     import nbformat
 
     done = nbformat.read(out / f"{result.name}.ipynb", as_version=4)
     for cell in done.cells:
-        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter")})
+        cell.metadata = nbformat.from_dict(
+            {k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter")}
+        )
         if cell.cell_type == "code":
             cell.outputs = _without_errors(cell.outputs)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -286,7 +375,9 @@ def store(result: Result, out: Path) -> None:
 
 
 def _without_errors(outputs: list) -> list:
-    """A cell's outputs less what it wrote to standard error; what that had cut in two is one again."""
+    """A cell's outputs less what it wrote to standard error; what that had cut in two is
+    one again.
+    """
     kept = []
     for output in outputs:
         if output.output_type == "stream" and output.name == "stderr":

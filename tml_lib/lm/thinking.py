@@ -1,9 +1,11 @@
-"""Chat prompts with thinking on and off, and a model's text divided into trajectory and answer part.
+"""Chat prompts with thinking on and off, and a model's text divided into trajectory and answer
+part.
 
-Three kinds of chat template are known. Qwen3's takes `enable_thinking`: on, the model opens the thinking itself; off, the
-template writes an empty block. QwQ-32B's always opens the thinking, so that RaML makes the model answer at once by a sentence
-(§4.1, Fig. 5). A third kind does neither. A prompt of this module always ends where the trajectory or the answer begins, so
-that `answers.encode` and `probe.probe` take it as it is; they refuse a seam that is no token boundary.
+Three kinds of chat template are known. Qwen3's takes `enable_thinking`: on, the model opens the
+thinking itself; off, the template writes an empty block. QwQ-32B's always opens the thinking, so
+that RaML makes the model answer at once by a sentence (§4.1, Fig. 5). A third kind does neither. A
+prompt of this module always ends where the trajectory or the answer begins, so that
+`answers.encode` and `probe.probe` take it as it is; they refuse a seam that is no token boundary.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ PAIRS = (
     ("[THINK]", "[/THINK]"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
 )
-AT_ONCE = "Therefore, after all this, I believe the answer is"  # RaML's no-thinking sentence for QwQ
+# RaML's no-thinking sentence for QwQ
+AT_ONCE = "Therefore, after all this, I believe the answer is"
 
 
 def delimiters(tokenizer) -> tuple[str, str]:
-    """The marks that open and close the thinking: the first pair of PAIRS that the vocabulary holds, else the chat template.
+    """The marks that open and close the thinking: the first pair of PAIRS that the vocabulary
+    holds, else the chat template.
 
     Raises ValueError where neither holds one: such a model does not think apart from its answer.
     """
@@ -34,18 +38,22 @@ def delimiters(tokenizer) -> tuple[str, str]:
         if all(mark in template for mark in pair):
             return pair
     raise ValueError(
-        f"{type(tokenizer).__name__} has no thinking marks in its vocabulary or chat template (looked for "
-        f"{', '.join('…'.join(pair) for pair in PAIRS)}): take a model that thinks, such as Qwen/Qwen3-0.6B, or "
-        "answers.chat_prompt, which needs none"
+        f"{type(tokenizer).__name__} has no thinking marks in its vocabulary or chat template"
+        f" (looked for {', '.join('…'.join(pair) for pair in PAIRS)}): take a model that thinks,"
+        " such as Qwen/Qwen3-0.6B, or answers.chat_prompt, which needs none"
     )
 
 
-def chat_prompt(tokenizer, question: str, thinking: bool = True, instruction: str = INSTRUCTION) -> str:
-    """I ⊕ q up to where the trajectory begins (thinking), or to where the answer begins (no-thinking, RaML §4.1, Fig. 5).
+def chat_prompt(
+    tokenizer, question: str, thinking: bool = True, instruction: str = INSTRUCTION
+) -> str:
+    """I ⊕ q up to where the trajectory begins (thinking), or to where the answer begins
+    (no-thinking, RaML §4.1, Fig. 5).
 
-    On, the prompt ends with the opening mark and a line break. Off, it ends with an empty thinking block, or with the sentence
-    AT_ONCE where the template opens the thinking whatever it is told. Raises ValueError as `delimiters`, and where the
-    template closes the thinking although it is told to think.
+    On, the prompt ends with the opening mark and a line break. Off, it ends with an empty thinking
+    block, or with the sentence AT_ONCE where the template opens the thinking whatever it is told.
+    Raises ValueError as `delimiters`, and where the template closes the thinking although it is
+    told to think.
     """
     opening, closing = delimiters(tokenizer)
     prompt = _rendered(tokenizer, question, thinking, instruction)
@@ -53,20 +61,24 @@ def chat_prompt(tokenizer, question: str, thinking: bool = True, instruction: st
     if thinking:
         if ending.endswith(closing):
             raise ValueError(
-                f"the chat template of {type(tokenizer).__name__} ends with {ending[-40:]!r} although thinking is asked for: "
-                "take the thinking model of this family, or thinking=False"
+                f"the chat template of {type(tokenizer).__name__} ends with {ending[-40:]!r}"
+                " although thinking is asked for: take the thinking model of this family, or"
+                " thinking=False"
             )
         return prompt if ending.endswith(opening) else f"{prompt}{opening}\n"
     if ending.endswith(closing):
         return prompt
-    return f"{prompt}{AT_ONCE}" if ending.endswith(opening) else f"{prompt}{opening}\n\n{closing}\n\n"
+    return (
+        f"{prompt}{AT_ONCE}" if ending.endswith(opening) else f"{prompt}{opening}\n\n{closing}\n\n"
+    )
 
 
 def split(text: str, tokenizer, thinking: bool = True) -> tuple[str, str]:
-    """What a model wrote after `chat_prompt`, as (trajectory, answer part); the marks belong to neither.
+    """What a model wrote after `chat_prompt`, as (trajectory, answer part); the marks belong to
+    neither.
 
-    A text without marks is a trajectory that was cut short (thinking), or all answer (the prompt was a no-thinking one).
-    Raises ValueError as `delimiters`.
+    A text without marks is a trajectory that was cut short (thinking), or all answer (the prompt
+    was a no-thinking one). Raises ValueError as `delimiters`.
     """
     opening, closing = delimiters(tokenizer)
     if not thinking and closing not in text:
@@ -75,9 +87,11 @@ def split(text: str, tokenizer, thinking: bool = True) -> tuple[str, str]:
 
 
 def divide(text: str, opening: str = THINK[0], closing: str = THINK[1]) -> tuple[str, str]:
-    """(trajectory, answer part) of a text: what stands before the last closing mark, and what stands behind it.
+    """(trajectory, answer part) of a text: what stands before the last closing mark, and what
+    stands behind it.
 
-    The opening mark may be missing, for a template may have written it. White space around the marks is dropped.
+    The opening mark may be missing, for a template may have written it. White space around the
+    marks is dropped.
     """
     before, mark, after = text.rpartition(closing)
     trajectory, answer = (before, after) if mark else (text, "")
@@ -96,9 +110,15 @@ def _template(tokenizer) -> str:
 
 
 def _rendered(tokenizer, question: str, thinking: bool, instruction: str) -> str:
-    """`answers.chat_prompt` with the template told whether to think, under the two names that templates use."""
+    """`answers.chat_prompt` with the template told whether to think, under the two names that
+    templates use.
+    """
     if not _template(tokenizer):
         return plain_prompt(tokenizer, question, instruction)
-    message = [{"role": "user", "content": f"{question}\n{instruction}" if instruction else question}]
+    message = [
+        {"role": "user", "content": f"{question}\n{instruction}" if instruction else question}
+    ]
     told = {"enable_thinking": thinking, "thinking": thinking}
-    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, **told)
+    return tokenizer.apply_chat_template(
+        message, tokenize=False, add_generation_prompt=True, **told
+    )

@@ -1,19 +1,22 @@
-"""The parameter update that equals a trajectory, constructed exactly (RaML Proposition 2.1 for a whole LLM).
+"""The parameter update that equals a trajectory, constructed exactly (RaML Proposition 2.1 for a
+whole LLM).
 
-Take the sequence *without* the trajectory, I ⊕ q ⊕ template ⊕ answer, of T tokens. In layer ℓ let M (T × d_ff) be the
-inputs of the block's output projection (W_down of the MLP), and let D (T × d) be zero, but on the |a| rows that predict
-the answer's tokens: there D is the layer's output at the same tokens *with* the trajectory in context, minus its output
-now. Whenever M has full row rank, M ΔWᵀ = D has a solution, and the smallest one is
+Take the sequence *without* the trajectory, I ⊕ q ⊕ template ⊕ answer, of T tokens. In layer ℓ let M
+(T × d_ff) be the inputs of the block's output projection (W_down of the MLP), and let D (T × d) be
+zero, but on the |a| rows that predict the answer's tokens: there D is the layer's output at the
+same tokens *with* the trajectory in context, minus its output now. Whenever M has full row rank, M
+ΔWᵀ = D has a solution, and the smallest one is
 
     ΔW = Dᵀ (Mᵀ)† = U V,   U = D[rows]ᵀ (d × |a|),   V = (M†)ᵀ[rows] (|a| × d_ff).
 
-So one static ΔW of rank at most |a| makes every answer token's output what it was with the trajectory in context, and
-leaves all other rows, the prompt's, as they were. Applied to the last layer, or to all layers in order, it gives the
-with-trajectory logits.
+So one static ΔW of rank at most |a| makes every answer token's output what it was with the
+trajectory in context, and leaves all other rows, the prompt's, as they were. Applied to the last
+layer, or to all layers in order, it gives the with-trajectory logits.
 
-Deviations from the paper: its proof changes W_q, W_k and W_v and does not go through as printed (notebook `01_theory`);
-we change one projection of the MLP. With `protect=False` M is the answer's rows alone: the prompt's may then change, the
-answer's logits are as exact, and in the last layer no exact update of that projection is smaller.
+Deviations from the paper: its proof changes W_q, W_k and W_v and does not go through as printed
+(notebook `01_theory`); we change one projection of the MLP. With `protect=False` M is the answer's
+rows alone: the prompt's may then change, the answer's logits are as exact, and in the last layer no
+exact update of that projection is smaller.
 """
 
 from __future__ import annotations
@@ -45,9 +48,11 @@ class LayerUpdate:
     V: torch.Tensor  # (r, d_ff) float64, on the CPU
     weight_norm: float  # ‖W‖_F
     rows: int | None = None  # T, the rows of M; None where nothing was solved for (a gradient)
-    row_rank: int | None = None  # rank of M at the model's precision; below `rows` the update need not do what was asked
+    # rank of M at the model's precision; below `rows` the update need not do what was asked
+    row_rank: int | None = None
     condition: float | None = None  # of M, over its non-zero singular values
-    residual: float | None = None  # largest |M ΔWᵀ - D|, relative to the largest entry of the wanted output
+    # largest |M ΔWᵀ - D|, relative to the largest entry of the wanted output
+    residual: float | None = None
 
     @property
     def exact(self) -> bool:
@@ -74,9 +79,15 @@ class LayerUpdate:
 
     @property
     def effective_rank(self) -> float:
-        """exp of the entropy of the normalised singular values (Roy & Vetterli 2007): 1 to r; 0 for no update."""
+        """exp of the entropy of the normalised singular values (Roy & Vetterli 2007): 1 to r; 0 for
+        no update.
+        """
         share = self.singular_values()
-        share = share[share > share.max() * 1e-12] / share.sum() if len(share) and share.max() > 0 else share[:0]
+        share = (
+            share[share > share.max() * 1e-12] / share.sum()
+            if len(share) and share.max() > 0
+            else share[:0]
+        )
         return float(torch.exp(-(share * share.log()).sum())) if len(share) else 0.0
 
 
@@ -85,7 +96,8 @@ class Update:
     """A low-rank change of some layers' output projections."""
 
     layers: tuple[LayerUpdate, ...]
-    logit_error: float | None = None  # largest difference from the with-trajectory logits, seen as the update was made
+    # largest difference from the with-trajectory logits, seen as the update was made
+    logit_error: float | None = None
 
     @property
     def exact(self) -> bool:
@@ -99,11 +111,17 @@ class Update:
 
     def scaled(self, factor: float) -> Update:
         """The same direction, `factor` times as long."""
-        return Update(tuple(LayerUpdate(i.layer, i.module, factor * i.U, i.V, i.weight_norm) for i in self.layers))
+        return Update(
+            tuple(
+                LayerUpdate(i.layer, i.module, factor * i.U, i.V, i.weight_norm)
+                for i in self.layers
+            )
+        )
 
     @contextlib.contextmanager
     def applied(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-        """The model with W + ΔW in place of W; afterwards, also after an exception, the very same tensors are back.
+        """The model with W + ΔW in place of W; afterwards, also after an exception, the very same
+        tensors are back.
 
         Raises ValueError where the model has no such projection of that shape.
         """
@@ -114,22 +132,28 @@ class Update:
                 delta = item.dense().T if isinstance(module, Conv1D) else item.dense()
                 weight = module.weight
                 held.append((weight, weight.data))
-                weight.data = (weight.data.cpu().double() + delta).to(weight.dtype).to(weight.device)
+                weight.data = (
+                    (weight.data.cpu().double() + delta).to(weight.dtype).to(weight.device)
+                )
             yield model
         finally:
             for weight, data in held:
                 weight.data = data
 
     def save_adapter(self, folder: str | Path, model: torch.nn.Module) -> Path:
-        """Write the update as a PEFT LoRA adapter (float32), which `PeftModel.from_pretrained(model, folder)` loads.
+        """Write the update as a PEFT LoRA adapter (float32), which
+        `PeftModel.from_pretrained(model, folder)` loads.
 
-        Raises ValueError where the model has no such projection, FileExistsError where the folder exists.
+        Raises ValueError where the model has no such projection, FileExistsError where the folder
+        exists.
         """
         from peft import LoraConfig
 
         folder = Path(folder)
         if folder.exists():
-            raise FileExistsError(f"adapter folder {folder} exists: name a new one, or remove it first")
+            raise FileExistsError(
+                f"adapter folder {folder} exists: name a new one, or remove it first"
+            )
         if not self.layers:
             raise ValueError("an update of no layers makes no adapter: choose at least one layer")
         modules = [_submodule(model, item) for item in self.layers]
@@ -148,7 +172,9 @@ class Update:
         tensors = {}
         for item in self.layers:
             for side, factor in (("A", item.V), ("B", item.U)):
-                tensors[f"base_model.model.{item.module}.lora_{side}.weight"] = factor.float().contiguous()
+                tensors[f"base_model.model.{item.module}.lora_{side}.weight"] = (
+                    factor.float().contiguous()
+                )
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent))
         try:
@@ -165,14 +191,23 @@ def _submodule(model: torch.nn.Module, item: LayerUpdate) -> torch.nn.Module:
     try:
         module = model.get_submodule(item.module)
     except AttributeError as error:
-        raise ValueError(f"{type(model).__name__} has no {item.module}: the update was made for another model") from error
-    shape = tuple(reversed(module.weight.shape)) if isinstance(module, Conv1D) else tuple(module.weight.shape)
+        raise ValueError(
+            f"{type(model).__name__} has no {item.module}: the update was made for another model"
+        ) from error
+    shape = (
+        tuple(reversed(module.weight.shape))
+        if isinstance(module, Conv1D)
+        else tuple(module.weight.shape)
+    )
     if shape != (wanted := (item.U.shape[0], item.V.shape[1])):
-        raise ValueError(f"{item.module} is of shape {shape}, the update of {wanted}: it was made for another model")
+        raise ValueError(
+            f"{item.module} is of shape {shape}, the update of {wanted}: it was made for another"
+            " model"
+        )
     return module
 
 
-# --- the construction ------------------------------------------------------------------------------------------------
+# --- the construction -----------------------------------------------------------------------------
 
 
 def trajectory_update(
@@ -185,16 +220,25 @@ def trajectory_update(
     template: str = ANSWER_TEMPLATE,
     protect: bool = True,
 ) -> Update:
-    """The static parameter update that gives the answer's tokens the logits they have with the trajectory in context.
+    """The static parameter update that gives the answer's tokens the logits they have with the
+    trajectory in context.
 
-    layers: 'last', 'all', or layer numbers (negative ones count from the end); exact logits need the last one. protect:
-    leave prompt and template rows unchanged (else the smallest update that serves the answer's rows). Each layer says
-    whether its update is exact (`exact`: it is not where T > d_ff or M is rank-deficient) and gives its `residual`.
-    Raises ValueError as `answers.encode` does, for layers that do not exist, a context that is too long, and, by name, for
-    models whose blocks are of another build.
+    layers: 'last', 'all', or layer numbers (negative ones count from the end); exact logits need
+    the last one. protect: leave prompt and template rows unchanged (else the smallest update that
+    serves the answer's rows). Each layer says whether its update is exact (`exact`: it is not where
+    T > d_ff or M is rank-deficient) and gives its `residual`. Raises ValueError as `answers.encode`
+    does, for layers that do not exist, a context that is too long, and, by name, for models whose
+    blocks are of another build.
     """
     encoded = encode(lm.tokenizer, prompt, trajectory, [answer], template)
-    return update_from_ids(lm.model, encoded.prompt, encoded.trajectory, encoded.suffixes[0], layers=layers, protect=protect)
+    return update_from_ids(
+        lm.model,
+        encoded.prompt,
+        encoded.trajectory,
+        encoded.suffixes[0],
+        layers=layers,
+        protect=protect,
+    )
 
 
 @torch.no_grad()
@@ -212,7 +256,8 @@ def update_from_ids(
     _check_context(model, prompt, trajectory, suffix)
     chosen = choose_layers(layers, len(blocks))
     count = len(suffix.ids) - suffix.start  # |a|
-    # 1. with the trajectory in context: each layer's output on the rows that predict the answer's tokens
+    # 1. with the trajectory in context: each layer's output on the rows that predict the answer's
+    # tokens
     wanted: dict[int, torch.Tensor] = {}
     hooks = [watch(blocks[k], wanted, k, count) for k in chosen]
     logits = run(model, [*prompt, *trajectory, *suffix.ids[:-1]], count, hooks)
@@ -222,7 +267,10 @@ def update_from_ids(
 
     def correct(k, out):
         actual = hidden(out)[0]
-        D, M = wanted[k].cpu().double() - actual[-count:].cpu().double(), inputs.pop(k).cpu().double()
+        D, M = (
+            wanted[k].cpu().double() - actual[-count:].cpu().double(),
+            inputs.pop(k).cpu().double(),
+        )
         U, V, report = smallest_update(M, D, protect, torch.finfo(actual.dtype).eps)
         report["residual"] /= float(wanted[k].abs().max())
         effect = M @ V.T @ U.T
@@ -233,20 +281,30 @@ def update_from_ids(
     hooks = []
     for k in chosen:
         projection = model.get_submodule(names[k])
-        hooks.append(projection.register_forward_pre_hook(lambda _m, args, k=k: inputs.__setitem__(k, args[0][0])))
+        hooks.append(
+            projection.register_forward_pre_hook(
+                lambda _m, args, k=k: inputs.__setitem__(k, args[0][0])
+            )
+        )
         hooks.append(blocks[k].register_forward_hook(lambda _m, _i, out, k=k: correct(k, out)))
     found = run(model, [*prompt, *suffix.ids[:-1]], count, hooks)
     return Update(tuple(made), float((found - logits).abs().max()))
 
 
 def smallest_update(
-    M: torch.Tensor, D: torch.Tensor, protect: bool, precision: float = torch.finfo(torch.float64).eps
+    M: torch.Tensor,
+    D: torch.Tensor,
+    protect: bool,
+    precision: float = torch.finfo(torch.float64).eps,
 ) -> tuple[torch.Tensor, torch.Tensor, dict]:
-    """The smallest ΔW = U V with M ΔWᵀ = D on the last |a| rows and, with `protect`, zero on the others.
+    """The smallest ΔW = U V with M ΔWᵀ = D on the last |a| rows and, with `protect`, zero on the
+    others.
 
-    M: (T, d_ff); D: (|a|, d). Returns U (d, |a|), V (|a|, d_ff) and a report: rows, row_rank and condition of M, and the
-    largest absolute residual. V depends on M alone. Where M lacks full row rank this is the least-squares solution.
-    precision: relative rounding of M's entries; rows that it cannot tell apart do not count for the rank.
+    M: (T, d_ff); D: (|a|, d). Returns U (d, |a|), V (|a|, d_ff) and a report: rows, row_rank and
+    condition of M, and the largest absolute residual. V depends on M alone. Where M lacks full row
+    rank this is the least-squares solution.
+    precision: relative rounding of M's entries; rows that it cannot tell apart do not count for the
+    rank.
     """
     asked = M if protect else M[-len(D) :]
     left, values, right = torch.linalg.svd(asked, full_matrices=False)
@@ -256,15 +314,25 @@ def smallest_update(
     U, V = D.T.contiguous(), (left[-len(D) :] / values) @ right
     error = asked @ V.T @ U.T
     error[-len(D) :] -= D
-    report = {"rows": len(asked), "row_rank": told_apart, "condition": float(values[0] / values[-1])}
+    report = {
+        "rows": len(asked),
+        "row_rank": told_apart,
+        "condition": float(values[0] / values[-1]),
+    }
     return U, V, report | {"residual": float(error.abs().max())}
 
 
 @torch.no_grad()
 def logit_error(
-    model: torch.nn.Module, update: Update, prompt: Sequence[int], trajectory: Sequence[int], suffix: Suffix
+    model: torch.nn.Module,
+    update: Update,
+    prompt: Sequence[int],
+    trajectory: Sequence[int],
+    suffix: Suffix,
 ) -> float:
-    """Largest difference of the answer tokens' logits: weights updated and no trajectory, against the trajectory in context."""
+    """Largest difference of the answer tokens' logits: weights updated and no trajectory, against
+    the trajectory in context.
+    """
     _check_context(model, prompt, trajectory, suffix)
     count = len(suffix.ids) - suffix.start
     wanted = run(model, [*prompt, *trajectory, *suffix.ids[:-1]], count)
@@ -274,7 +342,10 @@ def logit_error(
 
 def _check_context(model, prompt: Sequence[int], trajectory: Sequence[int], suffix: Suffix) -> None:
     if not len(prompt):
-        raise ValueError("prompt=[] leaves the first answer token without a context: give at least one prompt token")
+        raise ValueError(
+            "prompt=[] leaves the first answer token without a context: give at least one prompt"
+            " token"
+        )
     check_model(model, len(prompt) + len(trajectory) + len(suffix.ids))
 
 
@@ -284,12 +355,18 @@ def weight_norm(model: torch.nn.Module, name: str) -> float:
 
 
 def gradient_update(
-    model: torch.nn.Module, prompt: Sequence[int], suffix: Suffix, *, layers: str | Sequence[int] = "last"
+    model: torch.nn.Module,
+    prompt: Sequence[int],
+    suffix: Suffix,
+    *,
+    layers: str | Sequence[int] = "last",
 ) -> Update:
-    """-∇L of the trajectory-free answer loss with respect to the same weights, as factors: U = -gᵀ (d × T), V = M.
+    """-∇L of the trajectory-free answer loss with respect to the same weights, as factors: U = -gᵀ
+    (d × T), V = M.
 
-    L is the mean negative log-likelihood of the answer's own tokens after I ⊕ q ⊕ template, in nats per token; g is its
-    gradient at the projection's output. `scaled` gives a step of any length. Raises ValueError as `update_from_ids` does.
+    L is the mean negative log-likelihood of the answer's own tokens after I ⊕ q ⊕ template, in nats
+    per token; g is its gradient at the projection's output. `scaled` gives a step of any length.
+    Raises ValueError as `update_from_ids` does.
     """
     _, names = find_blocks(model)
     _check_context(model, prompt, [], suffix)
@@ -305,23 +382,32 @@ def gradient_update(
         return None
 
     hooks = [
-        model.get_submodule(names[k]).register_forward_hook(lambda _m, args, out, k=k: follow(k, args, out)) for k in chosen
+        model.get_submodule(names[k]).register_forward_hook(
+            lambda _m, args, out, k=k: follow(k, args, out)
+        )
+        for k in chosen
     ]
     with torch.enable_grad(), frozen(model):
         logits = run(model, [*prompt, *suffix.ids[:-1]], count, hooks)
         targets = torch.tensor(suffix.ids[suffix.start :], device=logits.device)
-        loss = torch.nn.functional.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, targets)
+        loss = torch.nn.functional.cross_entropy(
+            logits.float() if logits.dtype.itemsize < 4 else logits, targets
+        )
         gradients = torch.autograd.grad(loss, [outputs[k] for k in chosen])
     return Update(
         tuple(
-            LayerUpdate(k, names[k], -gradient[0].cpu().double().T, inputs[k], weight_norm(model, names[k]))
+            LayerUpdate(
+                k, names[k], -gradient[0].cpu().double().T, inputs[k], weight_norm(model, names[k])
+            )
             for k, gradient in zip(chosen, gradients, strict=True)
         )
     )
 
 
 def cosine(first: Update, second: Update) -> float:
-    """Cosine of two updates of the same layers, from their factors; ValueError where the layers differ."""
+    """Cosine of two updates of the same layers, from their factors; ValueError where the layers
+    differ.
+    """
     if [i.module for i in first.layers] != [i.module for i in second.layers]:
         raise ValueError("the updates are of different layers: make both with the same `layers`")
     pairs = zip(first.layers, second.layers, strict=True)

@@ -1,15 +1,18 @@
-"""The answer's loss around θ: over random directions (RaML Algorithm 4), and over the plane that a trajectory's path spans.
+"""The answer's loss around θ: over random directions (RaML Algorithm 4), and over the plane that a
+trajectory's path spans.
 
-The paper draws L̂ of I ⊕ q ⊕ a over two random directions and lays the trajectory on it by matching contours; no parameter
-of the path is computed. `random_plane` and `landscape` redo the surface, with the paper's scaling (each tensor as long as the
-parameter) or filter normalisation (each row of a matrix as long as the parameter's, vectors left alone; Li et al. 2018).
-`path_plane` and `path_landscape` draw what the paper could not: the exact updates θ'_0, …, θ'_|t| of `paths`, projected on
-their own first two principal directions, over the loss in that very plane. All of it lies in the last layer's output
-projection. There an update ΔW = Dᵀ V adds D to the layer's output on the answer's rows, so a point of the plane costs a
-head and no more.
+The paper draws L̂ of I ⊕ q ⊕ a over two random directions and lays the trajectory on it by matching
+contours; no parameter of the path is computed. `random_plane` and `landscape` redo the surface,
+with the paper's scaling (each tensor as long as the parameter) or filter normalisation (each row of
+a matrix as long as the parameter's, vectors left alone; Li et al. 2018). `path_plane` and
+`path_landscape` draw what the paper could not: the exact updates θ'_0, …, θ'_|t| of `paths`,
+projected on their own first two principal directions, over the loss in that very plane. All of it
+lies in the last layer's output projection. There an update ΔW = Dᵀ V adds D to the layer's output
+on the answer's rows, so a point of the plane costs a head and no more.
 
-Deviations from the paper: weights are written as θ + α₁ d₁ + α₂ d₂ beside the model's own, which are never touched, so
-that not a bit of them changes (adding and subtracting in place drifts); many questions share a pass.
+Deviations from the paper: weights are written as θ + α₁ d₁ + α₂ d₂ beside the model's own, which
+are never touched, so that not a bit of them changes (adding and subtracting in place drifts); many
+questions share a pass.
 """
 
 from __future__ import annotations
@@ -33,31 +36,43 @@ SCALINGS = ("filter", "tensor")
 
 
 def axis(points: int, reach: float = 1.0) -> np.ndarray:
-    """`points` coordinates from -reach to reach with 0 among them; ValueError for an even number or none.
+    """`points` coordinates from -reach to reach with 0 among them; ValueError for an even number or
+    none.
 
     A single point is θ itself: a warning says that it makes no landscape.
     """
     if points < 1 or points % 2 == 0 or reach <= 0:
-        raise ValueError(f"points={points}, reach={reach}: give an odd number of points (θ is one) and a positive reach")
+        raise ValueError(
+            f"points={points}, reach={reach}: give an odd number of points (θ is one) and a"
+            " positive reach"
+        )
     if points == 1:
-        warnings.warn("a grid of one point holds the loss at θ alone: give 3 or more points to see a landscape", stacklevel=2)
+        warnings.warn(
+            "a grid of one point holds the loss at θ alone: give 3 or more points to see a"
+            " landscape",
+            stacklevel=2,
+        )
         return np.zeros(1)
     return np.linspace(-reach, reach, points)
 
 
-# --- random directions -----------------------------------------------------------------------------------------------
+# --- random directions ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """Two directions in parameter space, each a tensor per parameter name; parameters without one stay where they are."""
+    """Two directions in parameter space, each a tensor per parameter name; parameters without one
+    stay where they are.
+    """
 
     first: dict[str, torch.Tensor]
     second: dict[str, torch.Tensor]
 
 
 def random_plane(model: torch.nn.Module, seed: int, *, scaling: str = "filter") -> Plane:
-    """Two Gaussian directions without embeddings, scaled by 'filter' (Li et al. 2018) or by 'tensor' (RaML Algorithm 4)."""
+    """Two Gaussian directions without embeddings, scaled by 'filter' (Li et al. 2018) or by
+    'tensor' (RaML Algorithm 4).
+    """
     if scaling not in SCALINGS:
         raise ValueError(f"scaling={scaling!r} is unknown: choose one of {', '.join(SCALINGS)}")
     head = model.get_output_embeddings()
@@ -70,7 +85,8 @@ def random_plane(model: torch.nn.Module, seed: int, *, scaling: str = "filter") 
             name = f"{owner}.{own}" if owner else own
             rows = 0 if isinstance(module, Conv1D) else 1  # a filter runs over a unit's inputs
             for side in sides:
-                noise = torch.randn(p.shape, generator=draw).to(p.device)  # the same whatever the scaling
+                # the same whatever the scaling
+                noise = torch.randn(p.shape, generator=draw).to(p.device)
                 if scaling == "filter" and p.ndim < 2:
                     continue
                 over = {"dim": rows, "keepdim": True} if scaling == "filter" else {}
@@ -81,10 +97,14 @@ def random_plane(model: torch.nn.Module, seed: int, *, scaling: str = "filter") 
 
 @contextlib.contextmanager
 def displaced(model: torch.nn.Module, plane: Plane) -> Iterator:
-    """A function that puts the model at θ + α₁ d₁ + α₂ d₂; afterwards, also after an exception, its own tensors are back."""
+    """A function that puts the model at θ + α₁ d₁ + α₂ d₂; afterwards, also after an exception, its
+    own tensors are back.
+    """
     held = {name: (p, p.data) for name, p in model.named_parameters() if name in plane.first}
     if missing := sorted(set(plane.first) - set(held)):
-        raise ValueError(f"the model has no parameter {missing[0]}: the plane was made for another one")
+        raise ValueError(
+            f"the model has no parameter {missing[0]}: the plane was made for another one"
+        )
     places = {name: torch.empty_like(data) for name, (_, data) in held.items()}
 
     @torch.no_grad()
@@ -114,17 +134,21 @@ def landscape(
     batch_size: int = 16,
     progress: bool = False,
 ) -> Landscape:
-    """L̂ of every question's answer at θ + α₁ d₁ + α₂ d₂ for α₁ in `first`, α₂ in `second`, in nats per token.
+    """L̂ of every question's answer at θ + α₁ d₁ + α₂ d₂ for α₁ in `first`, α₂ in `second`, in nats
+    per token.
 
-    trajectories: one per question to stand in context; none by default, as in the paper. The weights are bit-identical
-    afterwards, also after an interrupt. Raises ValueError without questions, or for a plane of another model.
+    trajectories: one per question to stand in context; none by default, as in the paper. The
+    weights are bit-identical afterwards, also after an interrupt. Raises ValueError without
+    questions, or for a plane of another model.
     """
     if not questions:
         raise ValueError("0 questions have no loss to draw: give at least one")
     texts = trajectories if trajectories is not None else [""] * len(questions)
     rows = []
     for question, text in zip(questions, texts, strict=True):
-        encoded = encode(lm.tokenizer, chat_prompt(lm.tokenizer, question.text), text, [question.answer])
+        encoded = encode(
+            lm.tokenizer, chat_prompt(lm.tokenizer, question.text), text, [question.answer]
+        )
         rows.append(([*encoded.prompt, *encoded.trajectory], encoded.suffixes[0]))
     batches = [_padded(rows[k : k + batch_size], lm) for k in range(0, len(rows), batch_size)]
     nll = np.full((len(first), len(second), len(questions)), np.nan)
@@ -141,49 +165,72 @@ def _padded(rows: list[tuple[list[int], Suffix]], lm: LanguageModel) -> dict[str
     whole = [[*context, *suffix.ids] for context, suffix in rows]
     width, counts = max(map(len, whole)), [len(suffix.ids) - suffix.start for _, suffix in rows]
     ids = torch.tensor([[row[0]] * (width - len(row)) + row for row in whole], device=lm.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in whole], device=lm.device)
+    mask = torch.tensor(
+        [[0] * (width - len(row)) + [1] * len(row) for row in whole], device=lm.device
+    )
     longest = max(counts)
     scored = torch.tensor([[0] * (longest - n) + [1] * n for n in counts], device=lm.device)
-    return {"ids": ids, "mask": mask, "positions": (mask.cumsum(1) - 1).clamp(min=0), "scored": scored}
+    return {
+        "ids": ids,
+        "mask": mask,
+        "positions": (mask.cumsum(1) - 1).clamp(min=0),
+        "scored": scored,
+    }
 
 
 @torch.inference_mode()
 def _answer_nll(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> np.ndarray:
     count = batch["scored"].shape[1]
-    given = {"input_ids": batch["ids"], "attention_mask": batch["mask"], "position_ids": batch["positions"]}
+    given = {
+        "input_ids": batch["ids"],
+        "attention_mask": batch["mask"],
+        "position_ids": batch["positions"],
+    }
     logits = model(**given, use_cache=False, logits_to_keep=count + 1).logits[:, :-1].float()
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["ids"][:, -count:], reduction="none")
+    losses = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), batch["ids"][:, -count:], reduction="none"
+    )
     return ((losses * batch["scored"]).sum(1) / batch["scored"].sum(1)).double().cpu().numpy()
 
 
 def contour_match(found: Landscape, nll: Sequence[float]) -> np.ndarray:
-    """Where the paper's figure puts a curve of L̂ on a landscape: time along the first direction, and along the second the point
-    whose loss comes nearest. (n,) nats per token -> (n, 2).
+    """Where the paper's figure puts a curve of L̂ on a landscape: time along the first direction,
+    and along the second the point whose loss comes nearest. (n,) nats per token -> (n, 2).
 
-    No parameter of the trajectory's enters: any numbers within the landscape's range can be drawn like this.
+    No parameter of the trajectory's enters: any numbers within the landscape's range can be drawn
+    like this.
     """
     where = np.linspace(found.first[0], found.first[-1], len(nll))
     surface = found.nll.mean(-1)
-    columns = np.array([np.interp(where, found.first, surface[:, j]) for j in range(len(found.second))])  # (m, n)
+    # (m, n)
+    columns = np.array(
+        [np.interp(where, found.first, surface[:, j]) for j in range(len(found.second))]
+    )
     return np.stack([where, found.second[np.abs(columns - np.asarray(nll)).argmin(0)]], 1)
 
 
 def frame(points: np.ndarray, count: int, *, margin: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of a grid that holds a path's points (n, 2), `count` along each direction, with a margin around them."""
+    """Coordinates of a grid that holds a path's points (n, 2), `count` along each direction, with a
+    margin around them.
+    """
     low, high = points.min(0), points.max(0)
     room = margin * (high - low).max()
     return tuple(np.linspace(a - room, b + room, count) for a, b in zip(low, high, strict=True))
 
 
-# --- the path's own plane --------------------------------------------------------------------------------------------
+# --- the path's own plane -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class PathPlane:
-    """The plane of largest spread of a path's updates, in coordinates of Frobenius length, and the path's points in it."""
+    """The plane of largest spread of a path's updates, in coordinates of Frobenius length, and the
+    path's points in it.
+    """
 
-    centre: torch.Tensor  # (|a|, d) float64: the mean of D_i, the last layer's change on the answer's rows
-    directions: torch.Tensor  # (2, |a|, d) float64: changes whose updates Dᵀ V are orthogonal and of length 1
+    # (|a|, d) float64: the mean of D_i, the last layer's change on the answer's rows
+    centre: torch.Tensor
+    # (2, |a|, d) float64: changes whose updates Dᵀ V are orthogonal and of length 1
+    directions: torch.Tensor
     points: np.ndarray  # (n, 2) coordinates of θ'_i about the path's mean
     explained: np.ndarray  # (2,) share of the path's variance along each direction
 
@@ -191,13 +238,19 @@ class PathPlane:
 def path_plane(path: ParameterPath, *, protect: bool = True) -> PathPlane:
     """Principal directions of θ'_0, …, θ'_|t| about their mean, lengths measured in weight space.
 
-    protect: the updates are those that leave the prompt's rows alone. Raises ValueError for fewer than three points, a path
-    whose points coincide, or one without exact updates.
+    protect: the updates are those that leave the prompt's rows alone. Raises ValueError for fewer
+    than three points, a path whose points coincide, or one without exact updates.
     """
     if len(path.positions) < 3:
-        raise ValueError(f"a path over positions {path.positions.tolist()} spans no plane: give at least three positions")
+        raise ValueError(
+            f"a path over positions {path.positions.tolist()} spans no plane: give at least three"
+            " positions"
+        )
     if not path.exact(protect=protect):
-        raise ValueError("the rows asked of are not independent at the model's precision, so the path's updates are not exact")
+        raise ValueError(
+            "the rows asked of are not independent at the model's precision, so the path's updates"
+            " are not exact"
+        )
     V = path.right(protect=protect)
     changes = path.states - path.start
     centre = changes.mean(0)
@@ -206,24 +259,44 @@ def path_plane(path: ParameterPath, *, protect: bool = True) -> PathPlane:
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     if values[1] <= values.sum() * 1e-12:
-        raise ValueError("the path's points lie on a line or coincide: a plane needs three that do not")
+        raise ValueError(
+            "the path's points lie on a line or coincide: a plane needs three that do not"
+        )
     sizes = values[:2].sqrt()
     directions = torch.einsum("nk,nad->kad", vectors[:, :2] / sizes, spread)
     points = vectors[:, :2] * sizes
-    flip = torch.where(points[-1] < points[0], -1.0, 1.0).to(points.dtype)  # the path runs to the right and up
-    return PathPlane(centre, directions * flip[:, None, None], (points * flip).numpy(), (values[:2] / values.sum()).numpy())
+    # the path runs to the right and up
+    flip = torch.where(points[-1] < points[0], -1.0, 1.0).to(points.dtype)
+    return PathPlane(
+        centre,
+        directions * flip[:, None, None],
+        (points * flip).numpy(),
+        (values[:2] / values.sum()).numpy(),
+    )
 
 
 def path_landscape(
-    model: torch.nn.Module, path: ParameterPath, plane: PathPlane, first: np.ndarray, second: np.ndarray
+    model: torch.nn.Module,
+    path: ParameterPath,
+    plane: PathPlane,
+    first: np.ndarray,
+    second: np.ndarray,
 ) -> Landscape:
-    """The loss of the answer without the trajectory over a path's plane: first, second are coordinates as in `points`."""
-    grid = torch.from_numpy(np.stack(np.meshgrid(first, second, indexing="ij"), -1)).double().reshape(-1, 2)
+    """The loss of the answer without the trajectory over a path's plane: first, second are
+    coordinates as in `points`.
+    """
+    grid = (
+        torch.from_numpy(np.stack(np.meshgrid(first, second, indexing="ij"), -1))
+        .double()
+        .reshape(-1, 2)
+    )
     nll = path_losses(model, path, plane, grid.numpy())
     return Landscape(np.asarray(first), np.asarray(second), nll.reshape(len(first), len(second), 1))
 
 
-def path_losses(model: torch.nn.Module, path: ParameterPath, plane: PathPlane, points: np.ndarray) -> np.ndarray:
+def path_losses(
+    model: torch.nn.Module, path: ParameterPath, plane: PathPlane, points: np.ndarray
+) -> np.ndarray:
     """The same loss at some points of the plane, (n, 2) -> (n,) nats per token."""
     where = torch.from_numpy(np.asarray(points)).double()
     states = path.start + plane.centre + torch.einsum("nk,kad->nad", where, plane.directions)

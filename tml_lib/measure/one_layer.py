@@ -1,12 +1,15 @@
-"""RaML's one-layer transformer (Eq. 5 and 6), and the exact updates of its weights that stand for a trajectory.
+"""RaML's one-layer transformer (Eq. 5 and 6), and the exact updates of its weights that stand for a
+trajectory.
 
-Rows are tokens, as in the paper: E_l (|l| × d) embeds instruction and question, E_t (|t| × d) the trajectory. Without the
-trajectory the model reads E_l and answers at its last row (Eq. 5); with it, it reads [E_l; E_t] and answers at the last
-row of E_t (Eq. 6 for one token). Every update below makes the first output equal to the second.
+Rows are tokens, as in the paper: E_l (|l| × d) embeds instruction and question, E_t (|t| × d) the
+trajectory. Without the trajectory the model reads E_l and answers at its last row (Eq. 5); with it,
+it reads [E_l; E_t] and answers at the last row of E_t (Eq. 6 for one token). Every update below
+makes the first output equal to the second.
 
-Deviations from the paper: its own update (Eq. 16-19) does not conform and is kept, in the nearest reading that does, as
-`printed_update`; the others are the value-side one, that of Dherin et al. (arXiv 2507.16003) and that of Goldwaser et al.
-(arXiv 2511.17864). `linear_attention` is the construction of von Oswald et al. (arXiv 2212.07677).
+Deviations from the paper: its own update (Eq. 16-19) does not conform and is kept, in the nearest
+reading that does, as `printed_update`; the others are the value-side one, that of Dherin et al.
+(arXiv 2507.16003) and that of Goldwaser et al. (arXiv 2511.17864). `linear_attention` is the
+construction of von Oswald et al. (arXiv 2212.07677).
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from torch.nn.functional import gelu, rms_norm, silu
 class OneLayer:
     """θ of Eq. 5: one attention head and a two-layer FFN.
 
-    residual: query and attention output form a stream, to which the FFN adds. linear: attention without the softmax.
+    residual: query and attention output form a stream, to which the FFN adds. linear: attention
+    without the softmax.
     """
 
     W_q: Tensor  # (d, d)
@@ -41,7 +45,9 @@ class OneLayer:
         return scores if self.linear else torch.softmax(scores, dim=-1)
 
     def attention(self, query: Tensor, context: Tensor) -> Tensor:
-        """What enters the FFN, (d,): the attention output, with the residual stream plus the query itself."""
+        """What enters the FFN, (d,): the attention output, with the residual stream plus the query
+        itself.
+        """
         out = self.attention_weights(query, context) @ context @ self.W_v
         return query + out if self.residual else out
 
@@ -55,8 +61,19 @@ class OneLayer:
 def random_layer(d: int, d_ff: int, *, seed: int, residual: bool = False) -> OneLayer:
     """A layer with Gaussian weights in float64."""
     draw = _generator(seed)
-    shapes = {"W_q": (d, d), "W_k": (d, d), "W_v": (d, d), "W_1": (d, d_ff), "b_1": (d_ff,), "W_2": (d_ff, d), "b_2": (d,)}
-    return OneLayer(**{name: draw(*shape) / shape[0] ** 0.5 for name, shape in shapes.items()}, residual=residual)
+    shapes = {
+        "W_q": (d, d),
+        "W_k": (d, d),
+        "W_v": (d, d),
+        "W_1": (d, d_ff),
+        "b_1": (d_ff,),
+        "W_2": (d_ff, d),
+        "b_2": (d,),
+    }
+    return OneLayer(
+        **{name: draw(*shape) / shape[0] ** 0.5 for name, shape in shapes.items()},
+        residual=residual,
+    )
 
 
 def random_tokens(n: int, d: int, *, seed: int) -> Tensor:
@@ -70,7 +87,9 @@ def _generator(seed: int):
 
 
 def with_trajectory(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> Tensor:
-    """Eq. 6: the output at the trajectory's last token, which reads instruction, question and trajectory."""
+    """Eq. 6: the output at the trajectory's last token, which reads instruction, question and
+    trajectory.
+    """
     return theta(E_t[-1], torch.cat([E_l, E_t]))
 
 
@@ -80,30 +99,41 @@ def without_trajectory(theta: OneLayer, E_l: Tensor) -> Tensor:
 
 
 def rank_one(x: Tensor, W: Tensor, target: Tensor) -> Tensor:
-    """The smallest ΔW with x (W + ΔW) = target: xᵀ (target - x W) / ‖x‖². x: (m,), W: (m, n), target: (n,)."""
+    """The smallest ΔW with x (W + ΔW) = target: xᵀ (target - x W) / ‖x‖². x: (m,), W: (m, n),
+    target: (n,).
+    """
     if not (size := x @ x) > 0:
         raise ValueError("x = 0 is mapped to 0 by every matrix: no update reaches another target")
     return torch.outer(x, target - x @ W) / size
 
 
 def value_update(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> OneLayer:
-    """Change W_v by rank one so that the attention output is that with the trajectory. ValueError for residual layers."""
+    """Change W_v by rank one so that the attention output is that with the trajectory. ValueError
+    for residual layers.
+    """
     if theta.residual:
-        raise ValueError("residual=True: the query itself is in the stream, which W_v does not carry; use ffn_update")
+        raise ValueError(
+            "residual=True: the query itself is in the stream, which W_v does not carry; use"
+            " ffn_update"
+        )
     wanted = theta.attention(E_t[-1], torch.cat([E_l, E_t]))
     a = theta.attention_weights(E_l[-1], E_l) @ E_l
     return replace(theta, W_v=theta.W_v + rank_one(a, theta.W_v, wanted))
 
 
 def ffn_update(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> OneLayer:
-    """Change W_1 by rank one, and with a residual stream b_2, so that the FFN sees the trajectory (Dherin et al. 2025)."""
+    """Change W_1 by rank one, and with a residual stream b_2, so that the FFN sees the trajectory
+    (Dherin et al. 2025).
+    """
     z, wanted = theta.attention(E_l[-1], E_l), theta.attention(E_t[-1], torch.cat([E_l, E_t]))
     b_2 = theta.b_2 + (wanted - z) if theta.residual else theta.b_2
     return replace(theta, W_1=theta.W_1 + rank_one(z, theta.W_1, wanted @ theta.W_1), b_2=b_2)
 
 
 def query_update(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> OneLayer:
-    """The proof's first part, with P turned round: W_q' = P W_q, E_l[-1] P = E_t[-1]; the token's key and value are ignored."""
+    """The proof's first part, with P turned round: W_q' = P W_q, E_l[-1] P = E_t[-1]; the token's
+    key and value are ignored.
+    """
     q = E_l[-1]
     return replace(theta, W_q=torch.outer(q, E_t[-1]) / (q @ q) @ theta.W_q)
 
@@ -114,12 +144,14 @@ def _combination(E_l: Tensor, E_t: Tensor) -> Tensor:
 
 
 def printed_update(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> OneLayer:
-    """The proof's update (Eq. 16-19) in the nearest reading that conforms, for one trajectory token.
+    """The proof's update (Eq. 16-19) in the nearest reading that conforms, for one trajectory
+    token.
 
-    With E_t ≈ C E_l (least squares) and F = [I, Cᵀ], all |l|+1 keys are Fᵀ E_l W_k and all values Fᵀ E_l W_v. They meet in
-    W_kᵀ E_lᵀ F Fᵀ E_l W_v, so the values can carry both: W_v' = E_l† F Fᵀ E_l W_v, W_k' = W_k. (The printed E_l† Fᵀ E_l W
-    multiplies d × |l| by (|l|+1) × |l|.) Without the softmax this is exact where the least squares are and E_l has full
-    column rank; with it, it is not.
+    With E_t ≈ C E_l (least squares) and F = [I, Cᵀ], all |l|+1 keys are Fᵀ E_l W_k and all values
+    Fᵀ E_l W_v. They meet in W_kᵀ E_lᵀ F Fᵀ E_l W_v, so the values can carry both: W_v' = E_l† F Fᵀ
+    E_l W_v, W_k' = W_k. (The printed E_l† Fᵀ E_l W multiplies d × |l| by (|l|+1) × |l|.) Without
+    the softmax this is exact where the least squares are and E_l has full column rank; with it, it
+    is not.
     """
     F = torch.cat([torch.eye(len(E_l), dtype=E_l.dtype), _combination(E_l, E_t).T], dim=1)
     fold = torch.linalg.pinv(E_l) @ F @ F.T @ E_l
@@ -127,18 +159,26 @@ def printed_update(theta: OneLayer, E_l: Tensor, E_t: Tensor) -> OneLayer:
 
 
 def relative_errors(lengths: list[int], draws: int, d: int, *, seed: int) -> dict[str, Tensor]:
-    """How far each update's output is from Eq. 6, and the fit of the token: name -> (draws, len(lengths)), relative.
+    """How far each update's output is from Eq. 6, and the fit of the token: name -> (draws,
+    len(lengths)), relative.
 
-    Every draw has its own weights and tokens; one trajectory token. 'no softmax': both outputs are of linear attention.
+    Every draw has its own weights and tokens; one trajectory token. 'no softmax': both outputs are
+    of linear attention.
     """
-    makers = {"printed, no softmax": printed_update, "printed, softmax": printed_update, "new query only": query_update}
+    makers = {
+        "printed, no softmax": printed_update,
+        "printed, softmax": printed_update,
+        "new query only": query_update,
+    }
     makers["value-side rank one"] = value_update
     found = {name: torch.zeros(draws, len(lengths)) for name in ("fit of the token", *makers)}
     for i in range(draws):
         theta = random_layer(d, 2 * d, seed=seed + i)
         for j, length in enumerate(lengths):
             E_l, E_t = random_tokens(length + 1, d, seed=seed + draws + i).split([length, 1])
-            found["fit of the token"][i, j] = (_combination(E_l, E_t) @ E_l - E_t).norm() / E_t.norm()
+            found["fit of the token"][i, j] = (
+                _combination(E_l, E_t) @ E_l - E_t
+            ).norm() / E_t.norm()
             for name, make in makers.items():
                 layer = replace(theta, linear=name.endswith("no softmax"))
                 wanted = with_trajectory(layer, E_l, E_t)
@@ -147,12 +187,14 @@ def relative_errors(lengths: list[int], draws: int, d: int, *, seed: int) -> dic
     return found
 
 
-# --- a modern block: RMSNorm and a gated MLP -------------------------------------------------------------------------
+# --- a modern block: RMSNorm and a gated MLP ------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class GatedBlock:
-    """The MLP half of a Llama-style block: h + post(W_downᵀ(silu(n W_gate) ⊙ n W_up)), n = RMSNorm(h); post: Gemma 2's norm."""
+    """The MLP half of a Llama-style block: h + post(W_downᵀ(silu(n W_gate) ⊙ n W_up)), n =
+    RMSNorm(h); post: Gemma 2's norm.
+    """
 
     norm: Tensor  # (d,) the norm's scale
     W_gate: Tensor  # (d, d_ff)
@@ -184,26 +226,34 @@ def random_block(d: int, d_ff: int, *, seed: int, post_norm: bool = False) -> Ga
 
 
 def gated_update(block: GatedBlock, h: Tensor, wanted: Tensor) -> GatedBlock:
-    """The patch of one token (Goldwaser et al. 2025): at h the patched block gives what the block gives at `wanted`.
+    """The patch of one token (Goldwaser et al. 2025): at h the patched block gives what the block
+    gives at `wanted`.
 
-    Rank one in W_gate and W_up, so that the MLP computes what it would at `wanted`; the rest, wanted - h, is the residual
-    stream's: rank one in W_down, or, behind a second norm, a change of that norm's scale. h, wanted: (d,).
+    Rank one in W_gate and W_up, so that the MLP computes what it would at `wanted`; the rest,
+    wanted - h, is the residual stream's: rank one in W_down, or, behind a second norm, a change of
+    that norm's scale. h, wanted: (d,).
     """
     n, n_wanted, m = block.normed(h), block.normed(wanted), block.inner(wanted)
     W_gate = block.W_gate + rank_one(n, block.W_gate, n_wanted @ block.W_gate)
     W_up = block.W_up + rank_one(n, block.W_up, n_wanted @ block.W_up)
     out = m @ block.W_down
     if block.post_norm is None:
-        return replace(block, W_gate=W_gate, W_up=W_up, W_down=block.W_down + rank_one(m, block.W_down, out + wanted - h))
+        return replace(
+            block,
+            W_gate=W_gate,
+            W_up=W_up,
+            W_down=block.W_down + rank_one(m, block.W_down, out + wanted - h),
+        )
     unit = rms_norm(out, out.shape)
     return replace(block, W_gate=W_gate, W_up=W_up, post_norm=block.post_norm + (wanted - h) / unit)
 
 
-# --- in-context examples as a gradient step --------------------------------------------------------------------------
+# --- in-context examples as a gradient step -------------------------------------------------------
 
 
 def linear_attention(tokens: Tensor, W_q: Tensor, W_k: Tensor, W_v: Tensor) -> Tensor:
-    """One head without softmax, added to the stream: token_i + Σ_j (token_i W_q · token_j W_k) token_j W_v; (n, d) -> (n, d).
+    """One head without softmax, added to the stream: token_i + Σ_j (token_i W_q · token_j W_k)
+    token_j W_v; (n, d) -> (n, d).
 
     The last token is the query; it reads the others and not itself.
     """
@@ -212,10 +262,12 @@ def linear_attention(tokens: Tensor, W_q: Tensor, W_k: Tensor, W_v: Tensor) -> T
 
 
 def gradient_step_weights(n: int, d_x: int, inner_lr: float) -> tuple[Tensor, Tensor, Tensor]:
-    """W_q, W_k, W_v of a head that makes one gradient step on in-context linear regression (von Oswald et al. 2023).
+    """W_q, W_k, W_v of a head that makes one gradient step on in-context linear regression (von
+    Oswald et al. 2023).
 
-    Tokens are (x, y) with scalar y, the query's y is 0. From w = 0 a step on L(w) = 1/(2n) Σ_j (w·x_j - y_j)² gives
-    w = inner_lr/n Σ_j y_j x_j; the head adds w·x to the query's last entry. Each matrix is (d_x + 1, d_x + 1).
+    Tokens are (x, y) with scalar y, the query's y is 0. From w = 0 a step on L(w) = 1/(2n) Σ_j
+    (w·x_j - y_j)² gives w = inner_lr/n Σ_j y_j x_j; the head adds w·x to the query's last entry.
+    Each matrix is (d_x + 1, d_x + 1).
     """
     sees_x = torch.diag(torch.cat([torch.ones(d_x), torch.zeros(1)])).double()
     takes_y = torch.diag(torch.cat([torch.zeros(d_x), torch.ones(1)])).double()

@@ -1,17 +1,22 @@
-"""The parameter path θ'_0, θ'_1, …, θ'_|t| that a trajectory traces in the last layer, and its geometry.
+"""The parameter path θ'_0, θ'_1, …, θ'_|t| that a trajectory traces in the last layer, and its
+geometry.
 
-θ'_i is the exact update (`implicit`) of the last layer's output projection for the prefix t_{≤i}; RaML's Eq. 4 says that it
-grows by a pseudo-gradient step per token. Nothing below the projection changes, so all updates of the path share their
-right factor, ΔW_i = D_iᵀ V, and D_i is read off one packed pass of `probe`: the last layer's output on the answer's rows.
-With K = M_R M_Rᵀ (M_R: the answer's rows of M) and g = ∂L/∂(those outputs), (|a| × d) like D,
+θ'_i is the exact update (`implicit`) of the last layer's output projection for the prefix t_{≤i};
+RaML's Eq. 4 says that it grows by a pseudo-gradient step per token. Nothing below the projection
+changes, so all updates of the path share their right factor, ΔW_i = D_iᵀ V, and D_i is read off one
+packed pass of `probe`: the last layer's output on the answer's rows. With K = M_R M_Rᵀ (M_R: the
+answer's rows of M) and g = ∂L/∂(those outputs), (|a| × d) like D,
 
-    ∇L = gᵀ M_R,   ‖∇L‖² = tr(gᵀ K g),   ⟨ΔW, ∇L⟩ = tr(Dᵀ g)  (V M_Rᵀ = I),   ‖ΔW‖² = tr(Dᵀ (V Vᵀ) D),
+    ∇L = gᵀ M_R,   ‖∇L‖² = tr(gᵀ K g),   ⟨ΔW, ∇L⟩ = tr(Dᵀ g)  (V M_Rᵀ = I),   ‖ΔW‖² = tr(Dᵀ (V Vᵀ)
+    D),
 
-and V Vᵀ = K⁻¹ for the smallest ('free') update. Of all exact updates of this projection that one is nearest to -∇L wherever
+and V Vᵀ = K⁻¹ for the smallest ('free') update. Of all exact updates of this projection that one is
+nearest to -∇L wherever
 the loss falls: all have the same inner product with it, and it has the smallest norm.
 
-Deviation from the paper: it computes no parameters and no gradients; L here is the loss of the answer under θ'_{i-1} without
-the trajectory, the L_q of its Eq. 4 with the answer's negative log-likelihood for the plausibility.
+Deviation from the paper: it computes no parameters and no gradients; L here is the loss of the
+answer under θ'_{i-1} without the trajectory, the L_q of its Eq. 4 with the answer's negative
+log-likelihood for the plausibility.
 """
 
 from __future__ import annotations
@@ -28,17 +33,21 @@ from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.implicit import LayerUpdate, Update, smallest_update, weight_norm
 from tml_lib.measure.probe import prefix_nll
 
-LINE_SEARCH = (1.0, 0.25, 0.0625, 0.015625)  # fractions of a step's length at which gradient steps are tried
+# fractions of a step's length at which gradient steps are tried
+LINE_SEARCH = (1.0, 0.25, 0.0625, 0.015625)
 _ROWS = 256  # rows whose logits are held at a time
 
 
 @dataclass(frozen=True, eq=False)
 class ParameterPath:
-    """θ'_i for prefixes of one trajectory: the last layer's wanted outputs, and what turns them into updates."""
+    """θ'_i for prefixes of one trajectory: the last layer's wanted outputs, and what turns them
+    into updates.
+    """
 
     positions: np.ndarray  # (n,) int: i, the number of trajectory tokens read
     answer_nll: np.ndarray  # (n,) float64: L(θ'_i) = L̂_i, nats per token
-    states: torch.Tensor  # (n, |a|, d) float64: the last layer's output on the rows that predict the answer
+    # (n, |a|, d) float64: the last layer's output on the rows that predict the answer
+    states: torch.Tensor
     start: torch.Tensor  # (|a|, d) float64: the same without any trajectory, θ'_0 = θ
     inputs: torch.Tensor  # (T, d_ff) float64: M, the projection's inputs without the trajectory
     targets: torch.Tensor  # (|a|,) the answer's token ids
@@ -52,13 +61,17 @@ class ParameterPath:
         return smallest_update(self.inputs, self.start, protect, self.precision)[1]
 
     def exact(self, *, protect: bool) -> bool:
-        """Whether the rows asked of are independent at the model's precision, so that every update of the path is exact."""
+        """Whether the rows asked of are independent at the model's precision, so that every update
+        of the path is exact.
+        """
         report = smallest_update(self.inputs, self.start, protect, self.precision)[2]
         return report["row_rank"] == report["rows"]
 
     def update(self, index: int, *, protect: bool = True) -> Update:
         """θ'_i - θ for the prefix at `positions[index]`."""
-        U, V, report = smallest_update(self.inputs, self.states[index] - self.start, protect, self.precision)
+        U, V, report = smallest_update(
+            self.inputs, self.states[index] - self.start, protect, self.precision
+        )
         report["residual"] /= float(self.states[index].abs().max())
         return Update((LayerUpdate(self.layer, self.module, U, V, self.weight_norm, **report),))
 
@@ -73,12 +86,21 @@ def parameter_path(
     template: str = ANSWER_TEMPLATE,
     progress: bool = False,
 ) -> ParameterPath:
-    """The path over every stride-th prefix and the last one, in one packed pass; raises as `probe` and `implicit` do."""
+    """The path over every stride-th prefix and the last one, in one packed pass; raises as `probe`
+    and `implicit` do.
+    """
     if stride < 1:
         raise ValueError(f"stride={stride} must be at least 1: 1 makes a step of every token")
     encoded = encode(lm.tokenizer, prompt, trajectory, [answer], template)
     positions = sorted({*range(0, len(encoded.trajectory) + 1, stride), len(encoded.trajectory)})
-    return path_from_ids(lm.model, encoded.prompt, encoded.trajectory, encoded.suffixes[0], positions, progress=progress)
+    return path_from_ids(
+        lm.model,
+        encoded.prompt,
+        encoded.trajectory,
+        encoded.suffixes[0],
+        positions,
+        progress=progress,
+    )
 
 
 def path_from_ids(
@@ -93,45 +115,63 @@ def path_from_ids(
     """`parameter_path` on token ids, at the given increasing positions in 0..|t|."""
     blocks, names = find_blocks(model)
     count = len(suffix.ids) - suffix.start
-    # 1. the wanted outputs: `probe`'s packed pass, of whose kept rows we also take the last block's output
+    # 1. the wanted outputs: `probe`'s packed pass, of whose kept rows we also take the last block's
+    # output
     seen: list[torch.Tensor] = []
     wanted_rows = [torch.empty(0, dtype=torch.long)]
 
     def note(_module, _args, kwargs):
-        wanted_rows[0] = kwargs["logits_to_keep"] if kwargs.get("attention_mask") is not None else wanted_rows[0][:0]
+        wanted_rows[0] = (
+            kwargs["logits_to_keep"]
+            if kwargs.get("attention_mask") is not None
+            else wanted_rows[0][:0]
+        )
 
     def take(_module, _args, out):
         if len(wanted_rows[0]):
             seen.append(hidden(out)[0, wanted_rows[0]].cpu().double())
 
-    hooks = [model.register_forward_pre_hook(note, with_kwargs=True), blocks[-1].register_forward_hook(take)]
+    hooks = [
+        model.register_forward_pre_hook(note, with_kwargs=True),
+        blocks[-1].register_forward_hook(take),
+    ]
     try:
         nll = prefix_nll(model, prompt, trajectory, [suffix], positions, progress=progress)[0][0]
     finally:
         for hook in hooks:
             hook.remove()
-    states = torch.cat(seen)[-len(nll) * count :].view(len(nll), count, -1)  # before them: the check of a model's first use
+    # before them: the check of a model's first use
+    states = torch.cat(seen)[-len(nll) * count :].view(len(nll), count, -1)
     # 2. without the trajectory: M, and where the path starts
     held = {}
     projection = model.get_submodule(names[-1])
     with torch.inference_mode():
         hooks = [
-            projection.register_forward_pre_hook(lambda _m, args: held.__setitem__("M", args[0][0].cpu().double())),
-            blocks[-1].register_forward_hook(lambda _m, _i, out: held.__setitem__("start", hidden(out)[0, -count:])),
+            projection.register_forward_pre_hook(
+                lambda _m, args: held.__setitem__("M", args[0][0].cpu().double())
+            ),
+            blocks[-1].register_forward_hook(
+                lambda _m, _i, out: held.__setitem__("start", hidden(out)[0, -count:])
+            ),
         ]
         run(model, [*prompt, *suffix.ids[:-1]], 1, hooks)
     targets = torch.tensor(suffix.ids[suffix.start :])
     start, M = held["start"].cpu().double().clone(), held["M"].clone()
     where, size = np.asarray(positions, dtype=int), weight_norm(model, names[-1])
     precision = torch.finfo(next(model.parameters()).dtype).eps
-    return ParameterPath(where, nll, states, start, M, targets, len(blocks) - 1, names[-1], size, precision)
+    return ParameterPath(
+        where, nll, states, start, M, targets, len(blocks) - 1, names[-1], size, precision
+    )
 
 
-# --- the loss as a function of the last layer's output ---------------------------------------------------------------
+# --- the loss as a function of the last layer's output --------------------------------------------
 
 
-def answer_loss(model: torch.nn.Module, states: torch.Tensor, targets: torch.Tensor, *, gradients: bool = False):
-    """L of the answer from the last layer's outputs: (n, |a|, d) -> (n,) nats per token; with gradients also ∂L/∂states.
+def answer_loss(
+    model: torch.nn.Module, states: torch.Tensor, targets: torch.Tensor, *, gradients: bool = False
+):
+    """L of the answer from the last layer's outputs: (n, |a|, d) -> (n,) nats per token; with
+    gradients also ∂L/∂states.
 
     Computed in the model's own precision, returned in float64.
     """
@@ -143,7 +183,9 @@ def answer_loss(model: torch.nn.Module, states: torch.Tensor, targets: torch.Ten
             rows = rows.to(weight.device, weight.dtype).requires_grad_(gradients)
             logits = head(norm(rows))
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            loss = torch.nn.functional.cross_entropy(logits, aims.to(weight.device), reduction="none")
+            loss = torch.nn.functional.cross_entropy(
+                logits, aims.to(weight.device), reduction="none"
+            )
             losses.append(loss.detach().cpu().double())
             if gradients:
                 slopes.append(torch.autograd.grad(loss.sum(), rows)[0].cpu().double())
@@ -153,46 +195,68 @@ def answer_loss(model: torch.nn.Module, states: torch.Tensor, targets: torch.Ten
 
 @dataclass(frozen=True, eq=False)
 class PathSteps:
-    """Each step θ'_{k-1} → θ'_k of a path beside -∇L(θ'_{k-1}): arrays (n - 1,), NaN where a step has no length."""
+    """Each step θ'_{k-1} → θ'_k of a path beside -∇L(θ'_{k-1}): arrays (n - 1,), NaN where a step
+    has no length.
+    """
 
     cosine: np.ndarray  # of the smallest exact step with -∇L
     cosine_protected: np.ndarray  # of the step that leaves the prompt's rows unchanged
-    cosine_random: np.ndarray  # of a random step: same rank, norm and right factor, drawn anew for each
-    ceiling: np.ndarray  # the largest cosine that a step which leaves the prompt's rows unchanged can have
+    # of a random step: same rank, norm and right factor, drawn anew for each
+    cosine_random: np.ndarray
+    # the largest cosine that a step which leaves the prompt's rows unchanged can have
+    ceiling: np.ndarray
     norm: np.ndarray  # ‖θ'_k - θ'_{k-1}‖_F / ‖W‖_F, smallest exact step
     drop: np.ndarray  # L(θ'_{k-1}) - L(θ'_k), nats per token
     gradient_drop: np.ndarray  # the drop of a step along -∇L, equally long
-    best_gradient_drop: np.ndarray  # the largest drop among gradient steps no longer than that (LINE_SEARCH), or 0
+    # the largest drop among gradient steps no longer than that (LINE_SEARCH), or 0
+    best_gradient_drop: np.ndarray
 
 
 def path_steps(
-    model: torch.nn.Module, path: ParameterPath, *, seed: int, fractions: Sequence[float] = LINE_SEARCH
+    model: torch.nn.Module,
+    path: ParameterPath,
+    *,
+    seed: int,
+    fractions: Sequence[float] = LINE_SEARCH,
 ) -> PathSteps:
     """Compare each step of a path with the gradient of the loss where the step starts.
 
-    seed: of the random steps. fractions: lengths of the gradient steps that are tried, in lengths of the path's own step;
-    the first is that of `gradient_drop`; with none, both gradient drops are NaN. What concerns the prompt's rows is NaN where
-    no exact update leaves them alone (T > d_ff). Raises ValueError for a path of one position, answer rows that are not
-    independent, and a model whose loss is not simply its head after its final norm.
+    seed: of the random steps. fractions: lengths of the gradient steps that are tried, in lengths
+    of the path's own step; the first is that of `gradient_drop`; with none, both gradient drops are
+    NaN. What concerns the prompt's rows is NaN where no exact update leaves them alone (T > d_ff).
+    Raises ValueError for a path of one position, answer rows that are not independent, and a model
+    whose loss is not simply its head after its final norm.
     """
     if len(path.positions) < 2:
-        raise ValueError(f"a path over positions {path.positions.tolist()} has no step: give at least two positions")
+        raise ValueError(
+            f"a path over positions {path.positions.tolist()} has no step: give at least two"
+            " positions"
+        )
     if not path.exact(protect=False):
-        raise ValueError("the answer's rows are not independent at the model's precision, so no update serves all of them")
+        raise ValueError(
+            "the answer's rows are not independent at the model's precision, so no update serves"
+            " all of them"
+        )
     before, moves = path.states[:-1], path.states.diff(dim=0)
     nll, g = answer_loss(model, path.states, path.targets, gradients=True)
     if (worst := float((nll - torch.from_numpy(path.answer_nll)).abs().max())) > _tolerance(model):
         raise ValueError(
-            f"{type(model).__name__}'s loss is not its head after its final norm (they differ by {worst:.2g} nats): the path's "
-            "gradients would be those of another loss; take a Llama, Qwen, first-generation Gemma or GPT-2 style decoder"
+            f"{type(model).__name__}'s loss is not its head after its final norm (they differ by"
+            f" {worst:.2g} nats): the path's gradients would be those of another loss; take a"
+            " Llama, Qwen, first-generation Gemma or GPT-2 style decoder"
         )
     g = g[:-1]
     rows = path.inputs[-path.states.shape[1] :]
     K = rows @ rows.T
     V = path.right(protect=True)
-    free, protected = torch.linalg.inv(K), V @ V.T if path.exact(protect=True) else torch.full_like(K, torch.nan)
+    free, protected = (
+        torch.linalg.inv(K),
+        V @ V.T if path.exact(protect=True) else torch.full_like(K, torch.nan),
+    )
     slope, inner = _length(g, K), -(moves * g).sum((1, 2))
-    noise = torch.randn(moves.shape, generator=torch.Generator().manual_seed(seed), dtype=moves.dtype)
+    noise = torch.randn(
+        moves.shape, generator=torch.Generator().manual_seed(seed), dtype=moves.dtype
+    )
     length = _length(moves, free)
     drops = [] if fractions else [torch.full_like(slope, torch.nan)]
     for fraction in fractions:  # the states after a step of that length along -∇L: h - c K g
@@ -211,7 +275,9 @@ def path_steps(
 
 
 def _length(rows: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
-    """sqrt(tr(rowsᵀ gram rows)) for each of (n, |a|, d): the Frobenius norm of a matrix whose other factor has that Gram."""
+    """sqrt(tr(rowsᵀ gram rows)) for each of (n, |a|, d): the Frobenius norm of a matrix whose other
+    factor has that Gram.
+    """
     return torch.einsum("nad,ab,nbd->n", rows, gram, rows).clamp(min=0).sqrt()
 
 

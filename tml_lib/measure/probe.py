@@ -1,16 +1,19 @@
-"""L̂ after every prefix of a trajectory: the pseudo-gradient curve of RaML §4.1, Algorithm 3, in packed passes.
+"""L̂ after every prefix of a trajectory: the pseudo-gradient curve of RaML §4.1, Algorithm 3, in
+packed passes.
 
-The paper runs one forward pass per prefix. Here the trajectory is read once into a key-value cache, and the suffixes
-(answer template ⊕ answer) of many prefixes hang off it as branches of one tree: a pass holds a stretch of the trajectory
-(the trunk) and, for each prefix that ends in it, one copy of the suffix tree. A 4-D mask lets a branch token see the
-trunk up to its root and its own ancestors, and its position ids continue from its root; afterwards the branches are
-cropped from the cache. Candidate answers share the template's tokens.
+The paper runs one forward pass per prefix. Here the trajectory is read once into a key-value cache,
+and the suffixes (answer template ⊕ answer) of many prefixes hang off it as branches of one tree: a
+pass holds a stretch of the trajectory (the trunk) and, for each prefix that ends in it, one copy of
+the suffix tree. A 4-D mask lets a branch token see the trunk up to its root and its own ancestors,
+and its position ids continue from its root; afterwards the branches are cropped from the cache.
+Candidate answers share the template's tokens.
 
     cache = prompt ⊕ t_{<s}      trunk  t_s   t_{s+1}   t_{s+2}  …
                                          |       |         |
                                 branches S_0    S_1       S_2   …   (S = template ⊕ answer)
 
-Deviation from the paper: none in what is computed (equal to the naive loop to rounding, which tests hold).
+Deviation from the paper: none in what is computed (equal to the naive loop to rounding, which tests
+hold).
 """
 
 from __future__ import annotations
@@ -46,11 +49,14 @@ def probe(
     whole_suffix: bool = False,
     progress: bool = False,
 ) -> ProbeCurve | list[ProbeCurve]:
-    """L̂_i = -1/|a| Σ_j log p_θ(a^j | I, q, t_{≤i}, template, a^{<j}) for i = 0..|t| (RaML Alg. 3), in nats per token.
+    """L̂_i = -1/|a| Σ_j log p_θ(a^j | I, q, t_{≤i}, template, a^{<j}) for i = 0..|t| (RaML Alg. 3),
+    in nats per token.
 
-    answers: one candidate, or several (a list of curves comes back). stride: probe every stride-th prefix; the first,
-    the last and the one before the answer is first stated are always probed. positions: exactly these instead.
-    whole_suffix: also the mean over template and answer tokens (about a fifth slower). progress: show a bar.
+    answers: one candidate, or several (a list of curves comes back). stride: probe every stride-th
+    prefix; the first, the last and the one before the answer is first stated are always probed.
+    positions: exactly these instead.
+    whole_suffix: also the mean over template and answer tokens (about a fifth slower). progress:
+        show a bar.
     The model is read where it lies and in its own dtype: load it in another where that is wanted.
     Raises ValueError for an unsound stride or position, a seam that is no token boundary, an empty
     answer, a context that is too long, or a model that packed passes do not suit.
@@ -75,13 +81,23 @@ def probe(
         progress=progress,
     )
     curves = [
-        ProbeCurve(chosen, own[k], length, answer, encoded.tokens, whole[k] if whole_suffix else None, stated[k])
+        ProbeCurve(
+            chosen,
+            own[k],
+            length,
+            answer,
+            encoded.tokens,
+            whole[k] if whole_suffix else None,
+            stated[k],
+        )
         for k, answer in enumerate(candidates)
     ]
     return curves[0] if isinstance(answers, str) else curves
 
 
-def _positions(length: int, stride: int, positions: Sequence[int] | None, stated: list[int | None]) -> np.ndarray:
+def _positions(
+    length: int, stride: int, positions: Sequence[int] | None, stated: list[int | None]
+) -> np.ndarray:
     """The (n,) increasing prefixes that `probe` reads, in 0..length; ValueError as there."""
     if stride < 1:
         raise ValueError(f"stride={stride} must be at least 1: 1 probes after every token")
@@ -90,7 +106,10 @@ def _positions(length: int, stride: int, positions: Sequence[int] | None, stated
         return np.array(sorted({*range(0, length + 1, stride), *always}))
     chosen = np.unique(np.asarray(positions, dtype=int))
     if not len(chosen) or chosen[0] < 0 or chosen[-1] > length:
-        raise ValueError(f"positions={_shown(positions)} must be some of 0..{length}, the trajectory's length in tokens")
+        raise ValueError(
+            f"positions={_shown(positions)} must be some of 0..{length}, the trajectory's length in"
+            " tokens"
+        )
     return chosen
 
 
@@ -103,7 +122,9 @@ def _shown(positions: Sequence[int], most: int = 5) -> str:
 
 
 class PrefixNLL(NamedTuple):
-    """Mean NLL of each suffix after each prefix: two (suffixes, prefixes) float64, nats per token."""
+    """Mean NLL of each suffix after each prefix: two (suffixes, prefixes) float64, nats
+    per token.
+    """
 
     own: np.ndarray  # over the answers' own tokens
     whole: np.ndarray  # over template and answer; NaN where that was not asked for
@@ -128,10 +149,16 @@ def prefix_nll(
     The model, its dtype and its modules' modes stay as they are. Raises ValueError as `probe` does.
     """
     if not len(prompt):
-        raise ValueError("prompt=[] leaves the first answer token without a context: give at least one prompt token")
+        raise ValueError(
+            "prompt=[] leaves the first answer token without a context: give at least one prompt"
+            " token"
+        )
     chosen, length = np.asarray(positions, dtype=int), len(trajectory)
     if not len(chosen) or chosen[0] < 0 or chosen[-1] > length or (np.diff(chosen) <= 0).any():
-        raise ValueError(f"positions={_shown(positions)} must increase within 0..{length}, the trajectory's length")
+        raise ValueError(
+            f"positions={_shown(positions)} must increase within 0..{length}, the trajectory's"
+            " length"
+        )
     check_model(model, len(prompt) + length + max(len(s.ids) for s in suffixes))
     device = next(model.parameters()).device.type
     with _evaluating(model):
@@ -211,7 +238,9 @@ class _Scored:
 
 @dataclass(frozen=True)
 class _Tree:
-    """B nodes of the suffixes' tokens below a root, the prefix's last token; R tokens are scored."""
+    """B nodes of the suffixes' tokens below a root, the prefix's last token; R tokens are
+    scored.
+    """
 
     ids: torch.Tensor  # (B,) token id that each node reads
     depth: torch.Tensor  # (B,) distance from the root, from 1
@@ -253,7 +282,8 @@ def _suffix_tree(suffixes: Sequence[Suffix], whole_suffix: bool) -> _Tree:
 
 
 def _chunks(roots: np.ndarray, branch: int, rows: int) -> Iterator[slice]:
-    """Slices of the roots, one per pass: trunk and copies of `branch` nodes take at most `rows` rows.
+    """Slices of the roots, one per pass: trunk and copies of `branch` nodes take at most `rows`
+    rows.
 
     A slice holds one root at least, however many rows that takes.
     """
@@ -312,7 +342,9 @@ def _branch_pass(
 
 
 def _branch_rows(text: torch.Tensor, roots: np.ndarray, tree: _Tree) -> _Pass:
-    """The rows of one branch pass: the trunk, then the copies; kept are (root, slot) in that order."""
+    """The rows of one branch pass: the trunk, then the copies; kept are (root, slot) in
+    that order.
+    """
     device, past = text.device, int(roots[0])
     trunk, copies, branch = int(roots[-1]) - past + 1, len(roots), len(tree.ids)
     at = torch.from_numpy(roots).to(device)
@@ -338,7 +370,8 @@ def _branch_rows(text: torch.Tensor, roots: np.ndarray, tree: _Tree) -> _Pass:
 def _forward(model: torch.nn.Module, given: _Pass, cache: DynamicCache) -> torch.Tensor:
     """Logits (K, vocabulary) of a pass's kept rows; the cache holds all its rows afterwards."""
     mask = None
-    if given.sees is not None:  # additive: with eager attention a boolean mask would silently be wrong
+    # additive: with eager attention a boolean mask would silently be wrong
+    if given.sees is not None:
         dtype = next(model.parameters()).dtype
         mask = torch.zeros(given.sees.shape, dtype=dtype, device=given.sees.device)
         mask = mask.masked_fill_(~given.sees, torch.finfo(dtype).min)[None, None]
@@ -364,7 +397,7 @@ def _keeps_rows(model_class: type) -> bool:
     return "logits_to_keep" in inspect.signature(model_class.forward).parameters
 
 
-# --- the reference, and what packed passes cannot do -----------------------------------------------------------------
+# --- the reference, and what packed passes cannot do ----------------------------------------------
 
 
 @torch.inference_mode()
@@ -378,9 +411,11 @@ def naive_nll(
     whole_suffix: bool = False,
     few_logits: bool = False,
 ) -> float:
-    """One full forward pass over I ⊕ q ⊕ t_{≤position} ⊕ suffix, as RaML's Algorithm 3 is written: nats per token.
+    """One full forward pass over I ⊕ q ⊕ t_{≤position} ⊕ suffix, as RaML's Algorithm 3 is written:
+    nats per token.
 
-    few_logits: apply the language-model head to the rows that are needed only. The reference for tests and benchmarks.
+    few_logits: apply the language-model head to the rows that are needed only. The reference for
+    tests and benchmarks.
     """
     device = next(model.parameters()).device
     ids = torch.tensor([*prompt, *trajectory[:position], *suffix.ids], device=device)
@@ -391,7 +426,9 @@ def naive_nll(
 
 
 def sliding_window(config) -> int | None:
-    """The attention window of a model, in tokens, or None where every layer sees the whole context."""
+    """The attention window of a model, in tokens, or None where every layer sees the
+    whole context.
+    """
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
@@ -403,19 +440,26 @@ def check_model(model: torch.nn.Module, tokens: int) -> None:
     """Raise ValueError unless the model can be probed on a context of that many tokens."""
     config = model.config.get_text_config()
     name = type(model).__name__
-    if unknown := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"{name} has layers of kind {sorted(unknown)}: only attention over a cache of keys can be branched")
+    if unknown := set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention",
+        "sliding_attention",
+    }:
+        raise ValueError(
+            f"{name} has layers of kind {sorted(unknown)}: only attention over a cache of keys can"
+            " be branched"
+        )
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and tokens > limit:
         raise ValueError(
-            f"prompt, trajectory and answer take {tokens} tokens, but {name}'s context holds {limit}: shorten the trajectory "
-            "or take a model with a longer context"
+            f"prompt, trajectory and answer take {tokens} tokens, but {name}'s context holds"
+            f" {limit}: shorten the trajectory or take a model with a longer context"
         )
     window = sliding_window(config)
     if window is not None and tokens > window:
         raise ValueError(
-            f"prompt, trajectory and answer take {tokens} tokens, but {name} attends within a sliding window of {window}: "
-            "packed passes are exact only inside it; shorten the trajectory or take a model with full attention"
+            f"prompt, trajectory and answer take {tokens} tokens, but {name} attends within a"
+            f" sliding window of {window}: packed passes are exact only inside it; shorten the"
+            " trajectory or take a model with full attention"
         )
 
 
@@ -445,7 +489,9 @@ def _adapter(model: torch.nn.Module) -> tuple:
     """
     weights = [(name, *p.shape) for name, p in model.named_parameters() if "lora_" in name]
     layers = [m for m in model.modules() if getattr(m, "adapter_layer_names", None)]  # peft's
-    states = {(tuple(m.active_adapters), m.disable_adapters, tuple(m.merged_adapters)) for m in layers}
+    states = {
+        (tuple(m.active_adapters), m.disable_adapters, tuple(m.merged_adapters)) for m in layers
+    }
     return (*weights, *sorted(states))
 
 
@@ -481,9 +527,9 @@ def _check_packing(model: torch.nn.Module) -> None:
     tolerance = 1e-3 if setting.dtype in (torch.float32, torch.float64) else 0.25
     if not error <= tolerance:
         raise ValueError(
-            f"{type(model).__name__} gives other values in packed passes than one prefix at a time "
-            f"(by {error:.2g} nats): its attention ignores 4-D masks or position ids; take a decoder "
-            "such as Llama, Qwen or GPT-2"
+            f"{type(model).__name__} gives other values in packed passes than one prefix at a time"
+            f" (by {error:.2g} nats): its attention ignores 4-D masks or position ids; take a"
+            " decoder such as Llama, Qwen or GPT-2"
         )
     _checked.setdefault(model, set()).add(setting)
 

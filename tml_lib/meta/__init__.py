@@ -1,4 +1,5 @@
-"""Meta-learning with an explicit inner loop: MAML, learned optimisers, a decoder that writes gradient descent.
+"""Meta-learning with an explicit inner loop: MAML, learned optimisers, a decoder that writes
+gradient descent.
 
 Start with `maml.meta_train`.
 """

@@ -1,10 +1,12 @@
-"""An explicit inner loop beside the pseudo one: MAML on a LoRA adapter (the left column of RaML's analogy, on an LLM).
+"""An explicit inner loop beside the pseudo one: MAML on a LoRA adapter (the left column of RaML's
+analogy, on an LLM).
 
-RaML reads a trajectory in context as an inner loop. Here the inner loop is a real one: gradient steps of the adapter on the
-*support*, one question with its trajectory; the outer loss is that of the *query*, a sibling question with its own. 'maml'
-differentiates through the inner steps; 'fomaml' takes the query's gradient at the adapted weights for the outer one (Finn et
-al. 2017); 'joint' has no inner loop and learns from the same rows side by side: SFT, whose inner loop is in context, if
-anywhere. All take as many outer steps on the same rows.
+RaML reads a trajectory in context as an inner loop. Here the inner loop is a real one: gradient
+steps of the adapter on the *support*, one question with its trajectory; the outer loss is that of
+the *query*, a sibling question with its own. 'maml' differentiates through the inner steps;
+'fomaml' takes the query's gradient at the adapted weights for the outer one (Finn et al. 2017);
+'joint' has no inner loop and learns from the same rows side by side: SFT, whose inner loop is in
+context, if anywhere. All take as many outer steps on the same rows.
 """
 
 from __future__ import annotations
@@ -38,16 +40,27 @@ def sibling(program: Program, rng: random.Random) -> Program:
     letters = [letter for letter, _ in program.inputs] + [s.name for s in program.statements]
     while True:
         new = dict(zip(letters, rng.sample(programs.LETTERS, len(letters)), strict=True))
-        statements = [programs.Statement(new[s.name], new[s.operand], s.operator, s.literal) for s in program.statements]
-        inputs = tuple((new[letter], rng.randrange(programs.MODULUS)) for letter, _ in program.inputs)
+        statements = [
+            programs.Statement(new[s.name], new[s.operand], s.operator, s.literal)
+            for s in program.statements
+        ]
+        inputs = tuple(
+            (new[letter], rng.randrange(programs.MODULUS)) for letter, _ in program.inputs
+        )
         asked = tuple(new[letter] for letter in program.asked)
-        found = Program(inputs, tuple(rng.sample(statements, len(statements))), asked, program.other_surface)
+        found = Program(
+            inputs, tuple(rng.sample(statements, len(statements))), asked, program.other_surface
+        )
         if programs.is_held_out(found) == programs.is_held_out(program):
             return found
 
 
-def pairs(seed: int, batch: int, *, split: str = "train", steps: int = programs.STEPS) -> Callable[[int], list[Pair]]:
-    """Step -> `batch` pairs of rows: a question of `steps` statements a chain, a sibling of it, each with a long trajectory."""
+def pairs(
+    seed: int, batch: int, *, split: str = "train", steps: int = programs.STEPS
+) -> Callable[[int], list[Pair]]:
+    """Step -> `batch` pairs of rows: a question of `steps` statements a chain, a sibling of it,
+    each with a long trajectory.
+    """
 
     def one(step: int, k: int) -> Pair:
         rng = random.Random(f"meta/{split}/{seed}/{step}/{k}")
@@ -58,57 +71,93 @@ def pairs(seed: int, batch: int, *, split: str = "train", steps: int = programs.
 
 
 def _row(program: Program, rng: random.Random) -> Row:
-    return tiny.row(program.text, programs.trajectory(program, "long", rng).text.split(), program.answer())
+    return tiny.row(
+        program.text, programs.trajectory(program, "long", rng).text.split(), program.answer()
+    )
 
 
 def asked(row: Row) -> Question:
     """The question that a row of `pairs` asks, with its answer."""
     ids, start = row
     words = list(tiny.VOCABULARY)  # in the order of their ids
-    program = programs.parse(" ".join(words[k] for k in ids[1 : start - 2]))  # between '<user>' and the instruction
+    # between '<user>' and the instruction
+    program = programs.parse(" ".join(words[k] for k in ids[1 : start - 2]))
     return programs.question(program, f"meta/{program.text}", random.Random(0))
 
 
 class MetaLora:
-    """A frozen model with a LoRA adapter whose weights are passed in, so that inner steps leave no trace.
+    """A frozen model with a LoRA adapter whose weights are passed in, so that inner steps leave no
+    trace.
 
-    lm: stays as it is, and shares its weights. rank: of the adapter, on every linear layer of the blocks.
+    lm: stays as it is, and shares its weights. rank: of the adapter, on every linear layer of the
+    blocks.
     """
 
     def __init__(self, lm: LanguageModel, rank: int, seed: int = 0):
         self.lm = lm
         self.model = adapters.copy_to_train(adapters.without_patches(lm), rank, seed).eval()
-        self.theta: Adapter = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.theta: Adapter = {
+            name: p for name, p in self.model.named_parameters() if p.requires_grad
+        }
 
     def loss(self, theta: Adapter, rows: Sequence[Row]) -> torch.Tensor:
         """Mean negative log-likelihood of all learnt tokens of the rows, in nats per token."""
         ids, labels = (part.to(self.lm.device) for part in tiny.collate(rows))
         logits = functional_call(self.model, theta, (), {"input_ids": ids}).logits[:, :-1]
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+        )
 
-    def adapted(self, theta: Adapter, support: Row, *, steps: int, inner_lr: float, second_order: bool = False) -> Adapter:
-        """theta after `steps` gradient steps on the support row: theta' = theta - inner_lr ∇L (RaML Algorithm 1)."""
+    def adapted(
+        self,
+        theta: Adapter,
+        support: Row,
+        *,
+        steps: int,
+        inner_lr: float,
+        second_order: bool = False,
+    ) -> Adapter:
+        """theta after `steps` gradient steps on the support row: theta' = theta - inner_lr ∇L (RaML
+        Algorithm 1).
+        """
         for _ in range(steps):
-            slopes = torch.autograd.grad(self.loss(theta, [support]), list(theta.values()), create_graph=second_order)
-            theta = {name: p - inner_lr * slope for (name, p), slope in zip(theta.items(), slopes, strict=True)}
+            slopes = torch.autograd.grad(
+                self.loss(theta, [support]), list(theta.values()), create_graph=second_order
+            )
+            theta = {
+                name: p - inner_lr * slope
+                for (name, p), slope in zip(theta.items(), slopes, strict=True)
+            }
         return theta
 
     def outer_gradient(
         self, batch: Sequence[Pair], *, method: str, steps: int, inner_lr: float
     ) -> tuple[float, list[torch.Tensor]]:
-        """Mean outer loss of a batch of pairs, and its gradient by the adapter's weights ('fomaml': a first-order estimate)."""
+        """Mean outer loss of a batch of pairs, and its gradient by the adapter's weights ('fomaml':
+        a first-order estimate).
+        """
         if method not in METHODS:
             raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(METHODS)}")
         names = list(self.theta)
         if method == "joint":
             loss = self.loss(self.theta, [row for pair in batch for row in pair])
             return float(loss.detach()), list(torch.autograd.grad(loss, list(self.theta.values())))
-        total, gradient, second = 0.0, [torch.zeros_like(p) for p in self.theta.values()], method == "maml"
+        total, gradient, second = (
+            0.0,
+            [torch.zeros_like(p) for p in self.theta.values()],
+            method == "maml",
+        )
         for support, query in batch:
             # the fused attention kernels have no second derivative
             with sdpa_kernel(SDPBackend.MATH) if second else contextlib.nullcontext():
-                theta = self.adapted(self.theta, support, steps=steps, inner_lr=inner_lr, second_order=second)
-                at = self.theta if second else (theta := {name: theta[name].detach().requires_grad_() for name in names})
+                theta = self.adapted(
+                    self.theta, support, steps=steps, inner_lr=inner_lr, second_order=second
+                )
+                at = (
+                    self.theta
+                    if second
+                    else (theta := {name: theta[name].detach().requires_grad_() for name in names})
+                )
                 loss = self.loss(theta, [query])
                 slopes = torch.autograd.grad(loss, [at[name] for name in names])
             for whole, slope in zip(gradient, slopes, strict=True):
@@ -127,16 +176,25 @@ class MetaLora:
         outer_lr: float = 3e-3,
         progress: bool = False,
     ) -> list[float]:
-        """AdamW on the adapter's weights by the outer gradient, in place; the outer loss of every step.
+        """AdamW on the adapter's weights by the outer gradient, in place; the outer loss of every
+        step.
 
-        Raises ValueError for an unknown method and for an outer loss that is not finite, naming the step.
+        Raises ValueError for an unknown method and for an outer loss that is not finite, naming the
+        step.
         """
-        optimiser = torch.optim.AdamW(self.theta.values(), lr=outer_lr, betas=tiny.BETAS, weight_decay=0.0)
+        optimiser = torch.optim.AdamW(
+            self.theta.values(), lr=outer_lr, betas=tiny.BETAS, weight_decay=0.0
+        )
         rate, losses = tiny.schedule(optimiser, steps), []
         for step in tqdm(range(steps), desc=method, unit="step", disable=not progress, leave=False):
-            loss, gradient = self.outer_gradient(batches(step), method=method, steps=inner_steps, inner_lr=inner_lr)
+            loss, gradient = self.outer_gradient(
+                batches(step), method=method, steps=inner_steps, inner_lr=inner_lr
+            )
             if not math.isfinite(loss):
-                raise ValueError(f"the outer loss is {loss} at step {step}: lower inner_lr={inner_lr} or outer_lr={outer_lr}")
+                raise ValueError(
+                    f"the outer loss is {loss} at step {step}: lower inner_lr={inner_lr} or"
+                    f" outer_lr={outer_lr}"
+                )
             for p, slope in zip(self.theta.values(), gradient, strict=True):
                 p.grad = slope
             torch.nn.utils.clip_grad_norm_(self.theta.values(), 1.0)
@@ -146,7 +204,9 @@ class MetaLora:
         return losses
 
     def with_weights(self, theta: Adapter) -> LanguageModel:
-        """The model with these adapter weights, to sample from; it shares all else, so use one at a time."""
+        """The model with these adapter weights, to sample from; it shares all else, so use one at a
+        time.
+        """
         with torch.no_grad():
             for name, p in self.model.named_parameters():
                 if name in theta and p is not theta[name]:
@@ -154,8 +214,12 @@ class MetaLora:
         return LanguageModel(self.model, self.lm.tokenizer, f"{self.lm.name}+meta")
 
 
-def query_losses(meta: MetaLora, made: Sequence[Pair], *, steps: int, inner_lr: float) -> np.ndarray:
-    """Loss of each query row after 0..steps inner steps on the row before it: (pairs, steps + 1), nats per token."""
+def query_losses(
+    meta: MetaLora, made: Sequence[Pair], *, steps: int, inner_lr: float
+) -> np.ndarray:
+    """Loss of each query row after 0..steps inner steps on the row before it: (pairs, steps + 1),
+    nats per token.
+    """
     found = np.empty((len(made), steps + 1))
     for k, (support, query) in enumerate(made):
         theta = meta.theta
@@ -168,15 +232,22 @@ def query_losses(meta: MetaLora, made: Sequence[Pair], *, steps: int, inner_lr: 
     return found
 
 
-def answered(meta: MetaLora, made: Sequence[tuple[Question, Row]], *, steps: int, inner_lr: float) -> list[bool]:
-    """Whether each question is answered rightly, greedily, after `steps` inner steps on the row beside it (0: none)."""
+def answered(
+    meta: MetaLora, made: Sequence[tuple[Question, Row]], *, steps: int, inner_lr: float
+) -> list[bool]:
+    """Whether each question is answered rightly, greedily, after `steps` inner steps on the row
+    beside it (0: none).
+    """
     own, right = {name: p.detach().clone().requires_grad_() for name, p in meta.theta.items()}, []
     try:
         for question, support in made:
             lm = meta.with_weights(meta.adapted(own, support, steps=steps, inner_lr=inner_lr))
             prompt = chat_prompt(lm.tokenizer, question.text)
             (written,) = sampling.sample(lm, [prompt], [0], temperature=0, max_new_tokens=128)
-            right.append(not written.cut and programs.graded(lm.tokenizer.decode(written.ids), question.answer))
+            right.append(
+                not written.cut
+                and programs.graded(lm.tokenizer.decode(written.ids), question.answer)
+            )
     finally:
         meta.with_weights(own)
     return right

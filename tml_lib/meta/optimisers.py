@@ -1,13 +1,16 @@
-"""Optimisers as functions of the gradients so far: SGD, Adam, and one that is learned through the unrolled inner loop.
+"""Optimisers as functions of the gradients so far: SGD, Adam, and one that is learned through the
+unrolled inner loop.
 
-RaML reads an LLM that writes its own trajectory as a *learned optimiser* (§2.2): not the rule of descent is given, but
-a network that proposes each move. Here it is small enough to look at: a network of one hidden layer, the same for every
-parameter ('coordinate-wise', Andrychowicz et al. 2016), is fed with a parameter's gradient, two running means of it, its
-running size, the parameter and the time, and returns the parameter's move. It is trained so that the query loss along the
+RaML reads an LLM that writes its own trajectory as a *learned optimiser* (§2.2): not the rule of
+descent is given, but a network that proposes each move. Here it is small enough to look at: a
+network of one hidden layer, the same for every parameter ('coordinate-wise', Andrychowicz et al.
+2016), is fed with a parameter's gradient, two running means of it, its running size, the parameter
+and the time, and returns the parameter's move. It is trained so that the query loss along the
 unrolled loop is small.
 
-Deviations from Andrychowicz et al.: a feed-forward network with running means in place of an LSTM; its output is added to
-a normalised momentum step, so that training starts from a working optimiser; the loss is that of query points. As there,
+Deviations from Andrychowicz et al.: a feed-forward network with running means in place of an LSTM;
+its output is added to a normalised momentum step, so that training starts from a working optimiser;
+the loss is that of query points. As there,
 gradients are inputs: the outer loop does not differentiate through them.
 """
 
@@ -45,7 +48,9 @@ def adam(lr: float, *, betas: tuple[float, float] = (0.9, 0.999)) -> Rule:
 
 
 class LearnedOptimiser(nn.Module):
-    """A coordinate-wise rule with weights to be trained; itself a `Rule`. decays: of the running means of the gradient."""
+    """A coordinate-wise rule with weights to be trained; itself a `Rule`. decays: of the running
+    means of the gradient.
+    """
 
     decays = (0.5, 0.9)
 
@@ -71,9 +76,11 @@ class LearnedOptimiser(nn.Module):
 
 
 def unroll(rule: Rule, theta: Theta, batch: TaskBatch, steps: int) -> list[Theta]:
-    """Networks after 0..steps moves of a rule on the support losses; theta: one network per task, (B, in, out) and (B, 1, out).
+    """Networks after 0..steps moves of a rule on the support losses; theta: one network per task,
+    (B, in, out) and (B, 1, out).
 
-    Moves may carry autograd history, the gradients that the rule is fed do not. ValueError for a negative number of steps.
+    Moves may carry autograd history, the gradients that the rule is fed do not. ValueError for a
+    negative number of steps.
     """
     if steps < 0:
         raise ValueError(f"steps={steps} is negative: an inner loop takes 0 or more steps")
@@ -93,7 +100,9 @@ def unroll(rule: Rule, theta: Theta, batch: TaskBatch, steps: int) -> list[Theta
 
 def query_losses(found: list[Theta], batch: TaskBatch) -> torch.Tensor:
     """Query loss of every task at every point of an unrolled loop: (B, steps + 1)."""
-    return torch.stack([((forward(theta, batch.query_x) - batch.query_y) ** 2).mean((1, 2)) for theta in found], 1)
+    return torch.stack(
+        [((forward(theta, batch.query_x) - batch.query_y) ** 2).mean((1, 2)) for theta in found], 1
+    )
 
 
 def train_optimiser(
@@ -106,22 +115,36 @@ def train_optimiser(
     outer_lr: float = 3e-3,
     progress: bool = False,
 ) -> tuple[LearnedOptimiser, list[float]]:
-    """Train a learned optimiser on fresh networks and tasks; returns it and the mean query loss along the loop, by meta-step.
+    """Train a learned optimiser on fresh networks and tasks; returns it and the mean query loss
+    along the loop, by meta-step.
 
     new_network: seed -> a fresh network. FloatingPointError where the loss stops being finite.
     """
     if meta_steps < 1 or steps < 1:
-        raise ValueError(f"meta_steps={meta_steps}, steps={steps}: both must be at least 1, or nothing is trained")
+        raise ValueError(
+            f"meta_steps={meta_steps}, steps={steps}: both must be at least 1, or nothing is"
+            " trained"
+        )
     draw = torch.Generator().manual_seed(10**6 + seed)
     rule = LearnedOptimiser(seed)
     optimiser = torch.optim.Adam(rule.parameters(), lr=outer_lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, meta_steps)
     losses = []
-    for _ in tqdm(range(meta_steps), desc="learned optimiser", unit="meta-step", disable=not progress, leave=False):
+    for _ in tqdm(
+        range(meta_steps),
+        desc="learned optimiser",
+        unit="meta-step",
+        disable=not progress,
+        leave=False,
+    ):
         batch = sample(draw)
-        loss = query_losses(unroll(rule, fresh_networks(new_network, len(batch), draw), batch, steps)[1:], batch).mean()
+        loss = query_losses(
+            unroll(rule, fresh_networks(new_network, len(batch), draw), batch, steps)[1:], batch
+        ).mean()
         if not math.isfinite(value := float(loss.detach())):
-            raise FloatingPointError(f"the unrolled loss became {value} with outer_lr={outer_lr}: take a smaller one")
+            raise FloatingPointError(
+                f"the unrolled loss became {value} with outer_lr={outer_lr}: take a smaller one"
+            )
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(rule.parameters(), 1.0)
@@ -134,4 +157,6 @@ def train_optimiser(
 def fresh_networks(new_network: Callable[[int], Theta], n: int, draw: torch.Generator) -> Theta:
     """n networks of seeds drawn from the generator, stacked along a task axis."""
     seeds = torch.randint(2**31, (n,), generator=draw).tolist()
-    return [torch.stack(parts) for parts in zip(*(new_network(seed) for seed in seeds), strict=True)]
+    return [
+        torch.stack(parts) for parts in zip(*(new_network(seed) for seed in seeds), strict=True)
+    ]

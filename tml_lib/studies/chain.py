@@ -1,12 +1,15 @@
-"""The study behind C5s: LoRA SFT and GRPO on a small pretrained LLM, on sums that it solves now and then.
+"""The study behind C5s: LoRA SFT and GRPO on a small pretrained LLM, on sums that it solves now and
+then.
 
-GRPO teaches nothing where no sample is ever right, as on `gsm_symbolic` with SmolLM2 (C4s), so the task is reasoning-gym's
-`chain_sum`: two to four numbers of one or two digits. A rule writes the gold trajectory, one partial sum after another. Arms
-take equal steps from the same model: SFT; a shorter SFT, the cold start; GRPO from the cold start; GRPO from the model as it
-is. Deviations from the paper: one small model, one seed, a LoRA adapter, one question a step, no tuning of rates.
+GRPO teaches nothing where no sample is ever right, as on `gsm_symbolic` with SmolLM2 (C4s), so the
+task is reasoning-gym's `chain_sum`: two to four numbers of one or two digits. A rule writes the
+gold trajectory, one partial sum after another. Arms take equal steps from the same model: SFT; a
+shorter SFT, the cold start; GRPO from the cold start; GRPO from the model as it is. Deviations from
+the paper: one small model, one seed, a LoRA adapter, one question a step, no tuning of rates.
 
-A text is cut after MOST_TOKENS, in training and when asked: enough for every gold trajectory, and not for what the model writes
-before any training. So three arms are asked again with ROOM, where most texts end by themselves.
+A text is cut after MOST_TOKENS, in training and when asked: enough for every gold trajectory, and
+not for what the model writes before any training. So three arms are asked again with ROOM, where
+most texts end by themselves.
 """
 
 from __future__ import annotations
@@ -35,27 +38,46 @@ SFT_RATE = 1e-3  # that of C4s
 GRPO_RATE = 3e-4
 MOST_TOKENS = 96  # a gold trajectory with its answer has at most about 80
 SAMPLES = 4  # of a held-out question, at temperature 1
-ROOM = 512  # tokens of a text of the control with room to finish, one sample at temperature 1 a question
+# tokens of a text of the control with room to finish, one sample at temperature 1 a question
+ROOM = 512
 ROOM_ARMS = ("base", "zero", "warm")
 HELD_OUT = 10_000  # added to the seed
 
 
 def sums(n: int, seed: int, *, avoid: Sequence[Question] = ()) -> list[Question]:
-    """n different questions of `chain_sum`, none with the text of one to avoid, each with its gold trajectory."""
+    """n different questions of `chain_sum`, none with the text of one to avoid, each with its gold
+    trajectory.
+    """
     import reasoning_gym
 
     shape = {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 2}
-    data, seen, found = reasoning_gym.create_dataset("chain_sum", size=10**6, seed=seed, **shape), {q.text for q in avoid}, []
+    data, seen, found = (
+        reasoning_gym.create_dataset("chain_sum", size=10**6, seed=seed, **shape),
+        {q.text for q in avoid},
+        [],
+    )
     for index in range(len(data)):
         if len(found) == n:
             return found
         entry = data[index]
         if entry["question"] not in seen:
             seen.add(entry["question"])
-            gold = Trajectory(partial_sums(entry["metadata"]["expression"]), "gold", entry["answer"], True)
+            gold = Trajectory(
+                partial_sums(entry["metadata"]["expression"]), "gold", entry["answer"], True
+            )
             name = f"chain_sum/{seed}/{index}"
-            found.append(Question(name, entry["question"], entry["answer"], str(entry["metadata"]["num_terms"]), (gold,)))
-    raise ValueError(f"chain_sum has {len(found)} of {n} questions that are not to be avoided: ask for fewer")
+            found.append(
+                Question(
+                    name,
+                    entry["question"],
+                    entry["answer"],
+                    str(entry["metadata"]["num_terms"]),
+                    (gold,),
+                )
+            )
+    raise ValueError(
+        f"chain_sum has {len(found)} of {n} questions that are not to be avoided: ask for fewer"
+    )
 
 
 def partial_sums(expression: str) -> str:
@@ -69,41 +91,83 @@ def partial_sums(expression: str) -> str:
     return "\n".join(lines)
 
 
-def trained(lm: LanguageModel, folder: Path, arm: str, seed: int, *, steps: int, cold_steps: int) -> tuple[LanguageModel, list]:
-    """The model of an arm, and a log of rewards where it has one; what is trained stays in the folder and is gone on with."""
+def trained(
+    lm: LanguageModel, folder: Path, arm: str, seed: int, *, steps: int, cold_steps: int
+) -> tuple[LanguageModel, list]:
+    """The model of an arm, and a log of rewards where it has one; what is trained stays in the
+    folder and is gone on with.
+    """
     shown = sums(steps * BATCH, seed)
     if arm in ("long", "cold"):
         count = steps if arm == "long" else cold_steps
         rows = sft.question_rows(lm, shown[: count * BATCH])
-        settings = {"batch": BATCH, "peak_lr": SFT_RATE, "lora_rank": LORA_RANK, "seed": seed, "save_every": 5}
+        settings = {
+            "batch": BATCH,
+            "peak_lr": SFT_RATE,
+            "lora_rank": LORA_RANK,
+            "seed": seed,
+            "save_every": 5,
+        }
         return sft.sft(lm, rows, folder / arm, steps=count, **settings).lm, []
     count = steps
     if arm == "warm":
-        lm, count = trained(lm, folder, "cold", seed, steps=steps, cold_steps=cold_steps)[0], steps - cold_steps
-    settings = {"prompts": 1, "group": GROUP, "peak_lr": GRPO_RATE, "lora_rank": LORA_RANK, "seed": seed, "save_every": 2}
+        lm, count = (
+            trained(lm, folder, "cold", seed, steps=steps, cold_steps=cold_steps)[0],
+            steps - cold_steps,
+        )
+    settings = {
+        "prompts": 1,
+        "group": GROUP,
+        "peak_lr": GRPO_RATE,
+        "lora_rank": LORA_RANK,
+        "seed": seed,
+        "save_every": 2,
+    }
     settings |= {"most_tokens": MOST_TOKENS, "accumulate": 2}
     run = grpo.grpo(lm, shown[-count:], rewards.text_reward, folder / arm, steps=count, **settings)
-    names = {"reward": "reward", "flat": "frac_reward_zero_std", "tokens": "completions/mean_length", "entropy": "entropy"}
+    names = {
+        "reward": "reward",
+        "flat": "frac_reward_zero_std",
+        "tokens": "completions/mean_length",
+        "entropy": "entropy",
+    }
     kept = [entry for entry in run.log if "reward" in entry]
-    return run.lm, [{name: round(float(entry[key]), 4) for name, key in names.items()} for entry in kept]
+    return run.lm, [
+        {name: round(float(entry[key]), 4) for name, key in names.items()} for entry in kept
+    ]
 
 
 def asked(lm: LanguageModel, questions: Sequence[Question], seed: int) -> dict:
     """Greedy and sampled texts of each question: right or not, and whether they end in a box."""
-    prompts, found = [answers.chat_prompt(lm.tokenizer, question.text) for question in questions], {}
+    prompts, found = (
+        [answers.chat_prompt(lm.tokenizer, question.text) for question in questions],
+        {},
+    )
     for name, temperature, count in (("greedy", 0.0, 1), ("sampled", 1.0, SAMPLES)):
         repeated = [prompt for prompt in prompts for _ in range(count)]
         settings = {"temperature": temperature, "max_new_tokens": MOST_TOKENS, "batch_size": 32}
-        texts = sampling.texts(lm, sampling.sample(lm, repeated, sampling.row_seeds(seed, len(repeated)), **settings))
+        texts = sampling.texts(
+            lm, sampling.sample(lm, repeated, sampling.row_seeds(seed, len(repeated)), **settings)
+        )
         right = [answers.grade(text, questions[k // count].answer) for k, text in enumerate(texts)]
         boxed = [rewards.boxed_at_the_end(text) for text in texts]
         found[name] = {
-            key: np.reshape(values, (-1, count)).sum(1).tolist() for key, values in (("right", right), ("boxed", boxed))
+            key: np.reshape(values, (-1, count)).sum(1).tolist()
+            for key, values in (("right", right), ("boxed", boxed))
         }
     return found
 
 
-def arm_record(arm: str, lm: LanguageModel, folder: Path, *, seed: int, steps: int, cold_steps: int, questions: int) -> dict:
+def arm_record(
+    arm: str,
+    lm: LanguageModel,
+    folder: Path,
+    *,
+    seed: int,
+    steps: int,
+    cold_steps: int,
+    questions: int,
+) -> dict:
     """Train an arm and ask it held-out sums."""
     held_out = sums(questions, seed + HELD_OUT, avoid=sums(steps * BATCH, seed))
     log: list[dict] = []
@@ -112,18 +176,36 @@ def arm_record(arm: str, lm: LanguageModel, folder: Path, *, seed: int, steps: i
     return {"arm": arm, "log": log} | asked(lm, held_out, seed)
 
 
-def room_record(arm: str, lm: LanguageModel, folder: Path, *, seed: int, steps: int, cold_steps: int, questions: int) -> dict:
-    """A trained arm's samples with ROOM tokens: right or not, whether they end in a box, and their tokens, read back."""
+def room_record(
+    arm: str,
+    lm: LanguageModel,
+    folder: Path,
+    *,
+    seed: int,
+    steps: int,
+    cold_steps: int,
+    questions: int,
+) -> dict:
+    """A trained arm's samples with ROOM tokens: right or not, whether they end in a box, and their
+    tokens, read back.
+    """
     held_out = sums(questions, seed + HELD_OUT, avoid=sums(steps * BATCH, seed))
     if arm != "base":
         lm, _ = trained(lm, Path(folder), arm, seed, steps=steps, cold_steps=cold_steps)
     prompts = [answers.chat_prompt(lm.tokenizer, question.text) for question in held_out]
     seeds = sampling.row_seeds(seed, len(prompts))
-    texts = sampling.texts(lm, sampling.sample(lm, prompts, seeds, max_new_tokens=ROOM, batch_size=200))
+    texts = sampling.texts(
+        lm, sampling.sample(lm, prompts, seeds, max_new_tokens=ROOM, batch_size=200)
+    )
     return {
-        "right": [answers.grade(text, question.answer) for text, question in zip(texts, held_out, strict=True)],
+        "right": [
+            answers.grade(text, question.answer)
+            for text, question in zip(texts, held_out, strict=True)
+        ],
         "boxed": [rewards.boxed_at_the_end(text) for text in texts],
-        "tokens": [len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts],
+        "tokens": [
+            len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
+        ],
     }
 
 
@@ -138,7 +220,8 @@ def study(
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[list[dict], float]:
-    """One `arm_record` per arm, with its `room_record` as 'room' where it has one, and the seconds spent.
+    """One `arm_record` per arm, with its `room_record` as 'room' where it has one, and the seconds
+    spent.
 
     The folder keeps finished arms and training steps.
     """
@@ -149,7 +232,9 @@ def study(
     tables = []
     for name, one, wanted in (("chain", arm_record, list(arms)), ("chain-room", room_record, free)):
         one = functools.partial(one, **more)
-        tables.append(runtime.resumable(wanted, one, {"study": name, "arms": wanted} | key, folder, progress))
+        tables.append(
+            runtime.resumable(wanted, one, {"study": name, "arms": wanted} | key, folder, progress)
+        )
     (records, seconds), (rooms, extra) = tables
     for arm, room in zip(free, rooms, strict=True):
         records[list(arms).index(arm)]["room"] = room
@@ -162,7 +247,9 @@ def estimands(records: Sequence[dict]) -> dict[str, np.ndarray]:
 
     def gain(first: str, second: str, of: str = "sampled", what: str = "right") -> np.ndarray:
         count = SAMPLES if of == "sampled" else 1
-        return (np.array(arms[first][of][what], float) - np.array(arms[second][of][what], float)) / count
+        return (
+            np.array(arms[first][of][what], float) - np.array(arms[second][of][what], float)
+        ) / count
 
     return {
         "C5s.sampled": gain("warm", "zero"),
@@ -178,17 +265,32 @@ def estimands(records: Sequence[dict]) -> dict[str, np.ndarray]:
 
 
 def write_evidence(
-    folder: Path, lm: LanguageModel, scale: str, records: list[dict], *, seed: int, command: str, seconds: float
+    folder: Path,
+    lm: LanguageModel,
+    scale: str,
+    records: list[dict],
+    *,
+    seed: int,
+    command: str,
+    seconds: float,
 ) -> Path:
     """Write chain.<scale>.json: values of C5s, and the records for figures."""
-    settings = {"model": lm.name, "seed": seed, "batch": BATCH, "group": GROUP, "lora_rank": LORA_RANK, "sft_rate": SFT_RATE}
+    settings = {
+        "model": lm.name,
+        "seed": seed,
+        "batch": BATCH,
+        "group": GROUP,
+        "lora_rank": LORA_RANK,
+        "sft_rate": SFT_RATE,
+    }
     return ledger.write_evidence(
         folder,
         "chain",
         scale,
         {test: [values.tolist()] for test, values in estimands(records).items()},
         command=command,
-        settings=settings | {"grpo_rate": GRPO_RATE, "samples": SAMPLES, "most_tokens": MOST_TOKENS},
+        settings=settings
+        | {"grpo_rate": GRPO_RATE, "samples": SAMPLES, "most_tokens": MOST_TOKENS},
         wall_seconds=seconds,
         extra={"records": records},
     )

@@ -1,13 +1,17 @@
-"""The efficiency study of the tiny reasoner: what is left of a trajectory's worth in a few of its words? (C10, RaML §4.3)
+"""The efficiency study of the tiny reasoner: what is left of a trajectory's worth in a few of its
+words? (C10, RaML §4.3)
 
-The model samples its own trajectories; each is then shortened in several ways, and from there the model writes on, within a
-budget that suffices for the last statement of each chain and the answer. The *summary* keeps every finished statement and its
-value, without the values asked for. Beside it stand, with as many words each: the trajectory's beginning, random words of it,
-another question's summary, and words *pruned* by what their class contributes, learnt on other questions of the trained split:
-how many answers are lost when the class is left out. No shortened trajectory holds a statement that is asked for.
+The model samples its own trajectories; each is then shortened in several ways, and from there the
+model writes on, within a budget that suffices for the last statement of each chain and the answer.
+The *summary* keeps every finished statement and its value, without the values asked for. Beside it
+stand, with as many words each: the trajectory's beginning, random words of it, another question's
+summary, and words *pruned* by what their class contributes, learnt on other questions of the
+trained split: how many answers are lost when the class is left out. No shortened trajectory holds a
+statement that is asked for.
 
-A model that has met no summaries cannot read them, so a seed's reasoner learns on both: three quarters long trajectories, one
-quarter summaries followed by the last statements. Deviations from the paper: a rule writes the summaries, not a larger model.
+A model that has met no summaries cannot read them, so a seed's reasoner learns on both: three
+quarters long trajectories, one quarter summaries followed by the last statements. Deviations from
+the paper: a rule writes the summaries, not a larger model.
 """
 
 from __future__ import annotations
@@ -34,13 +38,16 @@ SAMPLES = 8
 TEMPERATURE = 0.6
 QUESTIONS = 200
 LEARNT_FROM = 200  # questions from which contributions are learnt
-ROOM = 2 * STEP_WORDS + 6  # tokens that may follow: the chains' last statements, then template, two words, '}' and the end
+# tokens that may follow: the chains' last statements, then template, two words, '}' and the end
+ROOM = 2 * STEP_WORDS + 6
 MODES = ("full", "withheld", "summary", "pruned", "begun", "random", "foreign", "at_once")
 BUDGETS = range(0, 65, 4)  # words after which the whole trajectory is cut and the answer forced
 
 
 def mixed_rows(seed: int) -> Callable[[int], list[Row]]:
-    """Step -> its batch: questions of 1..STEPS statements a chain, a quarter of them with a summary and the last statements."""
+    """Step -> its batch: questions of 1..STEPS statements a chain, a quarter of them with a summary
+    and the last statements.
+    """
 
     def rows(step: int) -> list[Row]:
         return [one(random.Random(f"mixed/{seed}/{step}/{k}")) for k in range(supervised.BATCH)]
@@ -63,7 +70,7 @@ def compact(program: Program, rng: random.Random) -> list[str]:
     return words
 
 
-# --- shortening ------------------------------------------------------------------------------------------------------
+# --- shortening -----------------------------------------------------------------------------------
 
 
 def asked_letters(question: Question) -> set[str]:
@@ -71,7 +78,9 @@ def asked_letters(question: Question) -> set[str]:
 
 
 def withheld(words: Sequence[str], asked: set[str]) -> list[int]:
-    """Places of the words outside the statements asked for: these and their values are left to whoever writes on."""
+    """Places of the words outside the statements asked for: these and their values are left to
+    whoever writes on.
+    """
     kept, current = [], ""
     for k, word in enumerate(words):
         if word.endswith(":="):
@@ -82,25 +91,44 @@ def withheld(words: Sequence[str], asked: set[str]) -> list[int]:
 
 
 def summary(words: Sequence[str], asked: set[str]) -> list[str]:
-    """'c:= h*4 c=6' for each finished statement whose value is not asked for; a corrected value counts, a slip does not."""
+    """'c:= h*4 c=6' for each finished statement whose value is not asked for; a corrected value
+    counts, a slip does not.
+    """
     kept: dict[str, list[str]] = {}
     begun: list[str] = []
     for k, word in enumerate(words):
         if word.endswith(":="):
             begun = [word, *words[k + 1 : k + 2]]
-        elif begun and word[0] == begun[0][0] and word[1:2] == "=" and words[k + 1 : k + 2] != ["Wait"]:
+        elif (
+            begun
+            and word[0] == begun[0][0]
+            and word[1:2] == "="
+            and words[k + 1 : k + 2] != ["Wait"]
+        ):
             kept[word[0]] = [*begun, word]
     return [word for letter, step in kept.items() if letter not in asked for word in step]
 
 
-def pruned(words: Sequence[str], places: Sequence[int], count: int, worth: dict[str, float], answer: str) -> list[str]:
-    """The `count` words of the classes that are worth most, later ones first within a class, in their order."""
+def pruned(
+    words: Sequence[str], places: Sequence[int], count: int, worth: dict[str, float], answer: str
+) -> list[str]:
+    """The `count` words of the classes that are worth most, later ones first within a class, in
+    their order.
+    """
     ranked = sorted(places, key=lambda k: (-worth.get(word_class(words, k, answer), 0.0), -k))
     return [words[k] for k in sorted(ranked[:count])]
 
 
-def shortened(words: list[str], question: Question, other: list[str], worth: dict[str, float], rng: random.Random) -> dict:
-    """The trajectory in every mode; other: another question's summary, with letters that this question does not use."""
+def shortened(
+    words: list[str],
+    question: Question,
+    other: list[str],
+    worth: dict[str, float],
+    rng: random.Random,
+) -> dict:
+    """The trajectory in every mode; other: another question's summary, with letters that this
+    question does not use.
+    """
     asked = asked_letters(question)
     places, short = withheld(words, asked), summary(words, asked)
     count = min(len(short), len(places))
@@ -116,38 +144,68 @@ def shortened(words: list[str], question: Question, other: list[str], worth: dic
     }
 
 
-# --- measuring -------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
-def own_trajectories(lm: LanguageModel, questions: Sequence[Question], seed: int, samples: int = SAMPLES) -> list[list[str]]:
-    """Words of `samples` trajectories per question, question by question; empty where one did not end."""
-    prompts = [chat_prompt(lm.tokenizer, question.text) for question in questions for _ in range(samples)]
-    settings = {"temperature": TEMPERATURE, "max_new_tokens": supervised.MOST_TOKENS, "batch_size": 512}
+def own_trajectories(
+    lm: LanguageModel, questions: Sequence[Question], seed: int, samples: int = SAMPLES
+) -> list[list[str]]:
+    """Words of `samples` trajectories per question, question by question; empty where one did not
+    end.
+    """
+    prompts = [
+        chat_prompt(lm.tokenizer, question.text) for question in questions for _ in range(samples)
+    ]
+    settings = {
+        "temperature": TEMPERATURE,
+        "max_new_tokens": supervised.MOST_TOKENS,
+        "batch_size": 512,
+    }
     written = sampling.sample(lm, prompts, sampling.row_seeds([seed, 2], len(prompts)), **settings)
-    return [text.partition(ANSWER_TEMPLATE.strip())[0].split() for text in sampling.texts(lm, written, whole=True)]
+    return [
+        text.partition(ANSWER_TEMPLATE.strip())[0].split()
+        for text in sampling.texts(lm, written, whole=True)
+    ]
 
 
 def finished(
-    lm: LanguageModel, questions: Sequence[Question], begun: Sequence[Sequence[str]], *, at_once: bool = False
+    lm: LanguageModel,
+    questions: Sequence[Question],
+    begun: Sequence[Sequence[str]],
+    *,
+    at_once: bool = False,
 ) -> tuple[list[bool], list[int]]:
-    """Whether the answer is right that the model comes to within ROOM tokens, and the words of trajectory in all.
+    """Whether the answer is right that the model comes to within ROOM tokens, and the words of
+    trajectory in all.
 
     at_once: it must answer without writing on.
     """
     ending = ANSWER_TEMPLATE if at_once else ""
-    prompts = [chat_prompt(lm.tokenizer, q.text) + " ".join(words) + ending for q, words in zip(questions, begun, strict=True)]
+    prompts = [
+        chat_prompt(lm.tokenizer, q.text) + " ".join(words) + ending
+        for q, words in zip(questions, begun, strict=True)
+    ]
     settings = {"temperature": 0, "max_new_tokens": ROOM, "batch_size": 512}
     written = sampling.sample(lm, prompts, [0] * len(prompts), **settings)
     right, counts = [], []
-    for one, end, question, words in zip(written, sampling.texts(lm, written), questions, begun, strict=True):
+    for one, end, question, words in zip(
+        written, sampling.texts(lm, written), questions, begun, strict=True
+    ):
         text = ending + end
         right.append(not one.cut and programs.graded(text, question.answer))
-        counts.append(len(words) + (ROOM if one.cut else len(text.partition(ANSWER_TEMPLATE.strip())[0].split())))
+        counts.append(
+            len(words)
+            + (ROOM if one.cut else len(text.partition(ANSWER_TEMPLATE.strip())[0].split()))
+        )
     return right, counts
 
 
-def contributions(lm: LanguageModel, questions: Sequence[Question], trajectories: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Per word class, the share of right answers that is lost when all its words are left out, per word left out."""
+def contributions(
+    lm: LanguageModel, questions: Sequence[Question], trajectories: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Per word class, the share of right answers that is lost when all its words are left out, per
+    word left out.
+    """
     kept = [[(words[k], word_class(words, k, q.answer)) for k in withheld(words, asked_letters(q))]
             for q, words in zip(questions, trajectories, strict=True)]  # fmt: skip
     whole = np.mean(finished(lm, questions, [[word for word, _ in row] for row in kept])[0])
@@ -155,14 +213,26 @@ def contributions(lm: LanguageModel, questions: Sequence[Question], trajectories
     for name in sorted({own for row in kept for _, own in row}):
         left = [[word for word, own in row if own != name] for row in kept]
         lost = whole - np.mean(finished(lm, questions, left)[0])
-        found[name] = round(float(lost / np.mean([len(row) - len(less) for row, less in zip(kept, left, strict=True)])), 5)
+        found[name] = round(
+            float(
+                lost / np.mean([len(row) - len(less) for row, less in zip(kept, left, strict=True)])
+            ),
+            5,
+        )
     return found
 
 
 def efficiency_record(
-    seed: int, folder: Path, *, questions: int, steps: int = program_probes.STEPS, progress: bool = False
+    seed: int,
+    folder: Path,
+    *,
+    questions: int,
+    steps: int = program_probes.STEPS,
+    progress: bool = False,
 ) -> dict:
-    """One seed: 'values', test of C10 -> one number per question; 'modes' -> share right, Pass@8, words; 'worth' by class."""
+    """One seed: 'values', test of C10 -> one number per question; 'modes' -> share right, Pass@8,
+    words; 'worth' by class.
+    """
     lm = program_probes.kept(f"mixed-{seed}", folder, mixed_rows(seed), steps, progress)
     learnt = programs.questions(LEARNT_FROM, seed + 5000, "train")
     worth = contributions(lm, learnt, own_trajectories(lm, learnt, seed, 1))
@@ -170,21 +240,37 @@ def efficiency_record(
     return measured(lm, asked, own_trajectories(lm, asked, seed), worth, seed) | {"worth": worth}
 
 
-def measured(lm: LanguageModel, asked: Sequence[Question], found: list[list[str]], worth: dict[str, float], seed: int) -> dict:
-    """The values of C10; per mode the share right, Pass@8 and mean words of trajectory; the share right by words of budget.
+def measured(
+    lm: LanguageModel,
+    asked: Sequence[Question],
+    found: list[list[str]],
+    worth: dict[str, float],
+    seed: int,
+) -> dict:
+    """The values of C10; per mode the share right, Pass@8 and mean words of trajectory; the share
+    right by words of budget.
 
     found: as `own_trajectories` gives them.
     """
     repeated, rows = [question for question in asked for _ in range(SAMPLES)], []
     for k, (words, question) in enumerate(zip(found, repeated, strict=True)):
         rng, j = random.Random(f"efficiency/{seed}/{k}"), (k + SAMPLES) % len(found)
-        other = renamed(summary(found[j], asked_letters(repeated[j])), programs.parse(question.text), rng)
+        other = renamed(
+            summary(found[j], asked_letters(repeated[j])), programs.parse(question.text), rng
+        )
         rows.append(shortened(words, question, other, worth, rng))
     right, words = {}, {}
     for mode in MODES:
-        got = finished(lm, repeated, [row[mode] for row in rows], at_once=mode in ("full", "at_once"))
-        right[mode], words[mode] = (np.reshape(column, (len(asked), SAMPLES)).astype(float) for column in got)
-    mean, passed = ({mode: table(right[mode]) for mode in MODES} for table in (lambda t: t.mean(1), lambda t: t.max(1)))
+        got = finished(
+            lm, repeated, [row[mode] for row in rows], at_once=mode in ("full", "at_once")
+        )
+        right[mode], words[mode] = (
+            np.reshape(column, (len(asked), SAMPLES)).astype(float) for column in got
+        )
+    mean, passed = (
+        {mode: table(right[mode]) for mode in MODES}
+        for table in (lambda t: t.mean(1), lambda t: t.max(1))
+    )
     values = {
         "C10.kept": mean["summary"] - (mean["full"] + mean["at_once"]) / 2,
         "C10.kept_pass": passed["summary"] - (passed["full"] + passed["at_once"]) / 2,
@@ -198,20 +284,38 @@ def measured(lm: LanguageModel, asked: Sequence[Question], found: list[list[str]
     }
     modes = {
         mode: {
-            name: round(float(table[mode].mean()), 4) for name, table in (("right", mean), ("pass", passed), ("words", words))
+            name: round(float(table[mode].mean()), 4)
+            for name, table in (("right", mean), ("pass", passed), ("words", words))
         }
         for mode in MODES
     }
-    cuts = {str(n): round(float(np.mean(finished(lm, repeated, [w[:n] for w in found], at_once=True)[0])), 4) for n in BUDGETS}
-    return {"values": {name: column.tolist() for name, column in values.items()}, "modes": modes, "budget": cuts}
+    cuts = {
+        str(n): round(
+            float(np.mean(finished(lm, repeated, [w[:n] for w in found], at_once=True)[0])), 4
+        )
+        for n in BUDGETS
+    }
+    return {
+        "values": {name: column.tolist() for name, column in values.items()},
+        "modes": modes,
+        "budget": cuts,
+    }
 
 
-def study(seeds: Sequence[int], folder: Path, *, questions: int = QUESTIONS, **settings) -> tuple[list[dict], float]:
-    """One `efficiency_record` per seed and the seconds spent. settings: as of `program_probes.by_seed`."""
-    return program_probes.by_seed("efficiency", efficiency_record, seeds, folder, questions=questions, **settings)
+def study(
+    seeds: Sequence[int], folder: Path, *, questions: int = QUESTIONS, **settings
+) -> tuple[list[dict], float]:
+    """One `efficiency_record` per seed and the seconds spent. settings: as of
+    `program_probes.by_seed`.
+    """
+    return program_probes.by_seed(
+        "efficiency", efficiency_record, seeds, folder, questions=questions, **settings
+    )
 
 
 def write_evidence(folder: Path, records: list[dict], *, command: str, seconds: float) -> Path:
     """Write efficiency.tiny.json: values of C10, and shares and words by mode."""
     given = {"command": command, "seconds": seconds}
-    return program_probes.write_evidence(folder, records, study="efficiency", rows=mixed_rows, **given)
+    return program_probes.write_evidence(
+        folder, records, study="efficiency", rows=mixed_rows, **given
+    )

@@ -1,10 +1,12 @@
-"""The study behind C4s: a pretrained LLM, fine-tuned with LoRA on gold trajectories of `gsm_symbolic`.
+"""The study behind C4s: a pretrained LLM, fine-tuned with LoRA on gold trajectories of
+`gsm_symbolic`.
 
-Three arms answer the same held-out questions: the model as it is, the model after as many steps on answers alone, and
-the model after steps on trajectories and answers. Half of the held-out questions come from templates that were trained on,
-with other numbers; half from templates that were not. A template with few numbers may ask a trained question again: such a one
-is not counted. Deviations from the paper: one small model, one seed, gold
-solutions in place of a teacher's rollouts, a LoRA adapter in place of all weights.
+Three arms answer the same held-out questions: the model as it is, the model after as many steps on
+answers alone, and the model after steps on trajectories and answers. Half of the held-out questions
+come from templates that were trained on, with other numbers; half from templates that were not. A
+template with few numbers may ask a trained question again: such a one is not counted. Deviations
+from the paper: one small model, one seed, gold solutions in place of a teacher's rollouts, a LoRA
+adapter in place of all weights.
 """
 
 from __future__ import annotations
@@ -32,12 +34,15 @@ STEPS = 100
 BATCH = 8
 LORA_RANK = 4
 PEAK_LR = 1e-3
-DIRECT = 8  # in the arm 'gold' every eighth row leaves the trajectory out, so that answering at once stays possible
+# in the arm 'gold' every eighth row leaves the trajectory out, so that answering at once stays
+# possible
+DIRECT = 8
 SAMPLES = 8
 K = 8
 TEMPERATURE = 0.6
 MOST_TOKENS = 160  # nine in ten gold trajectories, answer included, are shorter
-STORED = Path(models.shipped("tiny-base")).parent / "smollm2-gold"  # the adapter of the arm 'gold' in the stored evidence
+# the adapter of the arm 'gold' in the stored evidence
+STORED = Path(models.shipped("tiny-base")).parent / "smollm2-gold"
 
 
 def is_trained(question: Question) -> bool:
@@ -48,7 +53,10 @@ def is_trained(question: Question) -> bool:
 def _first(n: int, seed: int, trained: bool) -> list[Question]:
     found = [q for q in gsm.gsm_symbolic(3 * n + 32, seed) if is_trained(q) == trained]
     if len(found) < n:
-        raise ValueError(f"seed {seed} gives {len(found)} of {n} questions: take another seed, or fewer questions")
+        raise ValueError(
+            f"seed {seed} gives {len(found)} of {n} questions: take another seed, or fewer"
+            " questions"
+        )
     return found[:n]
 
 
@@ -58,7 +66,9 @@ def training_questions(n: int, seed: int) -> list[Question]:
 
 
 def held_out_questions(n: int, seed: int) -> list[Question]:
-    """n questions of another seed: half of the templates that are trained, half of others. See `fresh`."""
+    """n questions of another seed: half of the templates that are trained, half of others. See
+    `fresh`.
+    """
     return _first(n - n // 2, seed + 1000, True) + _first(n // 2, seed + 1000, False)
 
 
@@ -80,31 +90,78 @@ def arm_rows(lm: LanguageModel, arm: str, count: int, seed: int) -> list[Row]:
     return [direct[k] if k % DIRECT == DIRECT - 1 else full[k] for k in range(count)]
 
 
-def measured(lm: LanguageModel, questions: Sequence[Question], seed: int, *, progress: bool = False) -> dict:
-    """Greedy and sampled answers, and L̂ without the gold trajectory and after it, up to where it states the answer."""
-    settings = {"max_new_tokens": MOST_TOKENS, "batch_size": 128, "seed": seed, "progress": progress}
-    right, tokens, ended = sampling.right_counts(lm, questions, grade, samples=1, temperature=0, **settings)
-    sampled = sampling.right_counts(lm, questions, grade, samples=SAMPLES, temperature=TEMPERATURE, **settings)
+def measured(
+    lm: LanguageModel, questions: Sequence[Question], seed: int, *, progress: bool = False
+) -> dict:
+    """Greedy and sampled answers, and L̂ without the gold trajectory and after it, up to where it
+    states the answer.
+    """
+    settings = {
+        "max_new_tokens": MOST_TOKENS,
+        "batch_size": 128,
+        "seed": seed,
+        "progress": progress,
+    }
+    right, tokens, ended = sampling.right_counts(
+        lm, questions, grade, samples=1, temperature=0, **settings
+    )
+    sampled = sampling.right_counts(
+        lm, questions, grade, samples=SAMPLES, temperature=TEMPERATURE, **settings
+    )
     nll = []
     for question in questions:
         text = gsm.gold(question).text
-        curve = probe(lm, chat_prompt(lm.tokenizer, question.text), text, question.answer, stride=len(text))
-        nll.append([curve.at(0), curve.at(curve.length if curve.stated_at is None else curve.stated_at)])
+        curve = probe(
+            lm, chat_prompt(lm.tokenizer, question.text), text, question.answer, stride=len(text)
+        )
+        nll.append(
+            [curve.at(0), curve.at(curve.length if curve.stated_at is None else curve.stated_at)]
+        )
     greedy = {"right": right, "tokens": tokens, "ended": ended}
-    return {"greedy": greedy, "sampled": dict(zip(("right", "tokens", "ended"), sampled, strict=True)), "nll": nll}
+    return {
+        "greedy": greedy,
+        "sampled": dict(zip(("right", "tokens", "ended"), sampled, strict=True)),
+        "nll": nll,
+    }
 
 
 def arm_record(
-    lm: LanguageModel, folder: Path, arm: str, *, steps: int, questions: int, seed: int, progress: bool = False
+    lm: LanguageModel,
+    folder: Path,
+    arm: str,
+    *,
+    steps: int,
+    questions: int,
+    seed: int,
+    progress: bool = False,
 ) -> dict:
-    """Train one arm (its adapter stays in folder/arm), ask it the held-out questions; also its training's log."""
+    """Train one arm (its adapter stays in folder/arm), ask it the held-out questions; also its
+    training's log.
+    """
     log: list[dict] = []
     if arm != "base":
         rows = arm_rows(lm, arm, steps * BATCH, seed)
-        settings = {"batch": BATCH, "peak_lr": PEAK_LR, "lora_rank": LORA_RANK, "seed": seed, "save_every": 5, "log_every": 1}
+        settings = {
+            "batch": BATCH,
+            "peak_lr": PEAK_LR,
+            "lora_rank": LORA_RANK,
+            "seed": seed,
+            "save_every": 5,
+            "log_every": 1,
+        }
         run = sft.sft(lm, rows, Path(folder) / arm, steps=steps, **settings)
-        lm, log = run.lm, [{"step": entry["step"], "loss": entry["loss"]} for entry in run.log if "loss" in entry]
-    return measured(lm, held_out_questions(questions, seed), seed, progress=progress) | {"arm": arm, "log": log}
+        lm, log = (
+            run.lm,
+            [
+                {"step": entry["step"], "loss": entry["loss"]}
+                for entry in run.log
+                if "loss" in entry
+            ],
+        )
+    return measured(lm, held_out_questions(questions, seed), seed, progress=progress) | {
+        "arm": arm,
+        "log": log,
+    }
 
 
 def study(
@@ -117,20 +174,33 @@ def study(
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[list[dict], float]:
-    """One `arm_record` per arm and the seconds spent; checkpoints in the folder keep finished arms and training steps."""
+    """One `arm_record` per arm and the seconds spent; checkpoints in the folder keep finished arms
+    and training steps.
+    """
     given = {"steps": steps, "questions": questions, "seed": seed}
-    key = {"study": "lora", "model": adapters.fingerprint(lm.model), "arms": list(arms), "protocol": ledger.protocol("lora")}
+    key = {
+        "study": "lora",
+        "model": adapters.fingerprint(lm.model),
+        "arms": list(arms),
+        "protocol": ledger.protocol("lora"),
+    }
     one = functools.partial(arm_record, lm, Path(folder), progress=progress, **given)
     return runtime.resumable(list(arms), one, key | given, folder, progress)
 
 
-def estimands(records: Sequence[dict], questions: Sequence[Question], counted: Sequence[bool]) -> dict[str, np.ndarray]:
-    """The values of every test of C4s, one number per question; NaN where a test does not ask it or it is not counted."""
+def estimands(
+    records: Sequence[dict], questions: Sequence[Question], counted: Sequence[bool]
+) -> dict[str, np.ndarray]:
+    """The values of every test of C4s, one number per question; NaN where a test does not ask it or
+    it is not counted.
+    """
     arms = {record["arm"]: record for record in records}
     greedy = {arm: np.array(arms[arm]["greedy"]["right"], dtype=float) for arm in ARMS}
     table = np.array([pass_at_k(SAMPLES, right, K) for right in range(SAMPLES + 1)])
     passed = {arm: table[np.array(arms[arm]["sampled"]["right"])] for arm in ARMS}
-    at_once, after = (np.array([[pair[k] for pair in arms[arm]["nll"]] for arm in ARMS]) for k in (0, 1))
+    at_once, after = (
+        np.array([[pair[k] for pair in arms[arm]["nll"]] for arm in ARMS]) for k in (0, 1)
+    )
     seen = np.array([is_trained(question) for question in questions])
     gain = greedy["gold"] - greedy["base"]
     found = {
@@ -149,25 +219,40 @@ def estimands(records: Sequence[dict], questions: Sequence[Question], counted: S
 
 
 def adapter_folder(lm: LanguageModel, otherwise: Path) -> Path:
-    """Where the adapter of the stored evidence lies, if it was trained on this very model; else the other folder."""
+    """Where the adapter of the stored evidence lies, if it was trained on this very model; else the
+    other folder.
+    """
     return STORED if adapters.belongs(lm, STORED) else otherwise
 
 
-def load(preset: str, *, model: str = "", adapter: str = "", reasoner: str = "tiny-long") -> LanguageModel:
-    """A preset's model, with a LoRA adapter put on it. adapter: a folder, or 'stored' for the kit's own; empty: none.
+def load(
+    preset: str, *, model: str = "", adapter: str = "", reasoner: str = "tiny-long"
+) -> LanguageModel:
+    """A preset's model, with a LoRA adapter put on it. adapter: a folder, or 'stored' for the kit's
+    own; empty: none.
 
-    reasoner: the shipped model that preset 'tiny' takes where none is named. Raises FileNotFoundError where the folder holds no
-    adapter, ValueError where it was trained on another model, or is asked for at preset 'tiny'.
+    reasoner: the shipped model that preset 'tiny' takes where none is named. Raises
+    FileNotFoundError where the folder holds no adapter, ValueError where it was trained on another
+    model, or is asked for at preset 'tiny'.
     """
     programs = models.preset(preset).task == "programs"
     if programs and adapter:
-        raise ValueError(f"adapter={adapter!r} is for text models: leave it empty at preset {preset!r}")
+        raise ValueError(
+            f"adapter={adapter!r} is for text models: leave it empty at preset {preset!r}"
+        )
     lm = models.load(preset, model=model or (models.shipped(reasoner) if programs else ""))
     return adapters.adapted(lm, STORED if adapter == "stored" else Path(adapter)) if adapter else lm
 
 
 def write_evidence(
-    folder: Path, lm: LanguageModel, scale: str, records: list[dict], *, seed: int, command: str, seconds: float
+    folder: Path,
+    lm: LanguageModel,
+    scale: str,
+    records: list[dict],
+    *,
+    seed: int,
+    command: str,
+    seconds: float,
 ) -> Path:
     """Write lora.<scale>.json: values of C4s, and the records for figures."""
     questions = held_out_questions(len(records[0]["greedy"]["right"]), seed)
@@ -178,9 +263,17 @@ def write_evidence(
         folder,
         "lora",
         scale,
-        {test: [values.tolist()] for test, values in estimands(records, questions, counted).items()},
+        {
+            test: [values.tolist()]
+            for test, values in estimands(records, questions, counted).items()
+        },
         command=command,
-        settings=settings | {"lora_rank": LORA_RANK, "temperature": TEMPERATURE, "most_tokens": MOST_TOKENS},
+        settings=settings
+        | {"lora_rank": LORA_RANK, "temperature": TEMPERATURE, "most_tokens": MOST_TOKENS},
         wall_seconds=seconds,
-        extra={"records": records, "fresh": counted, "templates": [question.template for question in questions]},
+        extra={
+            "records": records,
+            "fresh": counted,
+            "templates": [question.template for question in questions],
+        },
     )

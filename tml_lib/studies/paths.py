@@ -1,9 +1,11 @@
-"""The path study of the tiny reasoner: does a trajectory's own parameter path descend on its own landscape? (C12)
+"""The path study of the tiny reasoner: does a trajectory's own parameter path descend on its own
+landscape? (C12)
 
-For each question the exact path θ'_0, …, θ'_|t| of `parameter_paths` is projected on the plane of its largest spread
-(`landscape`). The loss of the answer without the trajectory is read off that plane at the projected points: the picture that
-the paper could not draw. The same is done for the control trajectories, each in its own plane. Reasoners, questions and
-trajectories are those of `program_probes`.
+For each question the exact path θ'_0, …, θ'_|t| of `parameter_paths` is projected on the plane of
+its largest spread (`landscape`). The loss of the answer without the trajectory is read off that
+plane at the projected points: the picture that the paper could not draw. The same is done for the
+control trajectories, each in its own plane. Reasoners, questions and trajectories are those of
+`program_probes`.
 """
 
 from __future__ import annotations
@@ -32,39 +34,63 @@ KINDS = ("gold", "corrupted", "foreign", "shuffled")
 QUESTIONS = 200
 
 
-def material(preset: str, model: str, n: int, seed: int) -> tuple[LanguageModel, list[tuple[Question, dict[str, str]]]]:
-    """A preset's model and n questions, each with its gold trajectory and another question's, equally long, by kind.
+def material(
+    preset: str, model: str, n: int, seed: int
+) -> tuple[LanguageModel, list[tuple[Question, dict[str, str]]]]:
+    """A preset's model and n questions, each with its gold trajectory and another question's,
+    equally long, by kind.
 
-    `tiny` takes the shipped reasoner and programs, unless a model is named; the others gsm_symbolic, cut to gold's tokens. In
-    float32 whatever the preset's dtype: at a lower precision the answer's rows are not told apart, and no update is exact.
-    Raises ValueError for n < 1.
+    `tiny` takes the shipped reasoner and programs, unless a model is named; the others
+    gsm_symbolic, cut to gold's tokens. In float32 whatever the preset's dtype: at a lower precision
+    the answer's rows are not told apart, and no update is exact. Raises ValueError for n < 1.
     """
     if n < 1:
         raise ValueError(f"n={n} questions have no path to draw: ask for at least 1")
     if models.preset(preset).task == "programs":
         asked = programs.questions(n + 1, seed, "held_out")
-        found = [program_probes.conditions(asked[k], asked[k + 1], random.Random(f"conditions/{seed}/{k}")) for k in range(n)]
+        found = [
+            program_probes.conditions(
+                asked[k], asked[k + 1], random.Random(f"conditions/{seed}/{k}")
+            )
+            for k in range(n)
+        ]
         texts = [{kind: " ".join(words[kind]) for kind in ("gold", "foreign")} for words in found]
-        return models.load(preset, model=model or models.shipped("tiny-long")), list(zip(asked[:n], texts, strict=True))
-    lm, asked = models.load(preset, model=model, dtype="float32"), trajectories.study_questions(n, seed)
+        return models.load(preset, model=model or models.shipped("tiny-long")), list(
+            zip(asked[:n], texts, strict=True)
+        )
+    lm, asked = (
+        models.load(preset, model=model, dtype="float32"),
+        trajectories.study_questions(n, seed),
+    )
     others = gsm.gsm_symbolic(64, seed)
     texts = [trajectories.build_conditions(lm, question, others, None, seed) for question in asked]
-    return lm, [(q, {kind: found[kind].text for kind in ("gold", "foreign")}) for q, found in zip(asked, texts, strict=True)]
+    return lm, [
+        (q, {kind: found[kind].text for kind in ("gold", "foreign")})
+        for q, found in zip(asked, texts, strict=True)
+    ]
 
 
-def path_values(lm: LanguageModel, question: Question, words: dict[str, list[str]], end: int) -> tuple[dict, dict]:
-    """The values of C12 for one question, and by kind its losses: 'true' L̂ along the path and 'plane', at its projection.
+def path_values(
+    lm: LanguageModel, question: Question, words: dict[str, list[str]], end: int
+) -> tuple[dict, dict]:
+    """The values of C12 for one question, and by kind its losses: 'true' L̂ along the path and
+    'plane', at its projection.
 
-    end: words of gold before the first of the answer's. NaN where a path has no exact updates or spans no plane.
+    end: words of gold before the first of the answer's. NaN where a path has no exact updates or
+    spans no plane.
     """
     prompt, losses, explained = chat_prompt(lm.tokenizer, question.text), {}, {}
     for kind, own in words.items():
         path = parameter_path(lm, prompt, " ".join(own), question.answer)
         try:
             plane = path_plane(path)
-        except ValueError:  # rows that are not independent, or points on a line: nothing to draw for this question
+        # rows that are not independent, or points on a line: nothing to draw for this question
+        except ValueError:
             continue
-        losses[kind] = {"true": path.answer_nll, "plane": path_losses(lm.model, path, plane, plane.points)}
+        losses[kind] = {
+            "true": path.answer_nll,
+            "plane": path_losses(lm.model, path, plane, plane.points),
+        }
         explained[kind] = float(plane.explained.sum())
     tau = {kind: trend(found["plane"]) for kind, found in losses.items()} | {
         kind: math.nan for kind in KINDS if kind not in losses
@@ -74,7 +100,9 @@ def path_values(lm: LanguageModel, question: Question, words: dict[str, list[str
         "C12.descends": tau["gold"],
         "C12.descends_unstated": _trend_until(losses, "gold", end),
         "C12.over_foreign": tau["gold"] - tau["foreign"],
-        "C12.unstated_over_foreign": _trend_until(losses, "gold", end) - _trend_until(losses, "foreign", end),
+        "C12.unstated_over_foreign": (
+            _trend_until(losses, "gold", end) - _trend_until(losses, "foreign", end)
+        ),
         "C12.over_shuffled": tau["gold"] - tau["shuffled"],
         "C12.wrong": tau["corrupted"],
         "C12.explained": explained.get("gold", math.nan),
@@ -85,16 +113,24 @@ def path_values(lm: LanguageModel, question: Question, words: dict[str, list[str
 
 
 def _trend_until(losses: dict[str, dict], kind: str, end: int) -> float:
-    """Tau of the loss in a path's plane over its first `end` words; NaN where there is no such path."""
+    """Tau of the loss in a path's plane over its first `end` words; NaN where there is no such
+    path.
+    """
     return trend(losses[kind]["plane"][: end + 1]) if kind in losses else math.nan
 
 
-def descents(lm: LanguageModel, question: Question, texts: dict[str, str], stride: int = 1) -> dict[str, dict[str, float]]:
-    """By kind of trajectory: tau of the loss in the path's plane, the same before gold states the answer, tau of L̂ itself, and
-    the share of the variance in the plane. The updates leave the prompt's rows alone where such exist (T ≤ d_ff). A path that
-    spans no plane is left out."""
+def descents(
+    lm: LanguageModel, question: Question, texts: dict[str, str], stride: int = 1
+) -> dict[str, dict[str, float]]:
+    """By kind of trajectory: tau of the loss in the path's plane, the same before gold states the
+    answer, tau of L̂ itself, and the share of the variance in the plane. The updates leave the
+    prompt's rows alone where such exist (T ≤ d_ff). A path that spans no plane is left out."""
     prompt, found = chat_prompt(lm.tokenizer, question.text), {}
-    places = [k for word in question.answer.split() if (k := gsm.first_mention(texts["gold"], word)) is not None]
+    places = [
+        k
+        for word in question.answer.split()
+        if (k := gsm.first_mention(texts["gold"], word)) is not None
+    ]
     share = min(places, default=len(texts["gold"])) / len(texts["gold"])
     for kind, text in texts.items():
         path = parameter_path(lm, prompt, text, question.answer, stride=stride)
@@ -104,13 +140,21 @@ def descents(lm: LanguageModel, question: Question, texts: dict[str, str], strid
             continue
         losses = path_losses(lm.model, path, plane, plane.points)
         before = max(int(share * len(losses)), 1)
-        found[kind] = {"plane": trend(losses), "unstated": trend(losses[:before]), "true": trend(path.answer_nll)}
+        found[kind] = {
+            "plane": trend(losses),
+            "unstated": trend(losses[:before]),
+            "true": trend(path.answer_nll),
+        }
         found[kind]["explained"] = float(plane.explained.sum())
     return found
 
 
-def text_record(asked: tuple[Question, dict[str, str]], lm: LanguageModel, stride: int) -> dict[str, float]:
-    """The values of C12 for one question of text, as far as `descents` gives them; NaN where a path spans no plane."""
+def text_record(
+    asked: tuple[Question, dict[str, str]], lm: LanguageModel, stride: int
+) -> dict[str, float]:
+    """The values of C12 for one question of text, as far as `descents` gives them; NaN where a path
+    spans no plane.
+    """
     found = descents(lm, *asked, stride)
     lost = dict.fromkeys(("plane", "unstated", "explained"), math.nan)
     gold, foreign = (found.get(kind, lost) for kind in ("gold", "foreign"))
@@ -123,12 +167,23 @@ def text_record(asked: tuple[Question, dict[str, str]], lm: LanguageModel, strid
     }
 
 
-def path_record(seed: int, folder: Path, *, questions: int, steps: int = program_probes.STEPS, progress: bool = False) -> dict:
-    """One seed: 'values', test -> one number per question; 'curves', kind -> mean loss after each word, 'true' and 'plane'."""
+def path_record(
+    seed: int,
+    folder: Path,
+    *,
+    questions: int,
+    steps: int = program_probes.STEPS,
+    progress: bool = False,
+) -> dict:
+    """One seed: 'values', test -> one number per question; 'curves', kind -> mean loss after each
+    word, 'true' and 'plane'.
+    """
     lm = program_probes.reasoner(seed, folder, steps=steps, progress=progress)
     asked, rows, curves = programs.questions(questions, seed, "held_out"), [], {}
     for k, question in enumerate(asked):
-        found = program_probes.conditions(question, asked[(k + 1) % len(asked)], random.Random(f"conditions/{seed}/{k}"))
+        found = program_probes.conditions(
+            question, asked[(k + 1) % len(asked)], random.Random(f"conditions/{seed}/{k}")
+        )
         end = program_probes.stated(found["gold"], question.answer)
         values, losses = path_values(lm, question, {kind: found[kind] for kind in KINDS}, end)
         rows.append(values)
@@ -142,26 +197,49 @@ def path_record(seed: int, folder: Path, *, questions: int, steps: int = program
     }
 
 
-def study(seeds: Sequence[int], folder: Path, *, questions: int = QUESTIONS, **settings) -> tuple[list[dict], float]:
-    """One `path_record` per seed and the seconds spent. settings: as of `program_probes.by_seed`."""
-    return program_probes.by_seed("paths", path_record, seeds, folder, questions=questions, **settings)
+def study(
+    seeds: Sequence[int], folder: Path, *, questions: int = QUESTIONS, **settings
+) -> tuple[list[dict], float]:
+    """One `path_record` per seed and the seconds spent. settings: as of
+    `program_probes.by_seed`.
+    """
+    return program_probes.by_seed(
+        "paths", path_record, seeds, folder, questions=questions, **settings
+    )
 
 
 def text_study(
-    lm: LanguageModel, asked: Sequence[tuple[Question, dict[str, str]]], stride: int, folder: Path, *, progress: bool = False
+    lm: LanguageModel,
+    asked: Sequence[tuple[Question, dict[str, str]]],
+    stride: int,
+    folder: Path,
+    *,
+    progress: bool = False,
 ) -> tuple[list[dict], float]:
-    """One `text_record` per question of `material` and the seconds spent; the folder keeps finished questions."""
+    """One `text_record` per question of `material` and the seconds spent; the folder keeps finished
+    questions.
+    """
 
     key = {"study": "text-paths", "model": adapters.fingerprint(lm.model), "stride": stride}
     key["asked"] = [question.id for question, _ in asked]
     one = functools.partial(text_record, lm=lm, stride=stride)
-    return runtime.resumable(list(asked), one, key | {"protocol": ledger.protocol("paths")}, folder, progress)
+    return runtime.resumable(
+        list(asked), one, key | {"protocol": ledger.protocol("paths")}, folder, progress
+    )
 
 
 def make_evidence(
-    preset: str, lm: LanguageModel, asked: Sequence[tuple], *, seeds: int, stride: int, folder: Path, settings: dict
+    preset: str,
+    lm: LanguageModel,
+    asked: Sequence[tuple],
+    *,
+    seeds: int,
+    stride: int,
+    folder: Path,
+    settings: dict,
 ) -> Path | None:
-    """The evidence of C12 at a preset: from `seeds` tiny reasoners, or from the questions of text that are asked anyway.
+    """The evidence of C12 at a preset: from `seeds` tiny reasoners, or from the questions of text
+    that are asked anyway.
 
     seeds=0 makes none. settings: the notebook's parameters, for the command that makes it again.
     """
@@ -169,7 +247,12 @@ def make_evidence(
         return None
     if models.preset(preset).task == "programs":
         records, seconds = study(range(seeds), folder, progress=True)
-        return write_evidence(folder, records, command=runtime.run_command("06", {"study_seeds": seeds}), seconds=seconds)
+        return write_evidence(
+            folder,
+            records,
+            command=runtime.run_command("06", {"study_seeds": seeds}),
+            seconds=seconds,
+        )
     records, seconds = text_study(lm, asked, stride, folder, progress=True)
     return ledger.write_evidence(
         folder,

@@ -1,9 +1,11 @@
-"""The probe study of the tiny reasoner: L̂ along right, wrong and unrelated trajectories, five reasoners (C1, C2, C3, C6).
+"""The probe study of the tiny reasoner: L̂ along right, wrong and unrelated trajectories, five
+reasoners (C1, C2, C3, C6).
 
-A seed trains its own reasoner (`tiny-base` after as many steps of SFT as the shipped `tiny-long`) and asks it its own held-out
-questions. Every condition is as long as the gold trajectory, by construction: six statements of five words. Two things are
-easier to say here than for text: where the answer is first stated (the first of its two words), and what another question's
-trajectory shares with this one (nothing: its letters are renamed to ones that this question does not use).
+A seed trains its own reasoner (`tiny-base` after as many steps of SFT as the shipped `tiny-long`)
+and asks it its own held-out questions. Every condition is as long as the gold trajectory, by
+construction: six statements of five words. Two things are easier to say here than for text: where
+the answer is first stated (the first of its two words), and what another question's trajectory
+shares with this one (nothing: its letters are renamed to ones that this question does not use).
 """
 
 from __future__ import annotations
@@ -40,12 +42,18 @@ STEP_WORDS = 5  # of a plain trajectory's step: 'c:= h*4 h=5 c=6 .'
 NEAR = 0.1  # nats per token: as good as where L̂ ends
 
 
-def reasoner(seed: int, folder: Path, *, steps: int = STEPS, progress: bool = False) -> LanguageModel:
-    """The reasoner of a seed, after SFT on long trajectories; trained once, then kept in the folder."""
+def reasoner(
+    seed: int, folder: Path, *, steps: int = STEPS, progress: bool = False
+) -> LanguageModel:
+    """The reasoner of a seed, after SFT on long trajectories; trained once, then kept in the
+    folder.
+    """
     return kept(f"reasoner-{seed}", folder, supervised.arm_rows(seed, "long"), steps, progress)
 
 
-def kept(name: str, folder: Path, rows: Callable[[int], list[Row]], steps: int, progress: bool) -> LanguageModel:
+def kept(
+    name: str, folder: Path, rows: Callable[[int], list[Row]], steps: int, progress: bool
+) -> LanguageModel:
     """tiny-base after `steps` steps on the rows; the folder keeps it."""
     place = Path(folder) / f"{name}-{steps}-{supervised.checkpoint_digest()[:8]}"
     if not place.is_dir():
@@ -62,13 +70,17 @@ def kept(name: str, folder: Path, rows: Callable[[int], list[Row]], steps: int, 
     return models.load("tiny", model=str(place), device="cpu")
 
 
-def first_losses(seed: int, rows: Callable[[int], Callable[[int], list[Row]]] | None = None, steps: int = 20) -> list[float]:
-    """The losses of the first steps of a seed's reasoner, for replays. rows: seed -> its training rows (default: long)."""
+def first_losses(
+    seed: int, rows: Callable[[int], Callable[[int], list[Row]]] | None = None, steps: int = 20
+) -> list[float]:
+    """The losses of the first steps of a seed's reasoner, for replays. rows: seed -> its training
+    rows (default: long).
+    """
     made = supervised.arm_rows(seed, "long") if rows is None else rows(seed)
     return supervised.tuned(models.load("tiny", device="cpu"), made, STEPS, stop=steps)[1]
 
 
-# --- trajectories ----------------------------------------------------------------------------------------------------
+# --- trajectories ---------------------------------------------------------------------------------
 
 
 def steps_of(words: Sequence[str]) -> list[list[str]]:
@@ -77,13 +89,17 @@ def steps_of(words: Sequence[str]) -> list[list[str]]:
 
 
 def stated(words: Sequence[str], answer: str) -> int | None:
-    """How many words stand before the first that is a word of the answer; None where there is none."""
+    """How many words stand before the first that is a word of the answer; None where
+    there is none.
+    """
     own = set(answer.split())
     return next((k for k, word in enumerate(words) if word in own), None)
 
 
 def corrupted(program: Program, words: Sequence[str], rng: random.Random) -> tuple[list[str], int]:
-    """Gold with one wrong value, used from there on, and the number of words before it. One chain's result is wrong then."""
+    """Gold with one wrong value, used from there on, and the number of words before it. One chain's
+    result is wrong then.
+    """
     statements, known = {s.name: s for s in program.statements}, dict(program.inputs)
     steps, made = steps_of(words), []
     at = rng.randrange(len(steps))
@@ -92,7 +108,12 @@ def corrupted(program: Program, words: Sequence[str], rng: random.Random) -> tup
         value = statement.apply(known[statement.operand])
         if k == at:
             value = (value + rng.randrange(1, programs.MODULUS)) % programs.MODULUS
-        made += [*statement.words, f"{statement.operand}={known[statement.operand]}", f"{statement.name}={value}", "."]
+        made += [
+            *statement.words,
+            f"{statement.operand}={known[statement.operand]}",
+            f"{statement.name}={value}",
+            ".",
+        ]
         known[statement.name] = value
     return made, STEP_WORDS * at + 3
 
@@ -104,16 +125,22 @@ def own_answer(program: Program, words: Sequence[str]) -> str:
 
 
 def shuffled(words: Sequence[str], answer: str, rng: random.Random) -> tuple[list[str], int]:
-    """Gold with the steps before the one that first states an answer in another order, and the number of their words."""
+    """Gold with the steps before the one that first states an answer in another order, and the
+    number of their words.
+    """
     steps, free = steps_of(words), stated(words, answer) // STEP_WORDS
     order = list(range(free))
     while free > 1 and order == sorted(order):
         rng.shuffle(order)
-    return [word for k in [*order, *range(free, len(steps))] for word in steps[k]], STEP_WORDS * free
+    return [
+        word for k in [*order, *range(free, len(steps))] for word in steps[k]
+    ], STEP_WORDS * free
 
 
 def renamed(words: Sequence[str], avoid: Program, rng: random.Random) -> list[str]:
-    """Words with their letters mapped, one to one, to letters that the other program does not use."""
+    """Words with their letters mapped, one to one, to letters that the other program does
+    not use.
+    """
     used = {letter for letter, _ in avoid.inputs} | {s.name for s in avoid.statements}
     free = [letter for letter in programs.LETTERS if letter not in used]
     own = sorted({letter for word in words for letter in _letters(word)})
@@ -122,13 +149,19 @@ def renamed(words: Sequence[str], avoid: Program, rng: random.Random) -> list[st
 
 
 def _letters(word: str) -> str:
-    return "".join(c for c in word if c in programs.LETTERS) if word not in token_roles.REFLECTIONS else ""
+    return (
+        "".join(c for c in word if c in programs.LETTERS)
+        if word not in token_roles.REFLECTIONS
+        else ""
+    )
 
 
 def conditions(question: Question, other: Question, rng: random.Random) -> dict[str, list[str]]:
-    """Trajectories of one question by rule, all equally long; the model's own samples come beside them.
+    """Trajectories of one question by rule, all equally long; the model's own samples come beside
+    them.
 
-    foreign: the other question's, with letters that this one does not use. copying: the same, ending in the answer's words.
+    foreign: the other question's, with letters that this one does not use. copying: the same,
+    ending in the answer's words.
     """
     program, gold = programs.parse(question.text), gsm.gold(question).text.split()
     foreign = renamed(gsm.gold(other).text.split(), program, rng)
@@ -141,9 +174,15 @@ def conditions(question: Question, other: Question, rng: random.Random) -> dict[
     }
 
 
-def own_samples(lm: LanguageModel, questions: Sequence[Question], seed: int) -> list[dict[str, list[str]]]:
-    """Per question the words of the first right and the first wrong sample among TRIES at T = 1, where there are such."""
-    prompts = [chat_prompt(lm.tokenizer, question.text) for question in questions for _ in range(TRIES)]
+def own_samples(
+    lm: LanguageModel, questions: Sequence[Question], seed: int
+) -> list[dict[str, list[str]]]:
+    """Per question the words of the first right and the first wrong sample among TRIES at T = 1,
+    where there are such.
+    """
+    prompts = [
+        chat_prompt(lm.tokenizer, question.text) for question in questions for _ in range(TRIES)
+    ]
     seeds = sampling.row_seeds([seed, 1], len(prompts))
     settings = {"temperature": 1.0, "max_new_tokens": supervised.MOST_TOKENS, "batch_size": 512}
     found: list[dict[str, list[str]]] = [{} for _ in questions]
@@ -156,29 +195,42 @@ def own_samples(lm: LanguageModel, questions: Sequence[Question], seed: int) -> 
     return found
 
 
-# --- probing ---------------------------------------------------------------------------------------------------------
+# --- probing --------------------------------------------------------------------------------------
 
 
 def curve(lm: LanguageModel, question: Question, words: Sequence[str], *answers: str) -> np.ndarray:
-    """L̂ of the question's answer, and of further ones, after every word: (len(words) + 1,), or a row for each answer."""
+    """L̂ of the question's answer, and of further ones, after every word: (len(words) + 1,), or a
+    row for each answer.
+    """
     prompt = chat_prompt(lm.tokenizer, question.text)
     found = probe(lm, prompt, " ".join(words), [question.answer, *answers])
     table = np.array([one.answer_nll for one in found])
     return table if answers else table[0]
 
 
-def trajectory_values(lm: LanguageModel, question: Question, found: dict[str, list[str]]) -> tuple[dict, dict]:
+def trajectory_values(
+    lm: LanguageModel, question: Question, found: dict[str, list[str]]
+) -> tuple[dict, dict]:
     """The values of C1 and C2 for one question, and its curves by condition."""
     program = programs.parse(question.text)
     end = stated(found["gold"], question.answer)
     free = STEP_WORDS * (end // STEP_WORDS)
-    error = next(k for k, (a, b) in enumerate(zip(found["gold"], found["corrupted"], strict=True)) if a != b)
+    error = next(
+        k for k, (a, b) in enumerate(zip(found["gold"], found["corrupted"], strict=True)) if a != b
+    )
     wrong = own_answer(program, found["corrupted"])
-    curves = {kind: curve(lm, question, words) for kind, words in found.items() if kind != "corrupted"}
-    spoilt = next(k for k, (a, b) in enumerate(zip(question.answer.split(), wrong.split(), strict=True)) if a != b)
+    curves = {
+        kind: curve(lm, question, words) for kind, words in found.items() if kind != "corrupted"
+    }
+    spoilt = next(
+        k
+        for k, (a, b) in enumerate(zip(question.answer.split(), wrong.split(), strict=True))
+        if a != b
+    )
     first = question.answer.split()[0]
     curves["corrupted"], own, of_first = curve(lm, question, found["corrupted"], wrong, first)
-    of_spoilt = of_first if spoilt == 0 else 2 * curves["corrupted"] - of_first  # L̂ is the mean over both words
+    # L̂ is the mean over both words
+    of_spoilt = of_first if spoilt == 0 else 2 * curves["corrupted"] - of_first
     gold, bad, foreign = curves["gold"], curves["corrupted"], curves["foreign"]
     unstated, tau = gold[0] - gold[end], {kind: trend(c) for kind, c in curves.items()}
     values = {
@@ -200,7 +252,9 @@ def trajectory_values(lm: LanguageModel, question: Question, found: dict[str, li
         "C2.sampled_trend": tau.get("own_wrong", math.nan),
         "C2.corrupted_trend": tau["corrupted"],
         "C2.corrupted_over_foreign": tau["corrupted"] - tau["foreign"],
-        "C2.sampled_fall": curves["own_wrong"][0] - curves["own_wrong"][-1] if "own_wrong" in curves else math.nan,
+        "C2.sampled_fall": (
+            curves["own_wrong"][0] - curves["own_wrong"][-1] if "own_wrong" in curves else math.nan
+        ),
         "C2.corrupted_fall": bad[0] - bad[-1],
         "C2.contrast": unstated - (bad[0] - bad[end]),
         "C2.own_answer": own[0] - own[-1],
@@ -210,29 +264,47 @@ def trajectory_values(lm: LanguageModel, question: Question, found: dict[str, li
     }
     if "own_right" in found:
         first_stated = stated(found["own_right"], question.answer)  # None for a lucky guess
-        before = curves["own_right"][: len(found["own_right"]) + 1 if first_stated is None else first_stated + 1]
-        values |= {"C1.own_trend_unstated": trend(before), "C1.own_unstated": before[0] - before[-1]}
+        before = curves["own_right"][
+            : len(found["own_right"]) + 1 if first_stated is None else first_stated + 1
+        ]
+        values |= {
+            "C1.own_trend_unstated": trend(before),
+            "C1.own_unstated": before[0] - before[-1],
+        }
     return {name: float(number) for name, number in values.items()}, curves
 
 
-# --- C3 --------------------------------------------------------------------------------------------------------------
+# --- C3 -------------------------------------------------------------------------------------------
 
 
-def cut_values(lm: LanguageModel, questions: Sequence[Question], foreign: Sequence[list[str]]) -> tuple[dict, dict]:
-    """The values of C3 per question, and for the figure: share right and mean L̂ when thinking is cut after k steps.
+def cut_values(
+    lm: LanguageModel, questions: Sequence[Question], foreign: Sequence[list[str]]
+) -> tuple[dict, dict]:
+    """The values of C3 per question, and for the figure: share right and mean L̂ when thinking is
+    cut after k steps.
 
-    The model's own greedy trajectory is cut after its k-th full stop and it is made to answer; k = 0 is no-thinking, and
-    `len` of the longest the whole. foreign: as many words of another question, as a control.
+    The model's own greedy trajectory is cut after its k-th full stop and it is made to answer; k =
+    0 is no-thinking, and `len` of the longest the whole. foreign: as many words of another
+    question, as a control.
     """
     prompts = [chat_prompt(lm.tokenizer, question.text) for question in questions]
     settings = {"temperature": 0, "max_new_tokens": supervised.MOST_TOKENS, "batch_size": 512}
     written = sampling.sample(lm, prompts, [0] * len(prompts), **settings)
-    texts = [text.partition(ANSWER_TEMPLATE.strip())[0].split() for text in sampling.texts(lm, written, whole=True)]
+    texts = [
+        text.partition(ANSWER_TEMPLATE.strip())[0].split()
+        for text in sampling.texts(lm, written, whole=True)
+    ]
     stops = [[0, *(k + 1 for k, word in enumerate(words) if word == ".")] for words in texts]
     most = programs.CHAINS * programs.STEPS
-    cuts = [[words[: ends[min(k, len(ends) - 1)]] for words, ends in zip(texts, stops, strict=True)] for k in range(most)]
+    cuts = [
+        [words[: ends[min(k, len(ends) - 1)]] for words, ends in zip(texts, stops, strict=True)]
+        for k in range(most)
+    ]
     right = np.array([forced(lm, questions, cut) for cut in [*cuts, texts, foreign]], dtype=float)
-    curves = [curve(lm, question, words) if words else None for question, words in zip(questions, texts, strict=True)]
+    curves = [
+        curve(lm, question, words) if words else None
+        for question, words in zip(questions, texts, strict=True)
+    ]
     values = {
         "C3.optimum": right[most] - right[0],
         "C3.loss": np.array([math.nan if c is None else c[0] - c[-1] for c in curves]),
@@ -242,21 +314,30 @@ def cut_values(lm: LanguageModel, questions: Sequence[Question], foreign: Sequen
         "C3.foreign": right[most + 1] - right[0],
     }
     kept = [(c, ends) for c, ends in zip(curves, stops, strict=True) if c is not None]
-    nll = [float(np.mean([c[ends[min(k, len(ends) - 1)]] for c, ends in kept])) for k in range(most)]
+    nll = [
+        float(np.mean([c[ends[min(k, len(ends) - 1)]] for c, ends in kept])) for k in range(most)
+    ]
     nll.append(float(np.mean([c[-1] for c, _ in kept])))
     tokens = [float(np.mean([len(cut) for cut in group])) for group in [*cuts, texts]]
     return values, {"right": right[: most + 1].mean(1).tolist(), "nll": nll, "tokens": tokens}
 
 
-def forced(lm: LanguageModel, questions: Sequence[Question], thoughts: Sequence[Sequence[str]]) -> list[bool]:
+def forced(
+    lm: LanguageModel, questions: Sequence[Question], thoughts: Sequence[Sequence[str]]
+) -> list[bool]:
     """Whether the model answers rightly when made to answer after these words."""
     prompts = [
         chat_prompt(lm.tokenizer, question.text) + " ".join(words) + ANSWER_TEMPLATE
         for question, words in zip(questions, thoughts, strict=True)
     ]
-    written = sampling.sample(lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=8, batch_size=512)
+    written = sampling.sample(
+        lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=8, batch_size=512
+    )
     texts = [ANSWER_TEMPLATE + text for text in sampling.texts(lm, written, whole=True)]
-    return [programs.graded(text, question.answer) for text, question in zip(texts, questions, strict=True)]
+    return [
+        programs.graded(text, question.answer)
+        for text, question in zip(texts, questions, strict=True)
+    ]
 
 
 def settled(nll: np.ndarray) -> float:
@@ -265,12 +346,16 @@ def settled(nll: np.ndarray) -> float:
     return (far[-1] + 1) / (len(nll) - 1) if len(far) else 0.0
 
 
-# --- the study -------------------------------------------------------------------------------------------------------
+# --- the study ------------------------------------------------------------------------------------
 
 
-def probe_record(seed: int, folder: Path, *, questions: int, steps: int = STEPS, progress: bool = False) -> dict:
-    """One seed: 'values', test -> one number per question; 'curves', condition -> mean L̂ after each word (those of gold's
-    length); 'cuts', see `cut_values`; 'classes', word class -> mean of |ΔL̂|, ΔL̂ and |ΔL̂|/L̂, and their number."""
+def probe_record(
+    seed: int, folder: Path, *, questions: int, steps: int = STEPS, progress: bool = False
+) -> dict:
+    """One seed: 'values', test -> one number per question; 'curves', condition -> mean L̂ after
+    each word (those of gold's length); 'cuts', see `cut_values`; 'classes', word class -> mean of
+    |ΔL̂|, ΔL̂ and |ΔL̂|/L̂, and their number.
+    """
     lm = reasoner(seed, folder, steps=steps, progress=progress)
     asked = programs.questions(questions, seed, "held_out")
     samples, rows, curves, foreign, tokens = own_samples(lm, asked, seed), [], {}, [], []
@@ -279,7 +364,9 @@ def probe_record(seed: int, folder: Path, *, questions: int, steps: int = STEPS,
         found = conditions(question, asked[(k + 1) % len(asked)], rng) | samples[k]
         values, drawn = trajectory_values(lm, question, found)
         reflecting = token_roles.reflecting(question, seed)
-        by_token, table = token_roles.role_values(lm, question, reflecting, token_roles.program_pieces)
+        by_token, table = token_roles.role_values(
+            lm, question, reflecting, token_roles.program_pieces
+        )
         rows.append(values | by_token)
         foreign.append(found["foreign"])
         tokens += table
@@ -287,22 +374,38 @@ def probe_record(seed: int, folder: Path, *, questions: int, steps: int = STEPS,
             if len(nll) == len(found["gold"]) + 1:
                 curves.setdefault(kind, []).append(nll)
     cut, cuts = cut_values(lm, asked, foreign)
-    values = {name: [row[name] for row in rows] for name in rows[0]} | {name: column.tolist() for name, column in cut.items()}
+    values = {name: [row[name] for row in rows] for name in rows[0]} | {
+        name: column.tolist() for name, column in cut.items()
+    }
     means = {kind: np.mean(table, 0).round(4).tolist() for kind, table in curves.items()}
-    return {"values": values, "curves": means, "cuts": cuts, "classes": token_roles.by_class(tokens)}
+    return {
+        "values": values,
+        "curves": means,
+        "cuts": cuts,
+        "classes": token_roles.by_class(tokens),
+    }
 
 
-def study(seeds: Sequence[int], folder: Path, *, questions: int = QUESTIONS, **settings) -> tuple[list[dict], float]:
+def study(
+    seeds: Sequence[int], folder: Path, *, questions: int = QUESTIONS, **settings
+) -> tuple[list[dict], float]:
     """One `probe_record` per seed and the seconds spent. settings: as of `by_seed`."""
     return by_seed("probes", probe_record, seeds, folder, questions=questions, **settings)
 
 
 def by_seed(
-    name: str, record: Callable[..., dict], seeds: Sequence[int], folder: Path, *, progress: bool = False, **settings
+    name: str,
+    record: Callable[..., dict],
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    progress: bool = False,
+    **settings,
 ) -> tuple[list[dict], float]:
     """[record(seed, folder, steps=..., **settings) for seed in seeds] and the seconds spent.
 
-    The folder keeps every finished seed and each trained reasoner. steps: of the reasoner's training, STEPS by default.
+    The folder keeps every finished seed and each trained reasoner. steps: of the reasoner's
+    training, STEPS by default.
     """
     settings = {"steps": STEPS} | settings
     key = {"study": name, "seeds": list(seeds), "base": supervised.checkpoint_digest()} | settings
@@ -320,7 +423,9 @@ def write_evidence(
     study: str = "probes",
     rows: Callable[[int], Callable[[int], list[Row]]] | None = None,
 ) -> Path:
-    """Write <study>.tiny.json from one record per seed: their 'values' for the ledger, the rest for figures."""
+    """Write <study>.tiny.json from one record per seed: their 'values' for the ledger, the rest for
+    figures.
+    """
     return ledger.write_evidence(
         folder,
         study,

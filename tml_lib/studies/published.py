@@ -1,9 +1,12 @@
-"""Claim C13 from published numbers: AIME24 accuracies of 32B models against the size of their training data (RaML Fig. 4).
+"""Claim C13 from published numbers: AIME24 accuracies of 32B models against the size of their
+training data (RaML Fig. 4).
 
-Deviations from the paper: it evaluated every model anew with one prompt and one sampling (Avg@32, mG-Pass@32). Here stand
-the pass@1 or avg@k that each model's authors published, with prompts, sampling and graders of their own, so that a difference
-of two models is also one of two evaluations. mG-Pass@32 is published nowhere else and left out. Nothing is run: models are
-the units, few, and not drawn at random. `published.toml` holds the numbers with their sources and says how they were chosen.
+Deviations from the paper: it evaluated every model anew with one prompt and one sampling (Avg@32,
+mG-Pass@32). Here stand the pass@1 or avg@k that each model's authors published, with prompts,
+sampling and graders of their own, so that a difference of two models is also one of two
+evaluations. mG-Pass@32 is published nowhere else and left out. Nothing is run: models are the
+units, few, and not drawn at random. `published.toml` holds the numbers with their sources and says
+how they were chosen.
 """
 
 from __future__ import annotations
@@ -37,27 +40,39 @@ class Published:
     questions: int | None = None  # distinct training questions
     samples: int | None = None  # training trajectories, where only they are stated
     size_source: str = ""
-    size_quote: str = ""  # the words with the number of questions or samples, at most 200 characters
+    # the words with the number of questions or samples, at most 200 characters
+    size_quote: str = ""
     assumed: str = ""  # why a size that no source states is taken as it is
     note: str = ""
-    others: tuple[dict, ...] = ()  # accuracies (share) that other texts give, with source and what they are
+    # accuracies (share) that other texts give, with source and what they are
+    others: tuple[dict, ...] = ()
 
 
 def models(path: Path = FILE) -> list[Published]:
-    """All models of the file, in its order; ValueError names the entry, what is wrong with it and what to do."""
+    """All models of the file, in its order; ValueError names the entry, what is wrong with it and
+    what to do.
+    """
     known = {field.name for field in fields(Published)}
     found = []
     for k, entry in enumerate(_read(path)["models"]):
         name = entry.get("name", f"number {k + 1}")
         if odd := sorted(set(entry) - known):
-            raise ValueError(f"{path}: model {name!r} has an unknown field {odd[0]!r}: use {', '.join(sorted(known))}")
+            raise ValueError(
+                f"{path}: model {name!r} has an unknown field {odd[0]!r}: use"
+                f" {', '.join(sorted(known))}"
+            )
         if lacking := [field for field in ("name", "base", "group") if not entry.get(field)]:
-            raise ValueError(f"{path}: model {name!r} lacks {lacking[0]!r}: add it from the model's source")
+            raise ValueError(
+                f"{path}: model {name!r} lacks {lacking[0]!r}: add it from the model's source"
+            )
         found.append(Published(**entry | {"others": tuple(entry.get("others", ()))}))
         if problem := _problem(found[-1]):
             raise ValueError(f"{path}: model {name!r} {problem}")
         if found[-1].name in [m.name for m in found[:-1]]:
-            raise ValueError(f"{path}: model {name!r} stands there twice: keep one entry, its other number goes into 'others'")
+            raise ValueError(
+                f"{path}: model {name!r} stands there twice: keep one entry, its other number goes"
+                " into 'others'"
+            )
     return found
 
 
@@ -70,18 +85,34 @@ def _problem(m: Published) -> str:
     if not all(0 <= x <= 1 for x in (m.accuracy or 0, *(other["accuracy"] for other in m.others))):
         return "has an accuracy outside 0..1: write it as a share, 0.567 for 56.7 %"
     if m.accuracy is not None and not (m.metric and m.source and m.quote):
-        return "has an accuracy without its metric, source or quote: add what is lacking, or take the number out"
+        return (
+            "has an accuracy without its metric, source or quote: add what is lacking, or take the"
+            " number out"
+        )
     if (m.questions or m.samples) and not (m.size_source and m.size_quote):
-        return "has a size without its source and quote: add 'size_source' and 'size_quote', or take the size out"
+        return (
+            "has a size without its source and quote: add 'size_source' and 'size_quote', or take"
+            " the size out"
+        )
     if m.questions and m.samples:
         return "has both 'questions' and 'samples': keep the number of questions"
-    if bad := [x for x in (m.source, m.size_source, *(o["source"] for o in m.others)) if x and not x.startswith("https://")]:
+    if bad := [
+        x
+        for x in (m.source, m.size_source, *(o["source"] for o in m.others))
+        if x and not x.startswith("https://")
+    ]:
         return f"has the source {bad[0]!r}: give an https address"
-    return "has a quote over 200 characters: shorten it" if max(len(m.quote), len(m.size_quote)) > 200 else ""
+    return (
+        "has a quote over 200 characters: shorten it"
+        if max(len(m.quote), len(m.size_quote)) > 200
+        else ""
+    )
 
 
 def repeats(path: Path = FILE) -> list[dict]:
-    """The same weights asked the 30 questions several times: name, by, source, and 'right', answers right in each run."""
+    """The same weights asked the 30 questions several times: name, by, source, and 'right', answers
+    right in each run.
+    """
     return _read(path)["repeats"]
 
 
@@ -90,12 +121,17 @@ def _read(path: Path) -> dict:
 
 
 def matched(found: Sequence[Published]) -> tuple[list[Published], list[Published]]:
-    """Models trained by RL from the base alone whose number of questions is known, best first, and the models trained
-    off-policy on no more questions than the best of them. Models of group 'both' or 'base' are in neither."""
+    """Models trained by RL from the base alone whose number of questions is known, best first, and
+    the models trained off-policy on no more questions than the best of them. Models of group 'both'
+    or 'base' are in neither.
+    """
     known = [m for m in found if m.accuracy is not None and m.questions is not None]
     on = sorted((m for m in known if m.group == "on-policy"), key=lambda m: -m.accuracy)
     if not on:
-        raise ValueError("no on-policy model has an accuracy and a number of questions: C13 has nothing to compare with")
+        raise ValueError(
+            "no on-policy model has an accuracy and a number of questions: C13 has nothing to"
+            " compare with"
+        )
     return on, [m for m in known if m.group == "off-policy" and m.questions <= on[0].questions]
 
 
@@ -103,11 +139,15 @@ def estimands(found: Sequence[Published]) -> dict[str, list[float]]:
     """The values of every test of C13, one per off-policy model (share); claims.toml words them."""
     on, off = matched(found)
     mean = math.fsum(m.accuracy for m in on) / len(on)
-    groups = {g: [m.accuracy for m in found if m.group == g and m.accuracy is not None] for g in GROUPS}
+    groups = {
+        g: [m.accuracy for m in found if m.group == g and m.accuracy is not None] for g in GROUPS
+    }
     return {
         "C13.over_best": [m.accuracy - on[0].accuracy for m in off],
         "C13.over_mean": [m.accuracy - mean for m in off],
-        "C13.any_size_over_best": [accuracy - max(groups["on-policy"]) for accuracy in groups["off-policy"]],
+        "C13.any_size_over_best": [
+            accuracy - max(groups["on-policy"]) for accuracy in groups["off-policy"]
+        ],
     }
 
 
@@ -117,4 +157,6 @@ def write_evidence(folder: Path, command: str, seconds: float) -> Path:
     values = {test: [numbers] for test, numbers in estimands(found).items()}
     extra = {"models": [asdict(m) for m in found]}
     given = {"command": command, "wall_seconds": seconds, "extra": extra}
-    return ledger.write_evidence(folder, "published", "published", values, settings={"questions": AIME_QUESTIONS}, **given)
+    return ledger.write_evidence(
+        folder, "published", "published", values, settings={"questions": AIME_QUESTIONS}, **given
+    )

@@ -1,7 +1,8 @@
 """How each study's evidence is made again: see `claims.replay`.
 
-A record that cost a training run is replayed by the first steps of that training. The evidence keeps their losses, and
-says where they were made after the run. Where the trained weights are shipped (SmolLM2's adapter), the record itself is.
+A record that cost a training run is replayed by the first steps of that training. The evidence
+keeps their losses, and says where they were made after the run. Where the trained weights are
+shipped (SmolLM2's adapter), the record itself is.
 """
 
 from __future__ import annotations
@@ -40,12 +41,20 @@ STEPS = 20  # of a training that is begun again
 
 @functools.cache
 def _model(name: str, dtype: str = "float32") -> LanguageModel:
-    """SmolLM2 by the name that evidence gives it, with the shipped adapter where the name ends in '+sft'."""
-    return lora.load("small", adapter="stored") if name.endswith("+sft") else models.load("small", dtype=dtype)
+    """SmolLM2 by the name that evidence gives it, with the shipped adapter where the name ends in
+    '+sft'.
+    """
+    return (
+        lora.load("small", adapter="stored")
+        if name.endswith("+sft")
+        else models.load("small", dtype=dtype)
+    )
 
 
 def _by_question(evidence: dict) -> Sequence[str]:
-    """The questions of a study of the embedded model on `gsm_symbolic`; evidence of another model has none."""
+    """The questions of a study of the embedded model on `gsm_symbolic`; evidence of another model
+    has none.
+    """
     known = evidence["scale"] in ("small", "small-sft")
     return [f"question {k}" for k in range(len(evidence["templates"]))] if known else []
 
@@ -64,29 +73,43 @@ def _pairs(evidence: dict, place: int, found: dict[str, float]) -> Pairs:
     return {test: (_stored(evidence, test, place), float(value)) for test, value in found.items()}
 
 
-# --- a question of the embedded model ---------------------------------------------------------------------------------
+# --- a question of the embedded model -------------------------------------------------------------
 
 
 def _trajectory(evidence: dict, name: str) -> Pairs:
     settings, k = evidence["settings"], _place(name)
     question = trajectories.study_questions(settings["n_questions"], settings["seed"])[k]
-    kept = "sampled" in evidence  # evidence of an earlier version does not hold the texts that the model wrote
+    # evidence of an earlier version does not hold the texts that the model wrote
+    kept = "sampled" in evidence
     text = evidence["sampled"][k] if kept else None
     sampled = None if text is None else Trajectory(text, "sampled", extract(text), False)
     record = trajectories.question_record(
-        _model(settings["model"]), question, sampled, seed=settings["seed"], stride=settings["stride"]
+        _model(settings["model"]),
+        question,
+        sampled,
+        seed=settings["seed"],
+        stride=settings["stride"],
     )
     found = trajectories.estimands(record, settings["stride"])
-    return _pairs(evidence, k, {test: x for test, x in found.items() if kept or not test.startswith("C2.sampled")})
+    return _pairs(
+        evidence,
+        k,
+        {test: x for test, x in found.items() if kept or not test.startswith("C2.sampled")},
+    )
 
 
 def _roles(evidence: dict, name: str) -> Pairs:
     seed, k = evidence["settings"]["seed"], _place(name)
-    lm, question = _model(evidence["settings"]["model"]), roles.questions(len(evidence["templates"]), seed)[k]
+    lm, question = (
+        _model(evidence["settings"]["model"]),
+        roles.questions(len(evidence["templates"]), seed)[k],
+    )
     values, _ = roles.cut_values(lm, [question], seed)
     found = {test: column[0] for test, column in values.items()}
     if k % roles.EVERY == 0:
-        found |= token_roles.role_values(lm, question, gsm.reflecting(question, seed), token_roles.text_pieces)[0]
+        found |= token_roles.role_values(
+            lm, question, gsm.reflecting(question, seed), token_roles.text_pieces
+        )[0]
     return _pairs(evidence, k, found)
 
 
@@ -106,7 +129,9 @@ def _update(evidence: dict, name: str) -> Pairs:
 
 
 def _lora(evidence: dict, name: str) -> Pairs:
-    """A held-out question before training and with the shipped adapter: greedy answers and L̂, not the samples."""
+    """A held-out question before training and with the shipped adapter: greedy answers and L̂, not
+    the samples.
+    """
     seed, k = evidence["settings"]["seed"], _place(name)
     questions = lora.held_out_questions(len(evidence["templates"]), seed)
     records = [dict(record) for record in evidence["records"]]
@@ -114,7 +139,9 @@ def _lora(evidence: dict, name: str) -> Pairs:
         if record["arm"] != "answers":
             arm = "SmolLM2-135M-Instruct" + ("+sft" if record["arm"] == "gold" else "")
             found = lora.measured(_model(arm), [questions[k]], seed)
-            record["greedy"] = {"right": _with(record["greedy"]["right"], k, found["greedy"]["right"][0])}
+            record["greedy"] = {
+                "right": _with(record["greedy"]["right"], k, found["greedy"]["right"][0])
+            }
             record["nll"] = _with(record["nll"], k, found["nll"][0])
     values = lora.estimands(records, questions, evidence["fresh"])
     return _pairs(evidence, k, {test: column[k] for test, column in values.items()})
@@ -124,7 +151,7 @@ def _with(numbers: Sequence, place: int, value) -> list:
     return [*numbers[:place], value, *numbers[place + 1 :]]
 
 
-# --- estimands of stored records --------------------------------------------------------------------------------------
+# --- estimands of stored records ------------------------------------------------------------------
 
 
 def _seeds(evidence: dict) -> Sequence[str]:
@@ -132,13 +159,21 @@ def _seeds(evidence: dict) -> Sequence[str]:
 
 
 def _from_records(estimands: Callable[[dict], dict]) -> Replay:
-    """The values of a seed, computed from its record; each test's mean, and its value that lies farthest, are compared."""
+    """The values of a seed, computed from its record; each test's mean, and its value that lies
+    farthest, are compared.
+    """
 
     def again(evidence: dict, name: str) -> Pairs:
         seed, found = _place(name), {}
         for test, values in estimands(evidence, seed).items():
-            stored = np.array([math.nan if x is None else x for x in evidence["values"][test][seed]])
-            apart = np.where(np.isnan(stored) != np.isnan(values), math.inf, np.nan_to_num(np.abs(stored - values)))
+            stored = np.array(
+                [math.nan if x is None else x for x in evidence["values"][test][seed]]
+            )
+            apart = np.where(
+                np.isnan(stored) != np.isnan(values),
+                math.inf,
+                np.nan_to_num(np.abs(stored - values)),
+            )
             far = int(apart.argmax())
             found[test] = (float(stored[far]), float(values[far]))
         return found
@@ -151,7 +186,7 @@ def _lora_estimands(evidence: dict, seed: int) -> dict:
     return lora.estimands(evidence["records"], questions, evidence["fresh"])
 
 
-# --- the first steps of a training ------------------------------------------------------------------------------------
+# --- the first steps of a training ----------------------------------------------------------------
 
 
 def _losses(stored: Sequence[float], replayed: Sequence[float], what: str = "loss") -> Pairs:
@@ -172,7 +207,9 @@ _TRAININGS = {
 
 
 def _first_losses(evidence: dict, name: str) -> Pairs:
-    return _losses(evidence["first_losses"][_place(name)], _TRAININGS[evidence["study"]](_place(name)))
+    return _losses(
+        evidence["first_losses"][_place(name)], _TRAININGS[evidence["study"]](_place(name))
+    )
 
 
 def _kept_losses(evidence: dict) -> Sequence[str]:
@@ -183,8 +220,13 @@ def _sft(evidence: dict, name: str) -> Pairs:
     seed, found = _place(name), {}
     for arm in ("long", "short", "none"):
         rows = supervised.arm_rows(seed, supervised.ARMS[arm][0])
-        losses = supervised.tuned(models.load("tiny", device="cpu"), rows, supervised.SFT_STEPS, stop=STEPS)[1]
-        found[f"mean loss, {arm}"] = (evidence["records"][seed]["arms"][arm]["loss"][0], float(np.mean(losses)))
+        losses = supervised.tuned(
+            models.load("tiny", device="cpu"), rows, supervised.SFT_STEPS, stop=STEPS
+        )[1]
+        found[f"mean loss, {arm}"] = (
+            evidence["records"][seed]["arms"][arm]["loss"][0],
+            float(np.mean(losses)),
+        )
     return found
 
 
@@ -192,7 +234,9 @@ def _support(evidence: dict, name: str) -> Pairs:
     seed, found = _place(name), {}
     for size in (1, 32):
         rows = supervised.support_rows(seed, size, supervised.SUPPORT_QUESTIONS)
-        losses = supervised.tuned(models.load("tiny", device="cpu"), rows, supervised.SUPPORT_STEPS, stop=STEPS)[1]
+        losses = supervised.tuned(
+            models.load("tiny", device="cpu"), rows, supervised.SUPPORT_STEPS, stop=STEPS
+        )[1]
         stored = evidence["records"][seed]["sizes"][str(size)]["loss"][0]
         found[f"mean loss, {size} trajectories"] = (stored, float(np.mean(losses)))
     return found
@@ -208,15 +252,23 @@ def _sizes(evidence: dict, name: str) -> Pairs:
     seed, size = _place(name), random.Random(name).choice(rl.SIZES)
     cold, rate = rl.cold_start(seed, rl.COLD_STEPS), rl.best(evidence["rates"], "cold", size)
     curve = rl.logged(rl.rewarded(cold, seed, STEPS, update=size, peak_lr=rate))
-    return _losses(evidence["records"][seed]["sizes"][str(size)]["curve"]["reward"], curve["reward"], f"reward, n = {size},")
+    return _losses(
+        evidence["records"][seed]["sizes"][str(size)]["curve"]["reward"],
+        curve["reward"],
+        f"reward, n = {size},",
+    )
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------
 
 
 def _published(evidence: dict, name: str) -> Pairs:
     found, stored = published.estimands(published.models()), evidence["values"]
-    return {f"{test}, {k + 1}": (stored[test][0][k], x) for test, column in found.items() for k, x in enumerate(column)}
+    return {
+        f"{test}, {k + 1}": (stored[test][0][k], x)
+        for test, column in found.items()
+        for k, x in enumerate(column)
+    }
 
 
 def _seed_values(estimands: Callable[[dict], dict]) -> Callable[[dict, int], dict]:
@@ -229,15 +281,30 @@ REPLAYS: dict[str, tuple[Replay, ...]] = {
     "descent": (_FROM_LOSSES,),
     "efficiency": (_FROM_LOSSES,),
     "lora": (Replay(RECORD, _by_question, _lora, 60), _from_records(_lora_estimands)),
-    "paths": (Replay(RECORD, lambda e: _by_question(e) if "templates" in e else [], _path, 40), _FROM_LOSSES),
+    "paths": (
+        Replay(RECORD, lambda e: _by_question(e) if "templates" in e else [], _path, 40),
+        _FROM_LOSSES,
+    ),
     "probes": (_FROM_LOSSES,),
     "published": (Replay(RECORD, lambda evidence: ["all models"], _published, 1),),
     "rl": (Replay(FIRST_STEPS, _seeds, _rl, 20), _from_records(_seed_values(rl.rl_estimands))),
-    "sft": (Replay(FIRST_STEPS, _seeds, _sft, 15), _from_records(_seed_values(supervised.sft_estimands))),
+    "sft": (
+        Replay(FIRST_STEPS, _seeds, _sft, 15),
+        _from_records(_seed_values(supervised.sft_estimands)),
+    ),
     "sinusoids": (_FROM_LOSSES,),
-    "sizes": (Replay(FIRST_STEPS, _seeds, _sizes, 50), _from_records(_seed_values(rl.size_estimands))),
-    "support": (Replay(FIRST_STEPS, _seeds, _support, 10), _from_records(_seed_values(supervised.support_estimands))),
+    "sizes": (
+        Replay(FIRST_STEPS, _seeds, _sizes, 50),
+        _from_records(_seed_values(rl.size_estimands)),
+    ),
+    "support": (
+        Replay(FIRST_STEPS, _seeds, _support, 10),
+        _from_records(_seed_values(supervised.support_estimands)),
+    ),
     "text": (Replay(RECORD, _by_question, _roles, 60),),
     "trajectories": (Replay(RECORD, _by_question, _trajectory, 40),),
-    "updates": (Replay(RECORD, lambda e: _by_question(e) if "templates" in e else [], _update, 120), _FROM_LOSSES),
+    "updates": (
+        Replay(RECORD, lambda e: _by_question(e) if "templates" in e else [], _update, 120),
+        _FROM_LOSSES,
+    ),
 }

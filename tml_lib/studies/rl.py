@@ -1,9 +1,12 @@
-"""The studies behind C4b, C5 and C8: DPO and GRPO on the tiny reasoner beside SFT, and the samples that GRPO's gradient is of.
+"""The studies behind C4b, C5 and C8: DPO and GRPO on the tiny reasoner beside SFT, and the samples
+that GRPO's gradient is of.
 
-All arms of a seed start from the same base, `tiny-base`, take as many optimiser steps with as many sequences each (64), and
-answer the same held-out questions as the study of C4a does. A *cold start* is a short SFT on long trajectories; DPO and one of
-the GRPO arms go on from it, the other GRPO arm starts at the base. Training on trajectories is `tiny.train`, the rest trl.
-Deviations from the paper: a reward by exact match (Eq. 21), rates tuned on a grid with a seed of their own, no KL term.
+All arms of a seed start from the same base, `tiny-base`, take as many optimiser steps with as many
+sequences each (64), and answer the same held-out questions as the study of C4a does. A *cold start*
+is a short SFT on long trajectories; DPO and one of the GRPO arms go on from it, the other GRPO arm
+starts at the base. Training on trajectories is `tiny.train`, the rest trl.
+Deviations from the paper: a reward by exact match (Eq. 21), rates tuned on a grid with a seed of
+their own, no KL term.
 """
 
 from __future__ import annotations
@@ -57,15 +60,28 @@ def questions(count: int, seed: int) -> list[Question]:
     return found
 
 
-def rewarded(lm: LanguageModel, seed: int, steps: int, *, update: int = 0, peak_lr: float) -> OuterRun:
+def rewarded(
+    lm: LanguageModel, seed: int, steps: int, *, update: int = 0, peak_lr: float
+) -> OuterRun:
     """GRPO for `steps` steps, each on PROMPTS questions of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        given = {"steps": steps, "prompts": PROMPTS, "group": GROUP, "update": update, "peak_lr": peak_lr, "seed": seed}
-        return grpo.grpo(lm, questions(steps * PROMPTS, seed), program_reward, Path(folder), **given)
+        given = {
+            "steps": steps,
+            "prompts": PROMPTS,
+            "group": GROUP,
+            "update": update,
+            "peak_lr": peak_lr,
+            "seed": seed,
+        }
+        return grpo.grpo(
+            lm, questions(steps * PROMPTS, seed), program_reward, Path(folder), **given
+        )
 
 
 def preferred(lm: LanguageModel, seed: int, steps: int, *, peak_lr: float) -> OuterRun:
-    """DPO for `steps` steps on pairs of the model's own samples, a right and a wrong one of the same question."""
+    """DPO for `steps` steps on pairs of the model's own samples, a right and a wrong one of the
+    same question.
+    """
     asked = questions(PAIR_QUESTIONS, seed)
     pairs, _ = dpo.sampled_pairs(lm, asked, programs.graded, samples=8, seed=seed, batch_size=512)
     with tempfile.TemporaryDirectory() as folder:
@@ -74,40 +90,75 @@ def preferred(lm: LanguageModel, seed: int, steps: int, *, peak_lr: float) -> Ou
 
 
 def logged(run: OuterRun) -> dict[str, list[float]]:
-    """Per step the reward, the share of flat groups, tokens and entropy, and the seconds since the first."""
+    """Per step the reward, the share of flat groups, tokens and entropy, and the seconds since the
+    first.
+    """
     rows = [entry for entry in run.log if "reward" in entry]
-    spent = [sum(row[f"seconds_{part}"] for part in ("sampling", "scoring", "update")) for row in rows]
-    names = {"reward": "reward", "flat": "frac_reward_zero_std", "tokens": "completions/mean_length", "entropy": "entropy"}
+    spent = [
+        sum(row[f"seconds_{part}"] for part in ("sampling", "scoring", "update")) for row in rows
+    ]
+    names = {
+        "reward": "reward",
+        "flat": "frac_reward_zero_std",
+        "tokens": "completions/mean_length",
+        "entropy": "entropy",
+    }
     found = {name: [round(float(row[key]), 4) for row in rows] for name, key in names.items()}
     return found | {"seconds": np.cumsum(spent).round(3).tolist()}
 
 
 def last_reward(curve: dict[str, list[float]], until: float | None = None) -> np.ndarray:
-    """Rewards of the last LAST of the steps, or of as many steps up to a time `until`, in seconds."""
+    """Rewards of the last LAST of the steps, or of as many steps up to a time `until`, in
+    seconds.
+    """
     count = max(round(LAST * len(curve["reward"])), 1)
-    end = len(curve["reward"]) if until is None else int(np.searchsorted(curve["seconds"], until, side="right"))
+    end = (
+        len(curve["reward"])
+        if until is None
+        else int(np.searchsorted(curve["seconds"], until, side="right"))
+    )
     end = min(max(end, count), len(curve["reward"]))
     return np.array(curve["reward"][end - count : end])
 
 
-# --- C4b and C5 ------------------------------------------------------------------------------------------------------
+# --- C4b and C5 -----------------------------------------------------------------------------------
 
 
 def rl_record(
-    seed: int, folder: Path, *, steps: int, cold_steps: int, questions: int, rates: dict[str, float], progress: bool = False
+    seed: int,
+    folder: Path,
+    *,
+    steps: int,
+    cold_steps: int,
+    questions: int,
+    rates: dict[str, float],
+    progress: bool = False,
 ) -> dict:
-    """One seed: each arm's answers to held-out questions and wall time (sampling included), and the logs of GRPO.
+    """One seed: each arm's answers to held-out questions and wall time (sampling included), and the
+    logs of GRPO.
 
-    rates: of 'warm', 'zero' and 'dpo'; folder, progress: as `by_seed` hands them on, not needed here.
-    'zero_wall' is GRPO from the base, stopped at the wall time that SFT on long trajectories takes.
+    rates: of 'warm', 'zero' and 'dpo'; folder, progress: as `by_seed` hands them on, not needed
+    here. 'zero_wall' is GRPO from the base, stopped at the wall time that SFT on long trajectories
+    takes.
     """
-    base, tested = models.load("tiny", device="cpu"), programs.questions(questions, seed, "held_out")
-    arms, curves, rest = {"base": {"seconds": 0.0, "steps": 0} | measured(base, tested, seed)}, {}, steps - cold_steps
+    base, tested = (
+        models.load("tiny", device="cpu"),
+        programs.questions(questions, seed, "held_out"),
+    )
+    arms, curves, rest = (
+        {"base": {"seconds": 0.0, "steps": 0} | measured(base, tested, seed)},
+        {},
+        steps - cold_steps,
+    )
 
     def keep(name: str, lm: LanguageModel, seconds: float, count: int = steps) -> None:
         arms[name] = {"seconds": round(seconds, 2), "steps": count} | measured(lm, tested, seed)
 
-    for name, style, count in (("long", "long", steps), ("short", "short", steps), ("cold", "long", cold_steps)):
+    for name, style, count in (
+        ("long", "long", steps),
+        ("short", "short", steps),
+        ("cold", "long", cold_steps),
+    ):
         began = time.perf_counter()
         lm, _ = tuned(base, arm_rows(seed, style), count)
         keep(name, lm, time.perf_counter() - began, count)
@@ -116,12 +167,23 @@ def rl_record(
     run = preferred(cold, seed, rest, peak_lr=rates["dpo"])
     keep("dpo", run.lm, before + time.perf_counter() - began)
     few = 0
-    for name, start, count in (("warm", cold, rest), ("zero", base, steps), ("zero_wall", base, None)):
+    for name, start, count in (
+        ("warm", cold, rest),
+        ("zero", base, steps),
+        ("zero_wall", base, None),
+    ):
         count = count or few
         run = rewarded(start, seed, count, peak_lr=rates["warm" if name == "warm" else "zero"])
         curves[name] = logged(run)
-        keep(name, run.lm, run.seconds + (before if name == "warm" else 0.0), steps if name == "warm" else count)
-        few = max(int(np.searchsorted(curves[name]["seconds"], arms["long"]["seconds"], side="right")), 1)
+        keep(
+            name,
+            run.lm,
+            run.seconds + (before if name == "warm" else 0.0),
+            steps if name == "warm" else count,
+        )
+        few = max(
+            int(np.searchsorted(curves[name]["seconds"], arms["long"]["seconds"], side="right")), 1
+        )
     return {"arms": arms, "curves": curves}
 
 
@@ -145,7 +207,7 @@ def rl_estimands(record: dict) -> dict[str, np.ndarray]:
     return found
 
 
-# --- C8 --------------------------------------------------------------------------------------------------------------
+# --- C8 -------------------------------------------------------------------------------------------
 
 
 def cold_start(seed: int, steps: int) -> LanguageModel:
@@ -154,9 +216,11 @@ def cold_start(seed: int, steps: int) -> LanguageModel:
 
 
 def rate_record(tried: list, *, steps: int, cold_steps: int) -> dict:
-    """Mean reward at the end of a run with each of RATES, on RATE_SEED; 'best' is the rate with the highest.
+    """Mean reward at the end of a run with each of RATES, on RATE_SEED; 'best' is the rate with the
+    highest.
 
-    tried: where the run starts, 'cold' or 'base', and the samples of a group that its gradient is of.
+    tried: where the run starts, 'cold' or 'base', and the samples of a group that its gradient is
+    of.
     """
     start, size = tried
     lm = cold_start(RATE_SEED, cold_steps) if start == "cold" else models.load("tiny", device="cpu")
@@ -169,19 +233,35 @@ def rate_record(tried: list, *, steps: int, cold_steps: int) -> dict:
 
 
 def dpo_rate_record(rate: float, *, steps: int, cold_steps: int) -> dict:
-    """Share of right greedy answers to fresh trained questions after DPO at a rate, on RATE_SEED."""
+    """Share of right greedy answers to fresh trained questions after DPO at a rate, on
+    RATE_SEED.
+    """
     run = preferred(cold_start(RATE_SEED, cold_steps), RATE_SEED, steps, peak_lr=rate)
-    return {"dpo": rate, "right": round(float(np.mean(greedy(run.lm, questions(300, RATE_SEED + 1))["right"])), 4)}
+    return {
+        "dpo": rate,
+        "right": round(float(np.mean(greedy(run.lm, questions(300, RATE_SEED + 1))["right"])), 4),
+    }
 
 
 def size_record(
-    seed: int, folder: Path, *, steps: int, cold_steps: int, questions: int, rates: dict[int, float], progress: bool = False
+    seed: int,
+    folder: Path,
+    *,
+    steps: int,
+    cold_steps: int,
+    questions: int,
+    rates: dict[int, float],
+    progress: bool = False,
 ) -> dict:
-    """One seed: GRPO from the same cold start with the gradient on 1, 2, 4, 8, 16 of 16 samples, each at a rate of its own.
+    """One seed: GRPO from the same cold start with the gradient on 1, 2, 4, 8, 16 of 16 samples,
+    each at a rate of its own.
 
     folder, progress: as `by_seed` hands them on, not needed here.
     """
-    cold, tested = cold_start(seed, cold_steps), programs.questions(questions, seed + 2000, "held_out")
+    cold, tested = (
+        cold_start(seed, cold_steps),
+        programs.questions(questions, seed + 2000, "held_out"),
+    )
     found = {"cold": measured(cold, tested, seed)}
     for size in SIZES:
         run = rewarded(cold, seed, steps, update=size, peak_lr=rates[size])
@@ -190,7 +270,9 @@ def size_record(
 
 
 def size_estimands(record: dict) -> dict[str, np.ndarray]:
-    """One seed's values of every test of C8: one number per question, or per step where rewards are compared."""
+    """One seed's values of every test of C8: one number per question, or per step where rewards are
+    compared.
+    """
     sizes = record["sizes"]
     found = {}
     for test, name in (("pass", "pass@1.0"), ("mgpass", "mgpass@0.6"), ("greedy", "greedy")):
@@ -204,18 +286,29 @@ def size_estimands(record: dict) -> dict[str, np.ndarray]:
     return found
 
 
-# --- the studies -----------------------------------------------------------------------------------------------------
+# --- the studies ----------------------------------------------------------------------------------
 
 
-def rates_study(folder: Path, *, steps: int = SIZE_STEPS, cold_steps: int = COLD_STEPS, progress: bool = False) -> list[dict]:
-    """A `rate_record` per size from the cold start, one from the base, and a `dpo_rate_record` per rate of DPO.
+def rates_study(
+    folder: Path, *, steps: int = SIZE_STEPS, cold_steps: int = COLD_STEPS, progress: bool = False
+) -> list[dict]:
+    """A `rate_record` per size from the cold start, one from the base, and a `dpo_rate_record` per
+    rate of DPO.
 
     The folder keeps finished ones.
     """
-    key = {"steps": steps, "cold": cold_steps, "base": checkpoint_digest(), "protocol": ledger.protocol("rl")}
+    key = {
+        "steps": steps,
+        "cold": cold_steps,
+        "base": checkpoint_digest(),
+        "protocol": ledger.protocol("rl"),
+    }
     tried = [*(["cold", size] for size in SIZES), ["base", GROUP]]
     found = []
-    for name, items, one in (("rl-rates", tried, rate_record), ("dpo-rates", list(DPO_RATES), dpo_rate_record)):
+    for name, items, one in (
+        ("rl-rates", tried, rate_record),
+        ("dpo-rates", list(DPO_RATES), dpo_rate_record),
+    ):
         one = functools.partial(one, steps=steps, cold_steps=cold_steps)
         found += runtime.resumable(items, one, {"study": name} | key, folder, progress)[0]
     return found
@@ -223,7 +316,9 @@ def rates_study(folder: Path, *, steps: int = SIZE_STEPS, cold_steps: int = COLD
 
 def best(tried: Sequence[dict], start: str, size: int) -> float:
     """The rate of GRPO that did best from a start with a size."""
-    return next(row["best"] for row in tried if (row.get("start"), row.get("size")) == (start, size))
+    return next(
+        row["best"] for row in tried if (row.get("start"), row.get("size")) == (start, size)
+    )
 
 
 def size_study(
@@ -235,7 +330,9 @@ def size_study(
     questions: int = QUESTIONS,
     progress: bool = False,
 ) -> tuple[list[dict], list[dict], float]:
-    """One `size_record` per seed at the rates that `rates_study` finds best, these, and the seconds spent on the records."""
+    """One `size_record` per seed at the rates that `rates_study` finds best, these, and the seconds
+    spent on the records.
+    """
     tried = rates_study(folder, steps=steps, cold_steps=cold_steps, progress=progress)
     given = {"steps": steps, "cold_steps": cold_steps, "questions": questions}
     given["rates"] = {size: best(tried, "cold", size) for size in SIZES}
@@ -253,7 +350,9 @@ def rl_study(
     rate_steps: int = SIZE_STEPS,
     progress: bool = False,
 ) -> tuple[list[dict], list[dict], float]:
-    """One `rl_record` per seed, every arm at the rate that `rates_study` finds best for it, the rates, and the seconds."""
+    """One `rl_record` per seed, every arm at the rate that `rates_study` finds best for it, the
+    rates, and the seconds.
+    """
     tried = rates_study(folder, steps=rate_steps, cold_steps=cold_steps, progress=progress)
     rates = {"warm": best(tried, "cold", GROUP), "zero": best(tried, "base", GROUP)}
     rates["dpo"] = max((row for row in tried if "dpo" in row), key=lambda row: row["right"])["dpo"]
@@ -262,8 +361,18 @@ def rl_study(
     return records, tried, seconds
 
 
-def write_evidence(folder: Path, study: str, records: list[dict], tried: list[dict], *, command: str, seconds: float) -> Path:
-    """Write rl.tiny.json (study='rl': C4b, C5) or sizes.tiny.json (study='sizes': C8), with arms, curves and rates."""
+def write_evidence(
+    folder: Path,
+    study: str,
+    records: list[dict],
+    tried: list[dict],
+    *,
+    command: str,
+    seconds: float,
+) -> Path:
+    """Write rl.tiny.json (study='rl': C4b, C5) or sizes.tiny.json (study='sizes': C8), with arms,
+    curves and rates.
+    """
     estimands = {"rl": rl_estimands, "sizes": size_estimands}[study]
     found = [estimands(record) for record in records]
     return ledger.write_evidence(
@@ -272,16 +381,23 @@ def write_evidence(folder: Path, study: str, records: list[dict], tried: list[di
         "tiny",
         {test: [seed[test].tolist() for seed in found] for test in found[0]},
         command=command,
-        settings={"seeds": len(records), "prompts": PROMPTS, "group": GROUP, "base_sha256": checkpoint_digest()},
+        settings={
+            "seeds": len(records),
+            "prompts": PROMPTS,
+            "group": GROUP,
+            "base_sha256": checkpoint_digest(),
+        },
         wall_seconds=seconds,
         extra={"nested": True, "records": records, "rates": tried},
     )
 
 
-# --- what notebook 12 works on ---------------------------------------------------------------------------------------
+# --- what notebook 12 works on --------------------------------------------------------------------
 
 SHOWN = 256  # questions to train on
-BUDGETS = {  # questions of a GRPO step, pairs of a DPO step, samples that a pass trains on, rows that are sampled together
+# questions of a GRPO step, pairs of a DPO step, samples that a pass trains on, rows that are
+# sampled together
+BUDGETS = {
     "tiny": {"prompts": 4, "pairs": 32, "rows": 64, "batch": 512, "most_tokens": 128},
     "small": {"prompts": 1, "pairs": 1, "rows": 1, "batch": 64, "most_tokens": lora.MOST_TOKENS},
     "gpu": {"prompts": 2, "pairs": 8, "rows": 16, "batch": 256, "most_tokens": lora.MOST_TOKENS},
@@ -294,7 +410,9 @@ PEAK_RATES = {  # of all weights, of an adapter: those for text models have not 
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """A model, questions to train on and others to ask, and what training costs and takes at a preset."""
+    """A model, questions to train on and others to ask, and what training costs and takes at a
+    preset.
+    """
 
     lm: LanguageModel
     trained: list[Question]
@@ -309,7 +427,9 @@ class Material:
     rates: dict[str, tuple[float, float]]  # by method: for all weights, for an adapter
 
     def passes(self, update: int) -> int:
-        """Passes that share a GRPO step's samples, `update` of each group, so that none takes more than `rows`."""
+        """Passes that share a GRPO step's samples, `update` of each group, so that none takes more
+        than `rows`.
+        """
         parts = self.prompts * math.gcd(GROUP, update)
         return parts // math.gcd(parts, self.rows)
 
@@ -319,22 +439,32 @@ class Material:
 
 
 def material(preset: str, *, model: str = "", adapter: str = "", n: int, seed: int) -> Material:
-    """A preset's model, SHOWN of its questions to train on and n held-out ones. `tiny` takes `tiny-short` unless told.
+    """A preset's model, SHOWN of its questions to train on and n held-out ones. `tiny` takes
+    `tiny-short` unless told.
 
-    The tiny reasoner's questions have 1..STEPS statements a chain, held-out ones in turn; of a text's held-out questions half
-    are of other templates, and one asked there is not trained on. Raises ValueError for n < 1, and where an adapter is given
-    for the tiny reasoner.
+    The tiny reasoner's questions have 1..STEPS statements a chain, held-out ones in turn; of a
+    text's held-out questions half are of other templates, and one asked there is not trained on.
+    Raises ValueError for n < 1, and where an adapter is given for the tiny reasoner.
     """
     if n < 1:
-        raise ValueError(f"n={n} questions cannot tell a model before from one after: ask for at least 1")
+        raise ValueError(
+            f"n={n} questions cannot tell a model before from one after: ask for at least 1"
+        )
     task, budget = models.preset(preset).task, BUDGETS[preset]
     lm = lora.load(preset, model=model, adapter=adapter, reasoner="tiny-short")
     if task == "programs":
         shown = questions(SHOWN, seed)
-        by_steps = [programs.questions(n, seed, "held_out", steps=steps) for steps in range(1, programs.STEPS + 1)]
+        by_steps = [
+            programs.questions(n, seed, "held_out", steps=steps)
+            for steps in range(1, programs.STEPS + 1)
+        ]
         asked = [by_steps[k % len(by_steps)][k // len(by_steps)] for k in range(n)]
-        return Material(lm, shown, asked, program_reward, programs.graded, rates=PEAK_RATES[task], **budget)
+        return Material(
+            lm, shown, asked, program_reward, programs.graded, rates=PEAK_RATES[task], **budget
+        )
     asked = lora.held_out_questions(n, seed)
     texts = {question.text for question in asked}
-    shown = [question for question in lora.training_questions(SHOWN, seed) if question.text not in texts]
+    shown = [
+        question for question in lora.training_questions(SHOWN, seed) if question.text not in texts
+    ]
     return Material(lm, shown, asked, text_reward, answers.grade, rates=PEAK_RATES[task], **budget)

@@ -1,7 +1,9 @@
-"""The study of C3 and C6 for text models: thinking cut short, and what reflections do; the same tests as on the tiny reasoner.
+"""The study of C3 and C6 for text models: thinking cut short, and what reflections do; the same
+tests as on the tiny reasoner.
 
-`material` gives notebook 07 its model and trajectories at any preset. Deviations from the paper: gsm_symbolic's gold solutions
-with reflections written into them by rule (a small model writes none), and greedy trajectories cut after 160 tokens.
+`material` gives notebook 07 its model and trajectories at any preset. Deviations from the paper:
+gsm_symbolic's gold solutions with reflections written into them by rule (a small model writes
+none), and greedy trajectories cut after 160 tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ SHARES = (0.0, 0.25, 0.5, 0.75)  # of a trajectory's steps after which thinking 
 MOST_TOKENS = 160  # of a trajectory
 ANSWER_TOKENS = 12
 STRIDE = 8
-EVERY = 4  # C6 takes every so many questions: each of their tokens is probed, which costs ten times as much as C3
+# C6 takes every so many questions: each of their tokens is probed, which costs ten times as much as
+# C3
+EVERY = 4
 _STEP_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
@@ -47,8 +51,11 @@ class Material:
     words: list[list[str]]  # per question the gold trajectory's
 
 
-def material(preset: str, *, model: str = "", adapter: str = "", data: str = "", n: int, seed: int) -> Material:
-    """A preset's model, n of its questions and their reflecting trajectories by rule. `tiny` takes `tiny-long` unless told.
+def material(
+    preset: str, *, model: str = "", adapter: str = "", data: str = "", n: int, seed: int
+) -> Material:
+    """A preset's model, n of its questions and their reflecting trajectories by rule. `tiny` takes
+    `tiny-long` unless told.
 
     data: a set of the paper in place of gsm_symbolic, as `trajectories.chosen_questions` reads it.
     Raises ValueError for n < 1, or where an adapter or data are given for the tiny reasoner.
@@ -67,34 +74,52 @@ def material(preset: str, *, model: str = "", adapter: str = "", data: str = "",
 
 
 def questions(n: int, seed: int, data: str = "") -> list[Question]:
-    """n questions into whose gold solution both reflections can be written, none shown to the stored adapter.
+    """n questions into whose gold solution both reflections can be written, none shown to the
+    stored adapter.
 
     data: a set of the paper in place of gsm_symbolic; ValueError where it or the seed gives fewer.
     """
     if data:
-        return trajectories.chosen_questions(data, n, seed, lambda question: gsm.reflecting(question, seed))
+        return trajectories.chosen_questions(
+            data, n, seed, lambda question: gsm.reflecting(question, seed)
+        )
     wanted = trajectories.study_questions(n + 16 + n // 8, seed)
     trained = lora.fresh(wanted, lora.STEPS, 0)
-    found = [q for q, fresh in zip(wanted, trained, strict=True) if fresh and gsm.reflecting(q, seed)]
+    found = [
+        q for q, fresh in zip(wanted, trained, strict=True) if fresh and gsm.reflecting(q, seed)
+    ]
     if len(found) < n:
-        raise ValueError(f"seed {seed} gives {len(found)} of {n} questions: take another seed, or fewer questions")
+        raise ValueError(
+            f"seed {seed} gives {len(found)} of {n} questions: take another seed, or fewer"
+            " questions"
+        )
     return found[:n]
 
 
-# --- C3 --------------------------------------------------------------------------------------------------------------
+# --- C3 -------------------------------------------------------------------------------------------
 
 
-def cut_values(lm: LanguageModel, asked: Sequence[Question], seed: int) -> tuple[dict[str, np.ndarray], dict]:
-    """The values of C3 per question, and for the figure: share right and mean L̂ by the share of steps that thinking has.
+def cut_values(
+    lm: LanguageModel, asked: Sequence[Question], seed: int
+) -> tuple[dict[str, np.ndarray], dict]:
+    """The values of C3 per question, and for the figure: share right and mean L̂ by the share of
+    steps that thinking has.
 
-    The model's own greedy trajectory, up to where it gives its answer in the kit's template, is cut and the model made to
-    answer. NaN where it writes nothing before that. As a control it answers after as much text of another question's solution.
+    The model's own greedy trajectory, up to where it gives its answer in the kit's template, is cut
+    and the model made to answer. NaN where it writes nothing before that. As a control it answers
+    after as much text of another question's solution.
     """
     prompts = [chat_prompt(lm.tokenizer, question.text) for question in asked]
-    written = sampling.sample(lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=MOST_TOKENS, batch_size=32)
-    texts = [text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in sampling.texts(lm, written)]
+    written = sampling.sample(
+        lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=MOST_TOKENS, batch_size=32
+    )
+    texts = [
+        text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in sampling.texts(lm, written)
+    ]
     others = gsm.gsm_symbolic(64, seed)
-    foreign = [gsm.foreign(q, others, seed).text[: len(text)] for q, text in zip(asked, texts, strict=True)]
+    foreign = [
+        gsm.foreign(q, others, seed).text[: len(text)] for q, text in zip(asked, texts, strict=True)
+    ]
     last = [cut(text, 1.0, less=1) for text in texts]
     groups = [*([cut(text, share) for text in texts] for share in SHARES), last, texts, foreign]
     right = np.array([forced(lm, asked, group) for group in groups], dtype=float)
@@ -112,13 +137,25 @@ def cut_values(lm: LanguageModel, asked: Sequence[Question], seed: int) -> tuple
         "C3.foreign": right[-1] - right[0],
     }
     drawn = [c for c in curves if c is not None]
-    nll = [float(np.mean([c[round(share * (len(c) - 1))] for c in drawn])) for share in (*SHARES, 1.0)] if drawn else []
-    shares = {"right": [*right[: len(SHARES)].mean(1).tolist(), float(right[whole].mean())], "nll": nll}
+    nll = (
+        [
+            float(np.mean([c[round(share * (len(c) - 1))] for c in drawn]))
+            for share in (*SHARES, 1.0)
+        ]
+        if drawn
+        else []
+    )
+    shares = {
+        "right": [*right[: len(SHARES)].mean(1).tolist(), float(right[whole].mean())],
+        "nll": nll,
+    }
     return values, shares | {"shares": [*SHARES, 1.0], "empty": texts.count("")}
 
 
 def cut(text: str, share: float, less: int = 0) -> str:
-    """The text's first steps: that share of them, and `less` steps less. A step ends with a sentence or a line."""
+    """The text's first steps: that share of them, and `less` steps less. A step ends with a
+    sentence or a line.
+    """
     ends = [match.start() for match in _STEP_END.finditer(text)] + [len(text)]
     kept = max(math.floor(share * len(ends)) - less, 0)
     return text[: ends[kept - 1]] if kept else ""
@@ -126,17 +163,25 @@ def cut(text: str, share: float, less: int = 0) -> str:
 
 def forced(lm: LanguageModel, asked: Sequence[Question], thoughts: Sequence[str]) -> list[bool]:
     """Whether the model answers rightly when made to answer after these texts."""
-    prompts = [chat_prompt(lm.tokenizer, q.text) + text + ANSWER_TEMPLATE for q, text in zip(asked, thoughts, strict=True)]
-    written = sampling.sample(lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=ANSWER_TOKENS, batch_size=32)
+    prompts = [
+        chat_prompt(lm.tokenizer, q.text) + text + ANSWER_TEMPLATE
+        for q, text in zip(asked, thoughts, strict=True)
+    ]
+    written = sampling.sample(
+        lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=ANSWER_TOKENS, batch_size=32
+    )
     boxes = [f"\\boxed{{{text.partition('}')[0]}}}" for text in sampling.texts(lm, written)]
     return [grade(box, question.answer) for box, question in zip(boxes, asked, strict=True)]
 
 
-# --- the study -------------------------------------------------------------------------------------------------------
+# --- the study ------------------------------------------------------------------------------------
 
 
-def text_record(start: int, folder: Path, lm: LanguageModel, asked: list[Question], *, group: int, seed: int) -> dict:
-    """The values of C3 and C6 for questions start..start + group, their curves by share of steps, and the tokens' rows.
+def text_record(
+    start: int, folder: Path, lm: LanguageModel, asked: list[Question], *, group: int, seed: int
+) -> dict:
+    """The values of C3 and C6 for questions start..start + group, their curves by share of steps,
+    and the tokens' rows.
 
     C6 takes every EVERY-th question, and is NaN for the others.
     """
@@ -144,23 +189,42 @@ def text_record(start: int, folder: Path, lm: LanguageModel, asked: list[Questio
     cut_found, shares = cut_values(lm, now, seed)
     values, tokens = [], []
     for question in now[::EVERY]:
-        found, rows = token_roles.role_values(lm, question, gsm.reflecting(question, seed), token_roles.text_pieces)
+        found, rows = token_roles.role_values(
+            lm, question, gsm.reflecting(question, seed), token_roles.text_pieces
+        )
         values += [found, *[dict.fromkeys(found, math.nan)] * (EVERY - 1)]
         tokens += rows
     values = values[: len(now)]
     table = {name: column.tolist() for name, column in cut_found.items()}
-    return {"values": table | {name: [row[name] for row in values] for name in values[0]}, "cuts": shares, "tokens": tokens}
+    return {
+        "values": table | {name: [row[name] for row in values] for name in values[0]},
+        "cuts": shares,
+        "tokens": tokens,
+    }
 
 
 def study(
-    lm: LanguageModel, n: int, seed: int, folder: Path, *, data: str = "", group: int = 20, progress: bool = False
+    lm: LanguageModel,
+    n: int,
+    seed: int,
+    folder: Path,
+    *,
+    data: str = "",
+    group: int = 20,
+    progress: bool = False,
 ) -> tuple[list[dict], float]:
     """One `text_record` per `group` of n questions and the seconds spent.
 
     The folder keeps finished groups; the same call with a larger n goes on from them.
     """
     asked = questions(n, seed, data)
-    key = {"study": "text", "model": adapters.fingerprint(lm.model), "seed": seed, "group": group, "data": data}
+    key = {
+        "study": "text",
+        "model": adapters.fingerprint(lm.model),
+        "seed": seed,
+        "group": group,
+        "data": data,
+    }
     key |= {"protocol": ledger.protocol("text")}
     one = functools.partial(text_record, folder=folder, lm=lm, asked=asked, group=group, seed=seed)
     return runtime.resumable(list(range(0, n, group)), one, key, folder, progress)
@@ -178,14 +242,25 @@ def write_evidence(
     command: str,
     seconds: float,
 ) -> Path:
-    """Write text.<scale>.json: values of C3 and C6, curves by share, token classes; scale: `scale_name`."""
+    """Write text.<scale>.json: values of C3 and C6, curves by share, token classes; scale:
+    `scale_name`.
+    """
     tests = records[0]["values"]
     asked = np.array([len(r["values"]["C3.optimum"]) for r in records])
-    drawn = asked - np.array([r["cuts"]["empty"] for r in records])  # a group that writes nothing has no L̂ to show
+    # a group that writes nothing has no L̂ to show
+    drawn = asked - np.array([r["cuts"]["empty"] for r in records])
     cuts = {"shares": [*SHARES, 1.0], "empty": int(asked.sum() - drawn.sum())}
     for name, weights in (("right", asked), ("nll", drawn)):
-        kept = [(r["cuts"][name], weight) for r, weight in zip(records, weights, strict=True) if weight]
-        cuts[name] = np.average([row for row, _ in kept], 0, [weight for _, weight in kept]).round(4).tolist() if kept else []
+        kept = [
+            (r["cuts"][name], weight) for r, weight in zip(records, weights, strict=True) if weight
+        ]
+        cuts[name] = (
+            np.average([row for row, _ in kept], 0, [weight for _, weight in kept])
+            .round(4)
+            .tolist()
+            if kept
+            else []
+        )
     return ledger.write_evidence(
         folder,
         "text",
@@ -197,15 +272,26 @@ def write_evidence(
         extra={
             "templates": [question.template for question in questions(n, seed, data)],
             "cuts": cuts,
-            "classes": token_roles.by_class([row for record in records for row in record["tokens"]]),
+            "classes": token_roles.by_class(
+                [row for record in records for row in record["tokens"]]
+            ),
         },
     )
 
 
 def make_evidence(
-    preset: str, given: Material, *, n: int, seeds: int, seed: int, folder: Path, settings: dict, data: str = ""
+    preset: str,
+    given: Material,
+    *,
+    n: int,
+    seeds: int,
+    seed: int,
+    folder: Path,
+    settings: dict,
+    data: str = "",
 ) -> Path | None:
-    """The evidence at a preset: C1, C2, C3 and C6 from `seeds` tiny reasoners, or C3 and C6 from n questions of text.
+    """The evidence at a preset: C1, C2, C3 and C6 from `seeds` tiny reasoners, or C3 and C6 from n
+    questions of text.
 
     seeds=0 makes none. settings: the notebook's parameters, for the command that makes it again.
     """
@@ -217,4 +303,14 @@ def make_evidence(
         return program_probes.write_evidence(folder, records, command=command, seconds=seconds)
     records, seconds = study(given.lm, n, seed, folder, data=data, progress=True)
     command = runtime.run_command("07", settings)
-    return write_evidence(folder, preset, given.lm, records, n=n, seed=seed, data=data, command=command, seconds=seconds)
+    return write_evidence(
+        folder,
+        preset,
+        given.lm,
+        records,
+        n=n,
+        seed=seed,
+        data=data,
+        command=command,
+        seconds=seconds,
+    )

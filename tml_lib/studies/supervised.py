@@ -1,9 +1,11 @@
-"""The studies behind C4a, C7 and C9: supervised fine-tuning of the tiny base on trajectories, five seeds each.
+"""The studies behind C4a, C7 and C9: supervised fine-tuning of the tiny base on trajectories, five
+seeds each.
 
-All arms of a seed start from the same base checkpoint and see the same questions at the same step; each seed has its own
-questions, trained and held out, and its own trajectories. They train by `tiny.train`, which gives the same weights as
-`sft.sft` (a test compares them) in about 60 % of its time. Deviations from the paper: accuracy is exact match; the
-greedy answer is reported beside its Pass@8 and mG-Pass@8.
+All arms of a seed start from the same base checkpoint and see the same questions at the same step;
+each seed has its own questions, trained and held out, and its own trajectories. They train by
+`tiny.train`, which gives the same weights as `sft.sft` (a test compares them) in about 60 % of its
+time. Deviations from the paper: accuracy is exact match; the greedy answer is reported beside its
+Pass@8 and mG-Pass@8.
 """
 
 from __future__ import annotations
@@ -33,11 +35,13 @@ TEST_QUESTIONS = 500
 SAMPLES = 16
 K = 8
 TEMPERATURES = (0.6, 1.0)
-MOST_TOKENS = 128  # the longest gold trajectory of the harder split, reflections included, takes about 90
+# the longest gold trajectory of the harder split, reflections included, takes about 90
+MOST_TOKENS = 128
 
 
 def arm_rows(seed: int, style: str | None, *, whole: bool = False) -> Callable[[int], list[Row]]:
-    """Step -> its batch: questions of 1..STEPS statements a chain, the same for every style; None leaves trajectories out.
+    """Step -> its batch: questions of 1..STEPS statements a chain, the same for every style; None
+    leaves trajectories out.
 
     whole: no trajectory is cut short or left out (see `tiny.sft_row`).
     """
@@ -48,7 +52,11 @@ def arm_rows(seed: int, style: str | None, *, whole: bool = False) -> Callable[[
     def one(rng: random.Random) -> Row:
         program = programs.split_program(rng, "train", rng.randint(1, programs.STEPS))
         words = programs.trajectory(program, style, rng).text.split() if style else []
-        return tiny.row(program.text, words, program.answer()) if whole else tiny.sft_row(program, words, rng)
+        return (
+            tiny.row(program.text, words, program.answer())
+            if whole
+            else tiny.sft_row(program, words, rng)
+        )
 
     return rows
 
@@ -60,29 +68,43 @@ def mean_tokens(style: str | None) -> float:
 
 
 def tuned(
-    base: LanguageModel, rows: Callable[[int], Sequence[Row]], steps: int, *, stop: int | None = None, progress: bool = False
+    base: LanguageModel,
+    rows: Callable[[int], Sequence[Row]],
+    steps: int,
+    *,
+    stop: int | None = None,
+    progress: bool = False,
 ) -> tuple[LanguageModel, list[float]]:
-    """A copy of the base after `steps` steps, and its losses. stop: leave off after that many of them."""
+    """A copy of the base after `steps` steps, and its losses. stop: leave off after that many of
+    them.
+    """
     model = type(base.model)(base.model.config)
     model.load_state_dict(base.model.state_dict())
     losses = tiny.train(model, rows, steps=steps, stop=stop, peak_lr=PEAK_LR, progress=progress)
     return LanguageModel(model, base.tokenizer, base.name), losses
 
 
-# --- measuring -------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 def greedy(lm: LanguageModel, questions: list[Question], begin: str = "") -> dict:
-    """Greedy answers: right or not per question, mean number of tokens of those that ended, share that did."""
+    """Greedy answers: right or not per question, mean number of tokens of those that ended, share
+    that did.
+    """
     settings = {"temperature": 0, "max_new_tokens": MOST_TOKENS, "batch_size": 512}
-    right, tokens, ended = sampling.right_counts(lm, questions, programs.graded, samples=1, seed=0, begin=begin, **settings)
+    right, tokens, ended = sampling.right_counts(
+        lm, questions, programs.graded, samples=1, seed=0, begin=begin, **settings
+    )
     return {"right": right, "tokens": round(tokens, 2), "ended": round(ended, 4)}
 
 
 def sampled(lm: LanguageModel, questions: list[Question], seed: int) -> dict[str, list[int]]:
     """Right ones among SAMPLES samples per question, by temperature."""
     settings = {"max_new_tokens": MOST_TOKENS, "batch_size": 512, "samples": SAMPLES, "seed": seed}
-    return {str(t): sampling.right_counts(lm, questions, programs.graded, temperature=t, **settings)[0] for t in TEMPERATURES}
+    return {
+        str(t): sampling.right_counts(lm, questions, programs.graded, temperature=t, **settings)[0]
+        for t in TEMPERATURES
+    }
 
 
 def measured(lm: LanguageModel, questions: list[Question], seed: int) -> dict:
@@ -91,7 +113,9 @@ def measured(lm: LanguageModel, questions: list[Question], seed: int) -> dict:
 
 
 def metric(arm: dict, name: str) -> np.ndarray:
-    """One number per question: 'greedy', or 'pass@1.0' and 'mgpass@1.0' with the temperature behind the '@' (k = 8)."""
+    """One number per question: 'greedy', or 'pass@1.0' and 'mgpass@1.0' with the temperature behind
+    the '@' (k = 8).
+    """
     if name == "greedy":
         return np.array(arm["greedy"]["right"], dtype=float)
     kind, _, temperature = name.partition("@")
@@ -100,7 +124,7 @@ def metric(arm: dict, name: str) -> np.ndarray:
     return table[np.array(arm["sampled"][temperature])]
 
 
-# --- C4a and C9 ------------------------------------------------------------------------------------------------------
+# --- C4a and C9 -----------------------------------------------------------------------------------
 
 
 ARMS = {  # name: (style, equal to long in, whole rows only)
@@ -117,19 +141,26 @@ ACROSS = ("long", "short", "none", "long_whole")  # arms that answer every split
 
 
 def sft_record(base: LanguageModel, seed: int, *, steps: int, questions: int) -> dict:
-    """One seed: SFT on long, plain, short and no trajectories, at equal steps or with as many tokens of whole rows as long.
+    """One seed: SFT on long, plain, short and no trajectories, at equal steps or with as many
+    tokens of whole rows as long.
 
-    'arms': per arm the measurements on held-out questions and the loss by 20 steps; 'splits': greedy answers of the
-    base, some arms and, without thinking, long, on each split.
+    'arms': per arm the measurements on held-out questions and the loss by 20 steps; 'splits':
+    greedy answers of the base, some arms and, without thinking, long, on each split.
     """
-    sets = {split: programs.questions(questions, seed, split) for split in programs.SPLITS if split != "train"}
+    sets = {
+        split: programs.questions(questions, seed, split)
+        for split in programs.SPLITS
+        if split != "train"
+    }
     lengths = {style: mean_tokens(style) for style in ("long", "short", None)}
     arms: dict[str, dict] = {"base": measured(base, sets["held_out"], seed)}
     splits: dict[str, dict] = {split: {"base": greedy(base, sets[split])} for split in sets}
     for name, (style, equal, whole) in ARMS.items():
         taken = steps if equal == "steps" else round(steps * lengths["long"] / lengths[style])
         lm, losses = tuned(base, arm_rows(seed, style, whole=whole), taken)
-        answered = {split: greedy(lm, sets[split]) for split in (sets if name in ACROSS else ("held_out",))}
+        answered = {
+            split: greedy(lm, sets[split]) for split in (sets if name in ACROSS else ("held_out",))
+        }
         arms[name] = {"greedy": answered["held_out"], "steps": taken, "loss": thinned(losses)}
         if name in SAMPLED:
             arms[name]["sampled"] = sampled(lm, sets["held_out"], seed)
@@ -139,7 +170,11 @@ def sft_record(base: LanguageModel, seed: int, *, steps: int, questions: int) ->
         if name == "long":
             for split in sets:
                 splits[split]["no_thinking"] = greedy(lm, sets[split], begin=ANSWER_TEMPLATE)
-    return {"arms": arms, "splits": splits, "row_tokens": {str(style): round(n, 2) for style, n in lengths.items()}}
+    return {
+        "arms": arms,
+        "splits": splits,
+        "row_tokens": {str(style): round(n, 2) for style, n in lengths.items()},
+    }
 
 
 def thinned(losses: list[float]) -> list[float]:
@@ -147,7 +182,7 @@ def thinned(losses: list[float]) -> list[float]:
     return [round(float(np.mean(losses[k : k + 20])), 4) for k in range(0, len(losses), 20)]
 
 
-# --- C7 --------------------------------------------------------------------------------------------------------------
+# --- C7 -------------------------------------------------------------------------------------------
 
 SIZES = (1, 2, 4, 8, 16, 32)
 SUPPORT_QUESTIONS = 300  # with 300 steps each is visited 64 times
@@ -155,16 +190,20 @@ SUPPORT_STEPS = 300
 
 
 def support_rows(seed: int, size: int, count: int) -> Callable[[int], list[Row]]:
-    """Step -> its batch: `count` questions in turn, visit v of a question with its trajectory v modulo `size`.
+    """Step -> its batch: `count` questions in turn, visit v of a question with its trajectory v
+    modulo `size`.
 
-    Whatever the size, a question is visited equally often and at the same steps, so fewer trajectories are repeated more
-    often (RaML Fig. 8).
+    Whatever the size, a question is visited equally often and at the same steps, so fewer
+    trajectories are repeated more often (RaML Fig. 8).
     """
     made = []
     for k in range(count):
-        program = programs.split_program(rng := random.Random(f"support/{seed}/{k}"), "train", rng.randint(1, programs.STEPS))
+        program = programs.split_program(
+            rng := random.Random(f"support/{seed}/{k}"), "train", rng.randint(1, programs.STEPS)
+        )
         found = programs.trajectories(program, max(SIZES), "long", seed)
-        random.Random(f"support/{seed}/pool/{k}").shuffle(found)  # drawn likeliest first: every size gets the same style
+        # drawn likeliest first: every size gets the same style
+        random.Random(f"support/{seed}/pool/{k}").shuffle(found)
         made.append((program, [t.text.split() for t in found[:size]]))
 
     def rows(step: int) -> list[Row]:
@@ -177,13 +216,19 @@ def support_rows(seed: int, size: int, count: int) -> Callable[[int], list[Row]]
     def one(index: int) -> Row:
         visit, place = divmod(index, count)
         program, found = made[order(visit)[place]]
-        return tiny.sft_row(program, found[visit % size], random.Random(f"support/{seed}/row/{index}"))
+        return tiny.sft_row(
+            program, found[visit % size], random.Random(f"support/{seed}/row/{index}")
+        )
 
     return rows
 
 
-def support_record(base: LanguageModel, seed: int, *, steps: int, count: int, questions: int) -> dict:
-    """One seed: SFT with 1, 2, ..., 32 distinct long trajectories per question; measurements and losses by size."""
+def support_record(
+    base: LanguageModel, seed: int, *, steps: int, count: int, questions: int
+) -> dict:
+    """One seed: SFT with 1, 2, ..., 32 distinct long trajectories per question; measurements and
+    losses by size.
+    """
     tested = programs.questions(questions, seed + 1000, "held_out")
     found = {}
     for size in SIZES:
@@ -192,7 +237,7 @@ def support_record(base: LanguageModel, seed: int, *, steps: int, count: int, qu
     return {"sizes": found}
 
 
-# --- values and evidence ---------------------------------------------------------------------------------------------
+# --- values and evidence --------------------------------------------------------------------------
 
 _METRICS = {
     "greedy": "greedy",
@@ -208,7 +253,9 @@ def sft_estimands(record: dict) -> dict[str, np.ndarray]:
     arms, found = record["arms"], {}
     for equal, tail in (("steps", ""), ("tokens", "_tokens")):
         for test, name in _METRICS.items():
-            found[f"C4a.{equal}_{test}"] = metric(arms["long"], name) - metric(arms[f"short{tail}"], name)
+            found[f"C4a.{equal}_{test}"] = metric(arms["long"], name) - metric(
+                arms[f"short{tail}"], name
+            )
         none = metric(arms[f"none{tail}"], "greedy")
         found[f"C4a.over_none_{equal}"] = metric(arms["long"], "greedy") - none
         found[f"C4a.short_over_none_{equal}"] = metric(arms[f"short{tail}"], "greedy") - none
@@ -235,17 +282,32 @@ def support_estimands(record: dict) -> dict[str, np.ndarray]:
     return found
 
 
-def study_values(records: list[dict], estimands: Callable[[dict], dict[str, np.ndarray]]) -> dict[str, list[list[float]]]:
+def study_values(
+    records: list[dict], estimands: Callable[[dict], dict[str, np.ndarray]]
+) -> dict[str, list[list[float]]]:
     """test -> seeds -> questions, as the ledger takes it."""
     seeds = [estimands(record) for record in records]
     return {test: [seed[test].tolist() for seed in seeds] for test in seeds[0]}
 
 
 def sft_study(
-    seeds: Sequence[int], folder: Path, *, steps: int = SFT_STEPS, questions: int = TEST_QUESTIONS, progress: bool = False
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    steps: int = SFT_STEPS,
+    questions: int = TEST_QUESTIONS,
+    progress: bool = False,
 ) -> tuple[list[dict], float]:
-    """One `sft_record` per seed and the seconds spent; a checkpoint in the folder keeps each finished seed."""
-    key = {"study": "sft", "seeds": list(seeds), "steps": steps, "questions": questions, "base": checkpoint_digest()}
+    """One `sft_record` per seed and the seconds spent; a checkpoint in the folder keeps each
+    finished seed.
+    """
+    key = {
+        "study": "sft",
+        "seeds": list(seeds),
+        "steps": steps,
+        "questions": questions,
+        "base": checkpoint_digest(),
+    }
     key |= {"protocol": ledger.protocol("sft")}
     base = models.load("tiny", device="cpu")
     one = functools.partial(sft_record, base, steps=steps, questions=questions)
@@ -261,7 +323,9 @@ def support_study(
     questions: int = TEST_QUESTIONS,
     progress: bool = False,
 ) -> tuple[list[dict], float]:
-    """One `support_record` per seed and the seconds spent; a checkpoint in the folder keeps each finished seed."""
+    """One `support_record` per seed and the seconds spent; a checkpoint in the folder keeps each
+    finished seed.
+    """
     given = {"steps": steps, "count": count, "questions": questions}
     key = {"study": "support", "seeds": list(seeds), "base": checkpoint_digest()} | given
     key |= {"protocol": ledger.protocol("support")}
@@ -271,7 +335,9 @@ def support_study(
 
 def checkpoint_digest(name: str = "tiny-base") -> str:
     """sha256 of a shipped checkpoint's weights, by default of the base that all arms start from."""
-    return hashlib.sha256((Path(models.shipped(name)) / "model.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256(
+        (Path(models.shipped(name)) / "model.safetensors").read_bytes()
+    ).hexdigest()
 
 
 def write_sft_evidence(folder: Path, records: list[dict], *, command: str, seconds: float) -> Path:
@@ -279,7 +345,9 @@ def write_sft_evidence(folder: Path, records: list[dict], *, command: str, secon
     return _write(folder, "sft", records, sft_estimands, command, seconds)
 
 
-def write_support_evidence(folder: Path, records: list[dict], *, command: str, seconds: float) -> Path:
+def write_support_evidence(
+    folder: Path, records: list[dict], *, command: str, seconds: float
+) -> Path:
     """Write support.tiny.json: values of C7, and the records for figures."""
     return _write(folder, "support", records, support_estimands, command, seconds)
 
@@ -291,7 +359,12 @@ def _write(folder, study, records, estimands, command, seconds) -> Path:
         "tiny",
         study_values(records, estimands),
         command=command,
-        settings={"seeds": len(records), "batch": BATCH, "peak_lr": PEAK_LR, "base_sha256": checkpoint_digest()},
+        settings={
+            "seeds": len(records),
+            "batch": BATCH,
+            "peak_lr": PEAK_LR,
+            "base_sha256": checkpoint_digest(),
+        },
         wall_seconds=seconds,
         extra={"nested": True, "records": records},
     )

@@ -1,8 +1,10 @@
-"""The studies behind notebooks 02 and 03: meta-learning on sinusoids, and a decoder that writes gradient descent.
+"""The studies behind notebooks 02 and 03: meta-learning on sinusoids, and a decoder that writes
+gradient descent.
 
-Each seed is one record: everything is trained anew from it and measured on unseen tasks of its own. Kept after every
-seed, so that an interrupted study goes on. Deviation from the paper: none of this is in it; it makes its table of analogies
-and its Eq. 4 literal, in models where both sides can be computed.
+Each seed is one record: everything is trained anew from it and measured on unseen tasks of its own.
+Kept after every seed, so that an interrupted study goes on. Deviation from the paper: none of this
+is in it; it makes its table of analogies and its Eq. 4 literal, in models where both sides can be
+computed.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ SIZES = (1, 40, 40, 1)  # Finn et al. (2017), §5.1
 META_BATCH = 25
 SHOTS = 10
 STEPS = 5  # inner steps of meta-training
-# In training, chosen on seeds that are not measured: MAML did not train at 0.05, and FOMAML diverges at 0.02.
+# In training, chosen on seeds that are not measured: MAML did not train at 0.05, and FOMAML
+# diverges at 0.02.
 INNER_LR = 0.02
 FOMAML_INNER_LR = 0.005
 OUTER_LR = 0.008  # at 0.016 one of five seeds diverges
@@ -55,16 +58,20 @@ def new_network(seed: int) -> maml.Theta:
 
 def unseen_sinusoids(n: int, seed: int) -> TaskBatch:
     """n tasks with up to 20 shots and 100 query points, drawn apart from those of training."""
-    return toy.sinusoids(n, max(SHOTS_SWEPT), torch.Generator().manual_seed(2 * 10**6 + seed), queries=100)
+    return toy.sinusoids(
+        n, max(SHOTS_SWEPT), torch.Generator().manual_seed(2 * 10**6 + seed), queries=100
+    )
 
 
-# --- sinusoids -------------------------------------------------------------------------------------------------------
+# --- sinusoids ------------------------------------------------------------------------------------
 
 
 def sinusoid_record(seed: int, *, meta_steps: int, optimiser_steps: int) -> dict:
-    """One seed of M1 and M2: starts by every method, a learned optimiser, and their query losses on unseen tasks.
+    """One seed of M1 and M2: starts by every method, a learned optimiser, and their query losses on
+    unseen tasks.
 
-    'at_five', 'at_ten', 'start', 'one_shot', 'blind': per-task losses; the rest are means over tasks for figures.
+    'at_five', 'at_ten', 'start', 'one_shot', 'blind': per-task losses; the rest are means over
+    tasks for figures.
     """
     tasks, others = unseen_sinusoids(UNSEEN, seed), unseen_sinusoids(TUNING, seed + 5 * 10**5)
     record: dict = {"curves": {}, "at_five": {}, "seconds": {}, "rates": {}}
@@ -72,11 +79,16 @@ def sinusoid_record(seed: int, *, meta_steps: int, optimiser_steps: int) -> dict
     for method in maml.METHODS:
         began, rate = time.perf_counter(), FOMAML_INNER_LR if method == "fomaml" else INNER_LR
         given = {"meta_steps": meta_steps, "inner_lr": rate, "steps": STEPS, "outer_lr": OUTER_LR}
-        starts[method], _ = maml.meta_train(new_network(seed), sample, seed=seed, method=method, **given)
+        starts[method], _ = maml.meta_train(
+            new_network(seed), sample, seed=seed, method=method, **given
+        )
         record["seconds"][method] = time.perf_counter() - began
         rate = record["rates"][method] = best_rate(starts[method], others.with_shots(SHOTS), method)
         curve = inner_curve(starts[method], tasks.with_shots(SHOTS), rate, method)
-        record["curves"][method], record["at_five"][method] = _mean(curve), _rounded(curve[:, STEPS])
+        record["curves"][method], record["at_five"][method] = (
+            _mean(curve),
+            _rounded(curve[:, STEPS]),
+        )
         if method == "joint":
             record["blind"] = _rounded(curve[:, 0])
         if method == "maml":
@@ -88,22 +100,39 @@ def sinusoid_record(seed: int, *, meta_steps: int, optimiser_steps: int) -> dict
     record["harmed"] = {shots: harmed(start, tasks.with_shots(shots)) for shots in SHOTS_SWEPT}
     record["one_shot"] = _rounded(swept[1][1][:, STEPS])
     rates = {rate: inner_curve(start, tasks.with_shots(SHOTS), rate) for rate in RATES_SWEPT}
-    record["by_rate"] = {rate: _mean(curve.nan_to_num(posinf=1e6).clamp(max=1e6)) for rate, curve in rates.items()}
-    return record | {"optimisers": optimiser_record(seed, tasks.with_shots(SHOTS), others.with_shots(SHOTS), optimiser_steps)}
+    record["by_rate"] = {
+        rate: _mean(curve.nan_to_num(posinf=1e6).clamp(max=1e6)) for rate, curve in rates.items()
+    }
+    return record | {
+        "optimisers": optimiser_record(
+            seed, tasks.with_shots(SHOTS), others.with_shots(SHOTS), optimiser_steps
+        )
+    }
 
 
-def inner_curve(start: maml.Theta, tasks: TaskBatch, inner_lr: float, method: str = "maml") -> torch.Tensor:
+def inner_curve(
+    start: maml.Theta, tasks: TaskBatch, inner_lr: float, method: str = "maml"
+) -> torch.Tensor:
     """Query losses after 0..10 inner steps, (B, 11)."""
     return maml.adaptation_curve(start, tasks, inner_lr=inner_lr, steps=10, method=method)
 
 
 def best_rate(start: maml.Theta, tasks: TaskBatch, method: str = "maml") -> float:
-    """The swept inner_lr with the lowest query loss after 5 steps on tasks that are not measured."""
-    return min(RATES_SWEPT, key=lambda rate: float(inner_curve(start, tasks, rate, method)[:, STEPS].mean()))
+    """The swept inner_lr with the lowest query loss after 5 steps on tasks that are not
+    measured.
+    """
+    return min(
+        RATES_SWEPT,
+        key=lambda rate: float(inner_curve(start, tasks, rate, method)[:, STEPS].mean()),
+    )
 
 
-def by_shots(start: maml.Theta, tasks: TaskBatch, others: TaskBatch) -> dict[int, tuple[float, torch.Tensor]]:
-    """For every number of shots the best inner_lr on other tasks, and the query losses along the inner loop with it."""
+def by_shots(
+    start: maml.Theta, tasks: TaskBatch, others: TaskBatch
+) -> dict[int, tuple[float, torch.Tensor]]:
+    """For every number of shots the best inner_lr on other tasks, and the query losses along the
+    inner loop with it.
+    """
     found = {}
     for shots in SHOTS_SWEPT:
         rate = best_rate(start, others.with_shots(shots))
@@ -112,13 +141,17 @@ def by_shots(start: maml.Theta, tasks: TaskBatch, others: TaskBatch) -> dict[int
 
 
 def harmed(start: maml.Theta, tasks: TaskBatch) -> float:
-    """Share of tasks whose query loss is higher after 5 steps at the trained inner_lr than before them."""
+    """Share of tasks whose query loss is higher after 5 steps at the trained inner_lr than before
+    them.
+    """
     curve = inner_curve(start, tasks, INNER_LR)
     return float((curve[:, STEPS] > curve[:, 0]).float().mean())
 
 
 def optimiser_record(seed: int, tasks: TaskBatch, others: TaskBatch, meta_steps: int) -> dict:
-    """A learned optimiser beside SGD and Adam at their best rates: per-task losses after 10 steps, mean curves over 20."""
+    """A learned optimiser beside SGD and Adam at their best rates: per-task losses after 10 steps,
+    mean curves over 20.
+    """
     rule, _ = optimisers.train_optimiser(
         new_network,
         lambda draw: toy.sinusoids(OPTIMISER_BATCH, SHOTS, draw),
@@ -127,13 +160,20 @@ def optimiser_record(seed: int, tasks: TaskBatch, others: TaskBatch, meta_steps:
         seed=seed,
     )
     draw = torch.Generator().manual_seed(3 * 10**6 + seed)
-    networks, tuning = (optimisers.fresh_networks(new_network, len(given), draw) for given in (tasks, others))
+    networks, tuning = (
+        optimisers.fresh_networks(new_network, len(given), draw) for given in (tasks, others)
+    )
     rules, rates = {"learned": rule}, {}
     for name, make in (("sgd", optimisers.sgd), ("adam", optimisers.adam)):
-        ends = {rate: rule_curve(make(rate), tuning, others, OPTIMISER_STEPS)[:, -1].mean() for rate in RATES_TUNED}
+        ends = {
+            rate: rule_curve(make(rate), tuning, others, OPTIMISER_STEPS)[:, -1].mean()
+            for rate in RATES_TUNED
+        }
         rates[name] = min(RATES_TUNED, key=lambda rate, ends=ends: float(ends[rate]))
         rules[name] = make(rates[name])
-    curves = {name: rule_curve(made, networks, tasks, 2 * OPTIMISER_STEPS) for name, made in rules.items()}
+    curves = {
+        name: rule_curve(made, networks, tasks, 2 * OPTIMISER_STEPS) for name, made in rules.items()
+    }
     curves["foreign"] = rule_curve(rule, networks, tasks.foreign_support(), 2 * OPTIMISER_STEPS)
     return {
         "rates": rates,
@@ -144,7 +184,9 @@ def optimiser_record(seed: int, tasks: TaskBatch, others: TaskBatch, meta_steps:
 
 
 @torch.no_grad()
-def rule_curve(rule: optimisers.Rule, networks: maml.Theta, tasks: TaskBatch, steps: int) -> torch.Tensor:
+def rule_curve(
+    rule: optimisers.Rule, networks: maml.Theta, tasks: TaskBatch, steps: int
+) -> torch.Tensor:
     """Query losses along a rule's moves, (B, steps + 1); infinite where it diverged."""
     found = optimisers.query_losses(optimisers.unroll(rule, networks, tasks, steps), tasks)
     return found.nan_to_num(nan=float("inf"), posinf=float("inf"))
@@ -162,7 +204,10 @@ def sinusoid_values(records: list[dict]) -> dict[str, list[list[float]]]:
         ours, learned = five["maml"], rules["at_end"]["learned"]
         found = {
             "M1.gain": difference(record["start"], ours),
-            **{f"M1.over_{method}": difference(five[method], ours) for method in ("joint", "fomaml", "reptile", "anil")},
+            **{
+                f"M1.over_{method}": difference(five[method], ours)
+                for method in ("joint", "fomaml", "reptile", "anil")
+            },
             "M1.beyond": difference(ours, record["at_ten"]),
             "M1.shots": difference(record["one_shot"], ours),
             "M2.over_sgd": difference(rules["at_end"]["sgd"], learned),
@@ -176,11 +221,12 @@ def sinusoid_values(records: list[dict]) -> dict[str, list[list[float]]]:
     return values
 
 
-# --- gradient descent written out --------------------------------------------------------------------------------------
+# --- gradient descent written out -----------------------------------------------------------------
 
 
 def descent_record(seed: int, *, train_steps: int, maml_steps: int) -> dict:
-    """One seed of G1-G3: the four arms of `descent`, MAML on the same tasks, and what each does on unseen regressions.
+    """One seed of G1-G3: the four arms of `descent`, MAML on the same tasks, and what each does on
+    unseen regressions.
 
     'values': per-task estimands; the rest are means over tasks for figures.
     """
@@ -190,9 +236,15 @@ def descent_record(seed: int, *, train_steps: int, maml_steps: int) -> dict:
     explicit = descent.gradient_descent(batch, w_0, LONGEST)
     written = descent.write(writer, batch, w_0, LONGEST)
     asked = descent.answer_nll(writer, batch, written)
-    late = descent.answer_nll(models["late"], batch, descent.write(models["late"], batch, w_0, descent.STEPS))
+    late = descent.answer_nll(
+        models["late"], batch, descent.write(models["late"], batch, w_0, descent.STEPS)
+    )
     foreign = {
-        arm: descent.answer_nll(models[arm], batch, foreign_iterates(descent.write(models[arm], batch, w_0, descent.STEPS)))
+        arm: descent.answer_nll(
+            models[arm],
+            batch,
+            foreign_iterates(descent.write(models[arm], batch, w_0, descent.STEPS)),
+        )
         for arm in ("writer", "late")
     }
     direct = direct_nll(models["direct"], batch)
@@ -207,7 +259,10 @@ def descent_record(seed: int, *, train_steps: int, maml_steps: int) -> dict:
         "G1.iterate": relative_distance(written[:, end], explicit[:, end], w_0),
         "G1.response": response_error(writer, batch, written[:, : end + 1], seed),
         "G1.reciter_response": response_error(
-            models["reciter"], batch, descent.write(models["reciter"], batch, torch.zeros_like(w_0), end), seed
+            models["reciter"],
+            batch,
+            descent.write(models["reciter"], batch, torch.zeros_like(w_0), end),
+            seed,
         ),
         "G1.cosine": step_cosines(batch, written[:, : end + 1]).mean(1),
         "G1.longer": relative_distance(written[:, 2 * end], explicit[:, 2 * end], w_0),
@@ -225,7 +280,10 @@ def descent_record(seed: int, *, train_steps: int, maml_steps: int) -> dict:
     implicit, steps = implicit_values(writer, batch, written[:, : end + 1], seed)
     return {
         "values": {name: _rounded(found) for name, found in {**values, **implicit}.items()},
-        "loss": {"explicit": _mean(descent.query_loss(batch, explicit)), "written": _mean(descent.query_loss(batch, written))},
+        "loss": {
+            "explicit": _mean(descent.query_loss(batch, explicit)),
+            "written": _mean(descent.query_loss(batch, written)),
+        },
         "nll": {
             "explicit": _mean(explicit_nll),
             **{kind: _mean(found) for kind, found in asked.items()},
@@ -233,7 +291,10 @@ def descent_record(seed: int, *, train_steps: int, maml_steps: int) -> dict:
         },
         "direct": float(direct.mean()),
         "maml": maml_comparison(writer, batch, seed, maml_steps),
-        "step_error": {arm: _rounded(step_errors(models[arm], batch, w_0, arm)) for arm in ("writer", "reciter")},
+        "step_error": {
+            arm: _rounded(step_errors(models[arm], batch, w_0, arm))
+            for arm in ("writer", "reciter")
+        },
         "shifts": shift_tables(writer, seed),
         "implicit": steps,
     }
@@ -241,7 +302,9 @@ def descent_record(seed: int, *, train_steps: int, maml_steps: int) -> dict:
 
 def unseen_regressions(seed: int, **shift: float) -> tuple[TaskBatch, torch.Tensor]:
     """Test regressions and random starts, drawn apart from those of training."""
-    return descent.draw_tasks(UNSEEN, torch.Generator().manual_seed(4 * 10**6 + seed), queries=QUERIES, **shift)
+    return descent.draw_tasks(
+        UNSEEN, torch.Generator().manual_seed(4 * 10**6 + seed), queries=QUERIES, **shift
+    )
 
 
 def foreign_iterates(written: torch.Tensor) -> torch.Tensor:
@@ -250,33 +313,48 @@ def foreign_iterates(written: torch.Tensor) -> torch.Tensor:
 
 
 def straight_iterates(written: torch.Tensor) -> torch.Tensor:
-    """The same ends joined by a straight line in equal steps, which is not gradient descent: (B, k + 1, d)."""
+    """The same ends joined by a straight line in equal steps, which is not gradient descent: (B, k
+    + 1, d).
+    """
     share = torch.linspace(0, 1, written.shape[1])[None, :, None]
     return written[:, :1] + share * (written[:, -1:] - written[:, :1])
 
 
 def first_queries(batch: TaskBatch, n: int) -> TaskBatch:
     """The first n tasks, each with its first query point only."""
-    return TaskBatch(batch.support_x[:n], batch.support_y[:n], batch.query_x[:n, :1], batch.query_y[:n, :1])
+    return TaskBatch(
+        batch.support_x[:n], batch.support_y[:n], batch.query_x[:n, :1], batch.query_y[:n, :1]
+    )
 
 
-def relative_distance(found: torch.Tensor, wanted: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """|found - wanted|^2 of each task by the mean over tasks of |start - wanted|^2: (B, d) each -> (B,)."""
+def relative_distance(
+    found: torch.Tensor, wanted: torch.Tensor, start: torch.Tensor
+) -> torch.Tensor:
+    """|found - wanted|^2 of each task by the mean over tasks of |start - wanted|^2: (B, d) each ->
+    (B,).
+    """
     return ((found - wanted) ** 2).sum(1) / ((start - wanted) ** 2).sum(1).mean()
 
 
-def end_distance(model: descent.Writer, batch: TaskBatch, w_0: torch.Tensor, steps: int = descent.STEPS) -> torch.Tensor:
-    """`relative_distance` of the last of so many written iterates from explicit gradient descent's."""
+def end_distance(
+    model: descent.Writer, batch: TaskBatch, w_0: torch.Tensor, steps: int = descent.STEPS
+) -> torch.Tensor:
+    """`relative_distance` of the last of so many written iterates from explicit gradient
+    descent's.
+    """
     explicit = descent.gradient_descent(batch, w_0, steps)[:, -1]
     return relative_distance(descent.write(model, batch, w_0, steps)[:, -1], explicit, w_0)
 
 
 @torch.no_grad()
-def response_error(model: descent.Writer, batch: TaskBatch, written: torch.Tensor, seed: int) -> torch.Tensor:
-    """Displace w_3 and see how w_4 follows: squared error against (I - inner_lr A) displacement, by its mean square, (B,).
+def response_error(
+    model: descent.Writer, batch: TaskBatch, written: torch.Tensor, seed: int
+) -> torch.Tensor:
+    """Displace w_3 and see how w_4 follows: squared error against (I - inner_lr A) displacement, by
+    its mean square, (B,).
 
-    A gradient step from the iterate that stands there moves on by exactly that; an iterate that is worked out from the data
-    and its place does not move at all (error 1).
+    A gradient step from the iterate that stands there moves on by exactly that; an iterate that is
+    worked out from the data and its place does not move at all (error 1).
     """
     draw = torch.Generator().manual_seed(5 * 10**6 + seed)
     displacement = DISPLACEMENT * torch.randn(len(batch), descent.D, generator=draw)
@@ -284,21 +362,30 @@ def response_error(model: descent.Writer, batch: TaskBatch, written: torch.Tenso
     displaced[:, 3] += displacement
     response = model(batch, displaced, ())[0][:, 3] - model(batch, written[:, :4], ())[0][:, 3]
     zero = torch.zeros_like(displacement)
-    curved = descent.support_gradient(batch, displacement) - descent.support_gradient(batch, zero)  # A displacement
+    # A displacement
+    curved = descent.support_gradient(batch, displacement) - descent.support_gradient(batch, zero)
     expected = displacement - descent.INNER_LR * curved
     return relative_distance(response, expected, zero)
 
 
 def step_cosines(batch: TaskBatch, written: torch.Tensor) -> torch.Tensor:
-    """Cosine of each written step with -∇L at the iterate where it starts: (B, k + 1, d) -> (B, k)."""
+    """Cosine of each written step with -∇L at the iterate where it starts: (B, k + 1, d)
+    -> (B, k).
+    """
     slopes = -descent.support_gradient(batch, written[:, :-1].contiguous())
     return torch.cosine_similarity(written.diff(dim=1), slopes, dim=2)
 
 
 @torch.no_grad()
-def step_errors(model: descent.Writer, batch: TaskBatch, w_0: torch.Tensor, arm: str) -> torch.Tensor:
-    """One step at a time along explicit gradient descent: mean squared error of each written step by its mean square, (K,)."""
-    explicit = descent.gradient_descent(batch, w_0 if arm == "writer" else torch.zeros_like(w_0), descent.STEPS)
+def step_errors(
+    model: descent.Writer, batch: TaskBatch, w_0: torch.Tensor, arm: str
+) -> torch.Tensor:
+    """One step at a time along explicit gradient descent: mean squared error of each written step
+    by its mean square, (K,).
+    """
+    explicit = descent.gradient_descent(
+        batch, w_0 if arm == "writer" else torch.zeros_like(w_0), descent.STEPS
+    )
     following = model(batch, explicit, ())[0][:, :-1]
     steps = explicit.diff(dim=1)
     return ((following - explicit[:, 1:]) ** 2).sum(2).mean(0) / (steps**2).sum(2).mean(0)
@@ -312,11 +399,13 @@ def direct_nll(model: descent.Writer, batch: TaskBatch) -> torch.Tensor:
 
 
 def maml_comparison(writer: descent.Writer, batch: TaskBatch, seed: int, meta_steps: int) -> dict:
-    """MAML with k = 1..6 inner steps on the same regressions, beside the iterates written from the same starts.
+    """MAML with k = 1..6 inner steps on the same regressions, beside the iterates written from the
+    same starts.
 
-    A linear model w·x + b; on mirrored tasks b stays 0, and since the mean squared error has twice the gradient of L, half the
-    inner_lr makes the same steps. 'maml': query loss after k steps from the start that was trained for k; 'written': the same
-    of iterates that the decoder writes from that start; 'start': the start's length.
+    A linear model w·x + b; on mirrored tasks b stays 0, and since the mean squared error has twice
+    the gradient of L, half the inner_lr makes the same steps. 'maml': query loss after k steps from
+    the start that was trained for k; 'written': the same of iterates that the decoder writes from
+    that start; 'start': the start's length.
     """
     found: dict[str, list[float]] = {"maml": [], "written": [], "start": []}
     for steps in range(1, descent.STEPS + 1):
@@ -329,7 +418,9 @@ def maml_comparison(writer: descent.Writer, batch: TaskBatch, seed: int, meta_st
             seed=seed,
         )
         w_0 = theta[0].T.expand(len(batch), -1)
-        curve = maml.adaptation_curve(theta, mirrored(batch), inner_lr=descent.INNER_LR / 2, steps=steps)
+        curve = maml.adaptation_curve(
+            theta, mirrored(batch), inner_lr=descent.INNER_LR / 2, steps=steps
+        )
         found["maml"].append(float(curve[:, -1].mean()))
         written = descent.write(writer, batch, w_0, steps)
         found["written"].append(float(descent.query_loss(batch, written)[:, -1].mean()))
@@ -338,13 +429,17 @@ def maml_comparison(writer: descent.Writer, batch: TaskBatch, seed: int, meta_st
 
 
 def mirrored(batch: TaskBatch) -> TaskBatch:
-    """The same tasks with every point (x, y) also as (-x, -y): the slope's gradient is the same, a bias of 0 has none."""
+    """The same tasks with every point (x, y) also as (-x, -y): the slope's gradient is the same, a
+    bias of 0 has none.
+    """
     parts = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
     return TaskBatch(*(torch.cat([part, -part], 1) for part in parts))
 
 
 def shift_tables(writer: descent.Writer, seed: int) -> dict[str, list[list[float]]]:
-    """Beyond training: per setting (relative distance from gradient descent, query loss of it, query loss as written)."""
+    """Beyond training: per setting (relative distance from gradient descent, query loss of it,
+    query loss as written).
+    """
 
     def row(batch: TaskBatch, w_0: torch.Tensor) -> list[float]:
         explicit = descent.gradient_descent(batch, w_0, descent.STEPS)[:, -1:]
@@ -355,16 +450,20 @@ def shift_tables(writer: descent.Writer, seed: int) -> dict[str, list[list[float
     plain, w_0 = unseen_regressions(seed)
     return {
         "noise": [row(*unseen_regressions(seed, noise=noise)) for noise in NOISES],
-        "condition": [row(*unseen_regressions(seed, condition=condition)) for condition in CONDITIONS],
+        "condition": [
+            row(*unseen_regressions(seed, condition=condition)) for condition in CONDITIONS
+        ],
         "start": [row(plain, factor * w_0) for factor in STARTS],
     }
 
 
-def implicit_values(writer: descent.Writer, batch: TaskBatch, written: torch.Tensor, seed: int) -> tuple[dict, dict]:
+def implicit_values(
+    writer: descent.Writer, batch: TaskBatch, written: torch.Tensor, seed: int
+) -> tuple[dict, dict]:
     """C11g's measurements on this model: G3's per-task estimands, and means by step for the figure.
 
-    The path of each task's own iterates under both questions, and under the readout those of another task and of a straight
-    line between the same ends.
+    The path of each task's own iterates under both questions, and under the readout those of
+    another task and of a straight line between the same ends.
     """
     held: dict[str, dict[str, list]] = {}
     for name, iterates, kind in (
@@ -373,18 +472,28 @@ def implicit_values(writer: descent.Writer, batch: TaskBatch, written: torch.Ten
         ("foreign", foreign_iterates(written), "readout"),
         ("straight", straight_iterates(written), "readout"),
     ):
-        found = [implicit_steps(writer, batch, iterates, index, kind, seed) for index in range(len(batch))]
-        held[name] = {key: np.array([getattr(steps, key) for steps in found]) for key in IMPLICIT_KEPT}
+        found = [
+            implicit_steps(writer, batch, iterates, index, kind, seed)
+            for index in range(len(batch))
+        ]
+        held[name] = {
+            key: np.array([getattr(steps, key) for steps in found]) for key in IMPLICIT_KEPT
+        }
     own, falls = held["readout"], held["readout"]["best_gradient_drop"].sum(1).mean()
     values = {
         "G3.cosine": np.nanmean(own["cosine"], 1),
         "G3.over_foreign": np.nanmean(own["cosine"], 1) - np.nanmean(held["foreign"]["cosine"], 1),
-        "G3.over_straight": np.nanmean(own["cosine"], 1) - np.nanmean(held["straight"]["cosine"], 1),
+        "G3.over_straight": (
+            np.nanmean(own["cosine"], 1) - np.nanmean(held["straight"]["cosine"], 1)
+        ),
         "G3.over_random": np.nanmean(own["cosine"], 1) - np.nanmean(own["cosine_random"], 1),
         "G3.share": own["drop"].sum(1) / falls,
         "G3.answer_cosine": np.nanmean(held["answer"]["cosine"], 1),
     }
-    means = {name: {key: _rounded(np.nanmean(table, 0)) for key, table in tables.items()} for name, tables in held.items()}
+    means = {
+        name: {key: _rounded(np.nanmean(table, 0)) for key, table in tables.items()}
+        for name, tables in held.items()
+    }
     return values, means
 
 
@@ -392,7 +501,12 @@ IMPLICIT_KEPT = ("cosine", "cosine_random", "drop", "best_gradient_drop", "norm"
 
 
 def implicit_steps(
-    writer: descent.Writer, batch: TaskBatch, iterates: torch.Tensor, index: int, kind: str, seed: int
+    writer: descent.Writer,
+    batch: TaskBatch,
+    iterates: torch.Tensor,
+    index: int,
+    kind: str,
+    seed: int,
 ) -> parameter_paths.PathSteps:
     """The implicit path of one task's iterates, its first query asked, step by step beside -∇L."""
     asked = descent.as_causal_lm(writer, batch, iterates, index)
@@ -415,21 +529,34 @@ def _rounded(values) -> list[float]:
     return [float(f"{x:.5g}") for x in np.asarray(values, dtype=float)]
 
 
-# --- the first steps of the trainings, for replays ----------------------------------------------------------------------
+# --- the first steps of the trainings, for replays ------------------------------------------------
 
 
 def first_losses(name: str, seed: int, steps: int = 20) -> list[float]:
-    """The losses of the first steps of a seed's training: MAML's on 'sinusoids', the writer's on 'descent'."""
+    """The losses of the first steps of a seed's training: MAML's on 'sinusoids', the writer's on
+    'descent'.
+    """
     if name == "descent":
-        return descent.train("writer", seed, train_steps=BUDGETS[name]["train_steps"], stop=steps)[1]
-    settings = {"inner_lr": INNER_LR, "steps": STEPS, "outer_lr": OUTER_LR, "meta_steps": BUDGETS[name]["meta_steps"]}
+        return descent.train("writer", seed, train_steps=BUDGETS[name]["train_steps"], stop=steps)[
+            1
+        ]
+    settings = {
+        "inner_lr": INNER_LR,
+        "steps": STEPS,
+        "outer_lr": OUTER_LR,
+        "meta_steps": BUDGETS[name]["meta_steps"],
+    }
     return maml.meta_train(new_network(seed), sample, seed=seed, stop=steps, **settings)[1]
 
 
-# --- whole studies, resumable ------------------------------------------------------------------------------------------
+# --- whole studies, resumable ---------------------------------------------------------------------
 
 STUDIES = {  # name -> one seed's record, its estimands, parts that only the estimands need
-    "sinusoids": (sinusoid_record, sinusoid_values, {"at_five", "start", "at_ten", "one_shot", "blind"}),
+    "sinusoids": (
+        sinusoid_record,
+        sinusoid_values,
+        {"at_five", "start", "at_ten", "one_shot", "blind"},
+    ),
     "descent": (descent_record, descent_values, {"values"}),
 }
 BUDGETS = {
@@ -439,23 +566,44 @@ BUDGETS = {
 
 
 def run_study(
-    name: str, seeds: int, folder: Path, *, budget: dict[str, int] | None = None, progress: bool = False
+    name: str,
+    seeds: int,
+    folder: Path,
+    *,
+    budget: dict[str, int] | None = None,
+    progress: bool = False,
 ) -> tuple[list[dict], float]:
-    """Records of seeds 0, 1, ... of 'sinusoids' or 'descent', and the seconds spent; kept after each seed and continued."""
+    """Records of seeds 0, 1, ... of 'sinusoids' or 'descent', and the seconds spent; kept after
+    each seed and continued.
+    """
     make, _, _ = STUDIES[name]
     budget = BUDGETS[name] if budget is None else budget
     key = {"study": name, **budget, "protocol": ledger.protocol(name)}
-    return runtime.resumable(list(range(seeds)), lambda seed: make(seed, **budget), key, folder, progress)
+    return runtime.resumable(
+        list(range(seeds)), lambda seed: make(seed, **budget), key, folder, progress
+    )
 
 
 def write_evidence(
-    folder: Path, name: str, records: list[dict], *, command: str, seconds: float, budget: dict[str, int] | None = None
+    folder: Path,
+    name: str,
+    records: list[dict],
+    *,
+    command: str,
+    seconds: float,
+    budget: dict[str, int] | None = None,
 ) -> Path:
     """Write `<name>.tiny.json`: estimands, and what the figures need."""
     _, values, dropped = STUDIES[name]
     kept = [{key: part for key, part in record.items() if key not in dropped} for record in records]
     if name == "sinusoids":
-        kept = [{**record, "optimisers": {key: record["optimisers"][key] for key in ("rates", "curves")}} for record in kept]
+        kept = [
+            {
+                **record,
+                "optimisers": {key: record["optimisers"][key] for key in ("rates", "curves")},
+            }
+            for record in kept
+        ]
     settings = {"seeds": len(records), **(BUDGETS[name] if budget is None else budget)}
     given = {"command": command, "settings": settings, "wall_seconds": seconds}
     return ledger.write_evidence(
@@ -463,6 +611,7 @@ def write_evidence(
         name,
         "tiny",
         values(records),
-        extra={"records": kept} | {"first_losses": [first_losses(name, seed) for seed in range(len(records))]},
+        extra={"records": kept}
+        | {"first_losses": [first_losses(name, seed) for seed in range(len(records))]},
         **given,
     )

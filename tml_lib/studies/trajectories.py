@@ -1,7 +1,9 @@
-"""Studies: the measurements behind the claims, question by question, resumable, with every control beside the claim.
+"""Studies: the measurements behind the claims, question by question, resumable, with every control
+beside the claim.
 
-The trajectory study (C1, C2) probes, for each question, the gold trajectory, two kinds of wrong ones and the controls that
-tell reasoning from copying (the answer's likelihood rises by copying alone once a trajectory has stated it).
+The trajectory study (C1, C2) probes, for each question, the gold trajectory, two kinds of wrong
+ones and the controls that tell reasoning from copying (the answer's likelihood rises by copying
+alone once a trajectory has stated it).
 """
 
 from __future__ import annotations
@@ -31,54 +33,77 @@ _GROUP = 8  # questions sampled together, and so lost at most when a run is inte
 
 
 def study_questions(n: int, seed: int) -> list[Question]:
-    """n gsm_symbolic questions whose answer does not already stand in the question (it could be copied from there)."""
+    """n gsm_symbolic questions whose answer does not already stand in the question (it could be
+    copied from there).
+    """
     wanted = n + 32 + n // 8  # about one question in twenty-three is passed over
-    found = [q for q in gsm.gsm_symbolic(wanted, seed) if gsm.first_mention(q.text, q.answer) is None]
+    found = [
+        q for q in gsm.gsm_symbolic(wanted, seed) if gsm.first_mention(q.text, q.answer) is None
+    ]
     return found[:n]
 
 
-def chosen_questions(data: str, n: int, seed: int, keep: Callable[[Question], object] = bool) -> list[Question]:
-    """n questions of a set of the paper: `data` names one of `hub.SETS`, or `name=place` the same columns from elsewhere.
+def chosen_questions(
+    data: str, n: int, seed: int, keep: Callable[[Question], object] = bool
+) -> list[Question]:
+    """n questions of a set of the paper: `data` names one of `hub.SETS`, or `name=place` the same
+    columns from elsewhere.
 
-    Taken are those with a right trajectory and a number as answer, which the question does not state: what the controls
-    against copying need. keep: others are passed over too. data='': `study_questions`. Raises ValueError where the set has
-    fewer.
+    Taken are those with a right trajectory and a number as answer, which the question does not
+    state: what the controls against copying need. keep: others are passed over too. data='':
+    `study_questions`. Raises ValueError where the set has fewer.
     """
     if not data:
         return study_questions(n, seed)
     name, _, source = data.partition("=")
-    stream = name.startswith("orz") and not source  # 64 long generations a question: not the whole set onto the disk
+    # 64 long generations a question: not the whole set onto the disk
+    stream = name.startswith("orz") and not source
     found = []
     for drawn in hub.draw(name, seed=seed, source=source, stream=stream):
-        number = gsm.NUMBER.fullmatch(drawn.answer) and gsm.first_mention(drawn.text, drawn.answer) is None
+        number = (
+            gsm.NUMBER.fullmatch(drawn.answer)
+            and gsm.first_mention(drawn.text, drawn.answer) is None
+        )
         found += [question for question in hub.right_as_gold([drawn]) if number and keep(question)]
         if len(found) == n:
             return found
     raise ValueError(
-        f"{data} has {len(found)} of {n} questions with what this study needs (a right trajectory, and a number as answer, "
-        "which the question does not state): ask for fewer, or take another set"
+        f"{data} has {len(found)} of {n} questions with what this study needs (a right trajectory,"
+        " and a number as answer, which the question does not state): ask for fewer, or take"
+        " another set"
     )
 
 
 def check_data(data: str, preset: str) -> None:
-    """Raise ValueError where a set of questions in text is given to a preset that reads programs."""
+    """Raise ValueError where a set of questions in text is given to a preset that reads
+    programs.
+    """
     if data and models.preset(preset).task == "programs":
         raise ValueError(
-            f"data={data!r} is text, and preset {preset!r} reads programs: take preset 'small' or 'gpu', or no data"
+            f"data={data!r} is text, and preset {preset!r} reads programs: take preset 'small' or"
+            " 'gpu', or no data"
         )
 
 
 def scale_name(preset: str, data: str = "", tuned: bool = False) -> str:
-    """What evidence calls its scale: the preset, the set where it is one of the paper's, 'sft' with an adapter."""
+    """What evidence calls its scale: the preset, the set where it is one of the paper's, 'sft' with
+    an adapter.
+    """
     return "-".join([preset, *filter(None, [data.partition("=")[0]]), *["sft"] * tuned])
 
 
 def build_conditions(
-    lm: LanguageModel, question: Question, others: list[Question], sampled: Trajectory | None, seed: int
+    lm: LanguageModel,
+    question: Question,
+    others: list[Question],
+    sampled: Trajectory | None,
+    seed: int,
 ) -> dict[str, Trajectory]:
-    """The trajectories of one question by condition; one that cannot be built for this question is left out.
+    """The trajectories of one question by condition; one that cannot be built for this question is
+    left out.
 
-    foreign and copying are cut to the gold trajectory's length in tokens; copying ends by stating the right answer.
+    foreign and copying are cut to the gold trajectory's length in tokens; copying ends by stating
+    the right answer.
     """
     prompt, gold = chat_prompt(lm.tokenizer, question.text), gsm.gold(question)
     strange = gsm.foreign(question, others, seed)
@@ -98,23 +123,36 @@ def build_conditions(
 
 
 def wrong_samples(
-    lm: LanguageModel, questions: list[Question], *, seed: int, tries: int = 4, progress: bool = False, **settings
+    lm: LanguageModel,
+    questions: list[Question],
+    *,
+    seed: int,
+    tries: int = 4,
+    progress: bool = False,
+    **settings,
 ) -> list[Trajectory | None]:
-    """Per question, the first of `tries` samples that states an answer, a wrong one, and never the right value.
+    """Per question, the first of `tries` samples that states an answer, a wrong one, and never the
+    right value.
 
-    None where no sample qualifies; one that did not end does not. settings: passed to `sampling.sample`, in place of
-    temperature 0.7, top-k 50 (the paper's, Table 5) and 200 tokens.
+    None where no sample qualifies; one that did not end does not. settings: passed to
+    `sampling.sample`, in place of temperature 0.7, top-k 50 (the paper's, Table 5) and 200 tokens.
     """
     prompts = [chat_prompt(lm.tokenizer, q.text) for q in questions for _ in range(tries)]
     settings = {"temperature": 0.7, "top_k": 50, "max_new_tokens": 200, "batch_size": 32} | settings
-    written = sampling.sample(lm, prompts, sampling.row_seeds(seed, len(prompts)), progress=progress, **settings)
+    written = sampling.sample(
+        lm, prompts, sampling.row_seeds(seed, len(prompts)), progress=progress, **settings
+    )
     texts = [text.strip() for text in sampling.texts(lm, written, whole=True)]
     found: list[Trajectory | None] = []
     for k, question in enumerate(questions):
         chosen = None
         for text in texts[k * tries : (k + 1) * tries]:
             stated = extract(text) if text else None
-            if stated is None or grade(text, question.answer) or gsm.first_mention(text, question.answer) is not None:
+            if (
+                stated is None
+                or grade(text, question.answer)
+                or gsm.first_mention(text, question.answer) is not None
+            ):
                 continue
             chosen = Trajectory(text, "sampled", stated, False)
             break
@@ -131,10 +169,12 @@ def _cut(lm: LanguageModel, prompt: str, text: str, tokens: int) -> str:
 def probe_question(
     lm: LanguageModel, question: Question, conditions: dict[str, Trajectory], *, stride: int
 ) -> dict[str, dict[str, ProbeCurve]]:
-    """Curves by condition and by whose answer is scored: 'right', and for corrupted gold also its 'own' wrong one.
+    """Curves by condition and by whose answer is scored: 'right', and for corrupted gold also its
+    'own' wrong one.
 
-    Probed are every stride-th prefix, the last one, the one before the statement, and, for the order control, the one
-    after the steps that were shuffled (`meta['shuffled_end']`, in gold and in shuffled).
+    Probed are every stride-th prefix, the last one, the one before the statement, and, for the
+    order control, the one after the steps that were shuffled (`meta['shuffled_end']`, in gold and
+    in shuffled).
     """
     prompt = chat_prompt(lm.tokenizer, question.text)
     curves: dict[str, dict[str, ProbeCurve]] = {}
@@ -168,13 +208,21 @@ def free_end(question: Question) -> int:
     return text.rfind("\n", 0, len(text) if mention is None else mention)
 
 
-def question_record(lm: LanguageModel, question: Question, sampled: Trajectory | None, *, seed: int, stride: int) -> dict:
-    """One question's curves under every condition, and the text of its sampled trajectory: enough to make it again."""
+def question_record(
+    lm: LanguageModel, question: Question, sampled: Trajectory | None, *, seed: int, stride: int
+) -> dict:
+    """One question's curves under every condition, and the text of its sampled trajectory: enough
+    to make it again.
+    """
     others = strangers(seed)
     conditions = build_conditions(lm, question, others, sampled, seed)
     curves = probe_question(lm, question, conditions, stride=stride)
     found = {kind: _plain(by_answer) for kind, by_answer in curves.items()}
-    return {"id": question.id, "curves": found, "sampled": None if sampled is None else sampled.text}
+    return {
+        "id": question.id,
+        "curves": found,
+        "sampled": None if sampled is None else sampled.text,
+    }
 
 
 @functools.cache
@@ -195,10 +243,17 @@ def trajectory_study(
 ) -> tuple[list[dict], float]:
     """Probe every condition of every question; returns the records and the seconds spent on them.
 
-    checkpoint: a JSON file that is rewritten after every few questions and continued from when it holds the same study
-    (same model, questions and settings); ValueError where it holds another one.
+    checkpoint: a JSON file that is rewritten after every few questions and continued from when it
+    holds the same study (same model, questions and settings); ValueError where it holds another
+    one.
     """
-    key = {"model": lm.name, "seed": seed, "stride": stride, "tries": tries, "protocol": ledger.protocol("trajectories")}
+    key = {
+        "model": lm.name,
+        "seed": seed,
+        "stride": stride,
+        "tries": tries,
+        "protocol": ledger.protocol("trajectories"),
+    }
     key["questions"] = hashlib.sha256("".join(q.id for q in questions).encode()).hexdigest()[:12]
     records, seconds = _resume(checkpoint, key)
     for start in range(len(records), len(questions), _GROUP):
@@ -217,10 +272,19 @@ def trajectory_study(
 
 
 def checkpoint_file(
-    folder: Path, lm: LanguageModel, *, n_questions: int, seed: int, stride: int, tries: int, data: str = ""
+    folder: Path,
+    lm: LanguageModel,
+    *,
+    n_questions: int,
+    seed: int,
+    stride: int,
+    tries: int,
+    data: str = "",
 ) -> Path:
     """Where a study keeps its progress: a file of its own per model, settings and protocol."""
-    settings = f"{lm.name}{data}-{n_questions}-{seed}-{stride}-{tries}-{ledger.protocol('trajectories')}"
+    settings = (
+        f"{lm.name}{data}-{n_questions}-{seed}-{stride}-{tries}-{ledger.protocol('trajectories')}"
+    )
     return Path(folder) / f"trajectories-{settings.replace('/', '_')}.checkpoint"
 
 
@@ -229,7 +293,9 @@ def _resume(checkpoint: Path | None, key: dict) -> tuple[list[dict], float]:
         return [], 0.0
     held = json.loads(Path(checkpoint).read_text(encoding="utf8"))
     if held["key"] != key:
-        raise ValueError(f"checkpoint {checkpoint} holds another study ({held['key']}, not {key}): move it away")
+        raise ValueError(
+            f"checkpoint {checkpoint} holds another study ({held['key']}, not {key}): move it away"
+        )
     return held["records"], held["seconds"]
 
 
@@ -249,7 +315,9 @@ def _plain(curves: dict[str, ProbeCurve]) -> dict[str, dict]:
 
 
 def kept(questions: list[Question], records: list[dict]) -> dict[str, list]:
-    """What evidence keeps of the study beside its values: per question the template, all curves, and the sampled text."""
+    """What evidence keeps of the study beside its values: per question the template, all curves,
+    and the sampled text.
+    """
     found = {name: [record[name] for record in records] for name in ("curves", "sampled")}
     return {"templates": [question.template for question in questions]} | found
 
@@ -261,18 +329,23 @@ def curve_of(record: dict, kind: str, whose: str = "right") -> ProbeCurve | None
         return None
     meta = {"shuffled_end": held["shuffled_end"]} if "shuffled_end" in held else {}
     numbers = np.array(held["positions"]), np.array(held["answer_nll"], dtype=float)
-    return ProbeCurve(*numbers, held["length"], held["answer"], stated_at=held["stated_at"], meta=meta)
+    return ProbeCurve(
+        *numbers, held["length"], held["answer"], stated_at=held["stated_at"], meta=meta
+    )
 
 
 def paired_before_statement(record: dict, kind: str) -> tuple[ProbeCurve, ProbeCurve] | None:
-    """Curves of the right answer along gold and along another condition, both cut before any answer is stated.
+    """Curves of the right answer along gold and along another condition, both cut before any answer
+    is stated.
 
-    foreign: cut to as many tokens as gold; shuffled: both at the end of the shuffled steps; corrupted: where it first
-    states its own wrong answer. None where the question lacks the condition.
+    foreign: cut to as many tokens as gold; shuffled: both at the end of the shuffled steps;
+    corrupted: where it first states its own wrong answer. None where the question lacks the
+    condition.
     """
     gold, other = curve_of(record, "gold"), curve_of(record, kind)
     own = curve_of(record, kind, "own")
-    if other is None or (own is not None and other.stated_at is not None):  # it states the right answer by chance
+    # it states the right answer by chance
+    if other is None or (own is not None and other.stated_at is not None):
         return None
     stated = gold.length if gold.stated_at is None else gold.stated_at
     if kind == "shuffled":
@@ -290,9 +363,13 @@ def _until(curve: ProbeCurve, end: int) -> ProbeCurve:
 
 
 def estimands(record: dict, stride: int) -> dict[str, float]:
-    """The estimands of C1 and C2 for one question, NaN where its conditions lack (claims.toml says what each one is)."""
+    """The estimands of C1 and C2 for one question, NaN where its conditions lack (claims.toml says
+    what each one is).
+    """
     gold, foreign, copying = (curve_of(record, kind) for kind in ("gold", "foreign", "copying"))
-    shuffled, corrupted, sampled = (curve_of(record, kind) for kind in ("shuffled", "corrupted", "sampled"))
+    shuffled, corrupted, sampled = (
+        curve_of(record, kind) for kind in ("shuffled", "corrupted", "sampled")
+    )
     own = curve_of(record, "corrupted", "own")
     end = gold.length if gold.stated_at is None else gold.stated_at
     unstated = gold.answer_nll[0] - gold.at(end)
@@ -300,7 +377,9 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
     values = {
         "C1.trend": _trend(gold, stride),
         "C1.trend_unstated": _trend(_until(gold, end), stride),
-        "C1.trend_over_foreign": _trend(_until(gold, end), stride) - _trend(_until(foreign, end), stride),
+        "C1.trend_over_foreign": (
+            _trend(_until(gold, end), stride) - _trend(_until(foreign, end), stride)
+        ),
         "C1.fall": gold.fall,
         "C1.unstated": unstated,
         "C1.content": unstated - foreign_fall,
@@ -317,7 +396,8 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
     if shuffled is not None:
         in_order, in_disorder = gold.meta["shuffled_end"], shuffled.meta["shuffled_end"]
         values["C1.order"] = shuffled.at(in_disorder) - gold.at(in_order)
-    if corrupted is not None and corrupted.stated_at is None:  # it never states the right answer, not even by chance
+    # it never states the right answer, not even by chance
+    if corrupted is not None and corrupted.stated_at is None:
         wrong_end = corrupted.length if own.stated_at is None else own.stated_at
         values["C2.corrupted_trend"] = _trend(corrupted, stride)
         values["C2.corrupted_over_foreign"] = _trend(corrupted, stride) - _trend(foreign, stride)

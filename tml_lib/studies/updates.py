@@ -1,7 +1,8 @@
-"""The update study (C11): existence, size, direction and transfer of the parameter updates that trajectories equal.
+"""The update study (C11): existence, size, direction and transfer of the parameter updates that
+trajectories equal.
 
-One question is a *case* in token ids, so that the same measurements run on gsm_symbolic with an LLM and on chains with
-a tiny decoder. Deviation from the paper: it measures none of this.
+One question is a *case* in token ids, so that the same measurements run on gsm_symbolic with an LLM
+and on chains with a tiny decoder. Deviation from the paper: it measures none of this.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from tml_lib.runtime import resumable
 from tml_lib.studies import trajectories as trajectory_study
 from tml_lib.studies.trajectories import build_conditions
 
-STEP_LENGTHS = (1.0, 0.25, 0.0625, 0.015625, 0.00390625, 0.0)  # of gradient steps in the transfer test, in the update's norm
+# of gradient steps in the transfer test, in the update's norm
+STEP_LENGTHS = (1.0, 0.25, 0.0625, 0.015625, 0.00390625, 0.0)
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # of the trajectory, at which updates of all layers are made
 FIRST = 20  # steps of the tiny reasoner's training whose losses evidence keeps, for replays
 _POOL = 600  # questions among which siblings are looked for
@@ -40,36 +42,51 @@ _POOL = 600  # questions among which siblings are looked for
 
 @dataclass(frozen=True)
 class Case:
-    """One question in token ids: its trajectories, where each stops being comparable, and two siblings."""
+    """One question in token ids: its trajectories, where each stops being comparable, and two
+    siblings.
+    """
 
     id: str
     template: str
     prompt: tuple[int, ...]
     suffix: Suffix
-    trajectories: dict[str, tuple[int, ...]]  # by kind: gold, foreign and, where they exist, shuffled and corrupted
-    ends: dict[str, tuple[int, int]]  # kind -> tokens of gold and of that kind before any answer is stated
-    siblings: dict[str, tuple[tuple[int, ...], Suffix]]  # 'same' and 'other' template -> prompt and suffix
+    # by kind: gold, foreign and, where they exist, shuffled and corrupted
+    trajectories: dict[str, tuple[int, ...]]
+    # kind -> tokens of gold and of that kind before any answer is stated
+    ends: dict[str, tuple[int, int]]
+    # 'same' and 'other' template -> prompt and suffix
+    siblings: dict[str, tuple[tuple[int, ...], Suffix]]
 
 
 def gsm_case(lm: LanguageModel, question: Question, others: list[Question], seed: int) -> Case:
-    """A gsm_symbolic question as a case, with the controls of the trajectory study. LookupError where it has no sibling."""
+    """A gsm_symbolic question as a case, with the controls of the trajectory study. LookupError
+    where it has no sibling.
+    """
     prompt, answer = chat_prompt(lm.tokenizer, question.text), question.answer
     conditions = build_conditions(lm, question, others, None, seed)
     conditions.pop("copying")
     wrong = conditions.get("corrupted")
     if wrong is not None and gsm.first_mention(wrong.text, answer) is not None:
         del conditions["corrupted"]  # it states the right answer by chance
-    encoded = {kind: encode_text(lm.tokenizer, prompt, t.text, [answer]) for kind, t in conditions.items()}
+    encoded = {
+        kind: encode_text(lm.tokenizer, prompt, t.text, [answer]) for kind, t in conditions.items()
+    }
 
     def before(kind: str, stated: str) -> int:
         offset = gsm.first_mention(conditions[kind].text, stated)
-        return len(encoded[kind].trajectory) if offset is None else encoded[kind].tokens_before(offset)
+        return (
+            len(encoded[kind].trajectory) if offset is None else encoded[kind].tokens_before(offset)
+        )
 
     gold_end = before("gold", answer)
-    ends = {"gold": (gold_end, gold_end), "foreign": (gold_end, min(gold_end, len(encoded["foreign"].trajectory)))}
+    ends = {
+        "gold": (gold_end, gold_end),
+        "foreign": (gold_end, min(gold_end, len(encoded["foreign"].trajectory))),
+    }
     if "shuffled" in conditions:
         ends["shuffled"] = tuple(
-            encoded[kind].tokens_before(trajectory_study.free_end(question)) for kind in ("gold", "shuffled")
+            encoded[kind].tokens_before(trajectory_study.free_end(question))
+            for kind in ("gold", "shuffled")
         )
     if "corrupted" in conditions:
         ends["corrupted"] = (gold_end, before("corrupted", wrong.answer))
@@ -80,16 +97,23 @@ def gsm_case(lm: LanguageModel, question: Question, others: list[Question], seed
         siblings[name] = (side.prompt, side.suffixes[0])
     trajectories = {kind: item.trajectory for kind, item in encoded.items()}
     gold = encoded["gold"]
-    return Case(question.id, question.template, gold.prompt, gold.suffixes[0], trajectories, ends, siblings)
+    return Case(
+        question.id, question.template, gold.prompt, gold.suffixes[0], trajectories, ends, siblings
+    )
 
 
 def _sibling(question: Question, same: bool, seed: int) -> Question:
-    """A question of another seed with the same (or another) template and another answer, which does not stand in it."""
+    """A question of another seed with the same (or another) template and another answer, which does
+    not stand in it.
+    """
     pool = [q for q in _pool(_POOL, seed + 1000) if (q.template == question.template) == same]
     pool = [q for q in pool if gsm.first_mention(q.text, q.answer) is None]
     pool = [q for q in pool if gsm.value(q.answer) != gsm.value(question.answer)]
     if not pool:
-        raise LookupError(f"no sibling of {question.id} (template {question.template}) among {_POOL} questions: enlarge _POOL")
+        raise LookupError(
+            f"no sibling of {question.id} (template {question.template}) among {_POOL} questions:"
+            " enlarge _POOL"
+        )
     return random.Random(f"{seed}/{question.id}/{same}").choice(pool)
 
 
@@ -100,10 +124,15 @@ def _pool(n: int, seed: int) -> list[Question]:
 
 def toy_case(question: Question, seed: int) -> Case:
     """A chain as a case."""
-    pair = {name: toy.sibling(question, seed, same_template=name == "same") for name in ("same", "other")}
+    pair = {
+        name: toy.sibling(question, seed, same_template=name == "same")
+        for name in ("same", "other")
+    }
     made = toy.altered_trajectories(question, seed, avoid=pair["same"].answer)
     stated = toy.TERMS * toy.STEP_TOKENS - 2  # the last value's two digits state the answer
-    ends = dict.fromkeys(made, (stated, stated)) | {"shuffled": ((toy.TERMS - 1) * toy.STEP_TOKENS,) * 2}
+    ends = dict.fromkeys(made, (stated, stated)) | {
+        "shuffled": ((toy.TERMS - 1) * toy.STEP_TOKENS,) * 2
+    }
     return Case(
         question.id,
         question.template,
@@ -115,11 +144,12 @@ def toy_case(question: Question, seed: int) -> Case:
     )
 
 
-# --- measurements ----------------------------------------------------------------------------------------------------
+# --- measurements ---------------------------------------------------------------------------------
 
 
 def exactness(model, case: Case) -> dict[str, float]:
-    """Largest logit error of the last layer's update, applied to the weights, and of all layers', as they are made in order.
+    """Largest logit error of the last layer's update, applied to the weights, and of all layers',
+    as they are made in order.
 
     The model should compute in float64.
     """
@@ -136,22 +166,39 @@ def wide_copy(model):
 
 
 def measure(model, case: Case, *, stride: int, seed: int) -> dict:
-    """Everything but exactness for one case, as JSON-ready numbers: steps by kind, sizes by layer, losses under updates."""
+    """Everything but exactness for one case, as JSON-ready numbers: steps by kind, sizes by layer,
+    losses under updates.
+    """
     steps, paths = {}, {}
     for kind, trajectory in case.trajectories.items():
         end = case.ends[kind][1]
-        places = {*range(0, len(trajectory) + 1, stride), len(trajectory), min(end, len(trajectory))}
+        places = {
+            *range(0, len(trajectory) + 1, stride),
+            len(trajectory),
+            min(end, len(trajectory)),
+        }
         if kind == "gold":
             places |= {gold for gold, _ in case.ends.values()}
         paths[kind] = path_from_ids(model, case.prompt, trajectory, case.suffix, sorted(places))
         draw = int(hashlib.sha256(f"{seed}/{case.id}/{kind}".encode()).hexdigest()[:8], 16)
-        found = path_steps(model, paths[kind], seed=draw, fractions=LINE_SEARCH if kind == "gold" else ())
-        steps[kind] = {"positions": paths[kind].positions.tolist(), "answer_nll": _rounded(paths[kind].answer_nll)}
-        kept = fields(PathSteps) if kind == "gold" else [f for f in fields(PathSteps) if f.name in ("cosine", "drop")]
+        found = path_steps(
+            model, paths[kind], seed=draw, fractions=LINE_SEARCH if kind == "gold" else ()
+        )
+        steps[kind] = {
+            "positions": paths[kind].positions.tolist(),
+            "answer_nll": _rounded(paths[kind].answer_nll),
+        }
+        kept = (
+            fields(PathSteps)
+            if kind == "gold"
+            else [f for f in fields(PathSteps) if f.name in ("cosine", "drop")]
+        )
         steps[kind] |= {field.name: _rounded(getattr(found, field.name)) for field in kept}
     last = {kind: path.update(-1) for kind, path in paths.items()}
     whole, sizes = _by_layer(model, case)
-    foreign = update_from_ids(model, case.prompt, case.trajectories["foreign"], case.suffix, layers="all")
+    foreign = update_from_ids(
+        model, case.prompt, case.trajectories["foreign"], case.suffix, layers="all"
+    )
     item = last["gold"].layers[0]
     return {
         "id": case.id,
@@ -160,16 +207,22 @@ def measure(model, case: Case, *, stride: int, seed: int) -> dict:
         "steps": steps,
         "size": item.relative_norm,
         "rank": item.effective_rank,
-        "by_kind": {k: [u.layers[0].relative_norm, u.layers[0].effective_rank] for k, u in last.items()},
+        "by_kind": {
+            k: [u.layers[0].relative_norm, u.layers[0].effective_rank] for k, u in last.items()
+        },
         "content": 1 - cosine(last["gold"], last["foreign"]),
         "by_layer": sizes,
-        "losses": {"last": _losses(model, case, last, "last")}
-        | {"all": _losses(model, case, {"gold": whole, "foreign": foreign}, "all")},
+        "losses": (
+            {"last": _losses(model, case, last, "last")}
+            | {"all": _losses(model, case, {"gold": whole, "foreign": foreign}, "all")}
+        ),
     }
 
 
 def _by_layer(model, case: Case) -> tuple[Update, dict[str, list[list[float]]]]:
-    """The update of all layers for the whole gold trajectory; sizes and effective ranks (fractions, layers) on the way."""
+    """The update of all layers for the whole gold trajectory; sizes and effective ranks (fractions,
+    layers) on the way.
+    """
     gold = case.trajectories["gold"]
     found = []
     for fraction in FRACTIONS:
@@ -180,33 +233,48 @@ def _by_layer(model, case: Case) -> tuple[Update, dict[str, list[list[float]]]]:
     return found[-1], {"relative_norm": sizes, "effective_rank": ranks}
 
 
-def _losses(model, case: Case, updates: dict[str, Update], layers: str) -> dict[str, dict[str, float]]:
-    """L of the question itself and its siblings, without their trajectories, under θ, the updates and gradient steps.
+def _losses(
+    model, case: Case, updates: dict[str, Update], layers: str
+) -> dict[str, dict[str, float]]:
+    """L of the question itself and its siblings, without their trajectories, under θ, the updates
+    and gradient steps.
 
-    Gradient steps go along -∇L of the question's own answer: one as long as gold's update, the best of STEP_LENGTHS for the
-    question itself, and the shortest that makes its answer as likely as gold's update does (else the best).
+    Gradient steps go along -∇L of the question's own answer: one as long as gold's update, the best
+    of STEP_LENGTHS for the question itself, and the shortest that makes its answer as likely as
+    gold's update does (else the best).
     """
     targets = {"own": (case.prompt, case.suffix), **case.siblings}
 
     def under(update: Update | None, names) -> dict[str, float]:
         with (update or Update(())).applied(model):
-            return {name: naive_nll(model, targets[name][0], [], targets[name][1], 0, few_logits=True) for name in names}
+            return {
+                name: naive_nll(model, targets[name][0], [], targets[name][1], 0, few_logits=True)
+                for name in names
+            }
 
     found = {"theta": under(None, targets)}
     found |= {kind: under(update, targets) for kind, update in updates.items()}
     gradient = gradient_update(model, case.prompt, case.suffix, layers=layers)
     gradient = gradient.scaled(updates["gold"].norm / gradient.norm)
-    tried = {fraction: under(gradient.scaled(fraction), ["own"])["own"] for fraction in STEP_LENGTHS}
+    tried = {
+        fraction: under(gradient.scaled(fraction), ["own"])["own"] for fraction in STEP_LENGTHS
+    }
     best = min(tried, key=tried.get)
     found["gradient"] = under(gradient, targets)
     found["best_gradient"] = under(gradient.scaled(best), targets) | {"fraction": best}
-    matched = _matched(tried, found["gold"]["own"], lambda fraction: under(gradient.scaled(fraction), ["own"])["own"])
+    matched = _matched(
+        tried,
+        found["gold"]["own"],
+        lambda fraction: under(gradient.scaled(fraction), ["own"])["own"],
+    )
     found["matched_gradient"] = under(gradient.scaled(matched), targets) | {"fraction": matched}
     return found
 
 
 def _matched(tried: dict[float, float], wanted: float, loss: Callable[[float], float]) -> float:
-    """The shortest gradient step that reaches a loss, to a few per cent in length; the best one tried where none does."""
+    """The shortest gradient step that reaches a loss, to a few per cent in length; the best one
+    tried where none does.
+    """
     reaching = [fraction for fraction, value in tried.items() if value <= wanted]
     high = min(reaching, default=min(tried, key=tried.get))
     if not reaching or high == 0:
@@ -223,11 +291,13 @@ def _rounded(values) -> list[float]:
     return [float(f"{x:.4g}") for x in np.asarray(values, dtype=float)]
 
 
-# --- estimands -------------------------------------------------------------------------------------------------------
+# --- estimands ------------------------------------------------------------------------------------
 
 
 def estimands(exact: dict[str, float], record: dict) -> dict[str, float]:
-    """The estimands of C11, C11g and C11t for one question, NaN where its conditions lack (claims.toml says what each is)."""
+    """The estimands of C11, C11g and C11t for one question, NaN where its conditions lack
+    (claims.toml says what each is).
+    """
     gold, ends = record["steps"]["gold"], record["ends"]
     drop, norm = np.array(gold["drop"]), np.array(gold["norm"])
     total = float(np.sum(gold["best_gradient_drop"]))
@@ -240,7 +310,9 @@ def estimands(exact: dict[str, float], record: dict) -> dict[str, float]:
         "C11g.cosine": _mean(gold["cosine"]),
         "C11g.cosine_unstated": _mean_until(gold, ends["gold"][0]),
         "C11g.over_random": _mean(gold["cosine"]) - _mean(gold["cosine_random"]),
-        "C11g.abs_over_random": _mean(np.abs(gold["cosine"])) - _mean(np.abs(gold["cosine_random"])),
+        "C11g.abs_over_random": (
+            _mean(np.abs(gold["cosine"])) - _mean(np.abs(gold["cosine_random"]))
+        ),
         "C11g.downhill": _mean(np.clip(gold["cosine"], 0, None)),
         "C11g.share": float(drop.sum()) / total if total > 0 else math.nan,
         "C11g.over_gradient": _mean(drop - np.array(gold["gradient_drop"])),
@@ -255,7 +327,10 @@ def estimands(exact: dict[str, float], record: dict) -> dict[str, float]:
     values |= {
         "C11t.same": last["theta"]["same"] - last["gold"]["same"],
         "C11t.over_foreign": last["foreign"]["same"] - last["gold"]["same"],
-        "C11t.over_other": (last["theta"]["same"] - last["gold"]["same"]) - (last["theta"]["other"] - last["gold"]["other"]),
+        "C11t.over_other": (
+            (last["theta"]["same"] - last["gold"]["same"])
+            - (last["theta"]["other"] - last["gold"]["other"])
+        ),
         "C11t.over_gradient": last["gradient"]["same"] - last["gold"]["same"],
         "C11t.over_best_gradient": last["best_gradient"]["same"] - last["gold"]["same"],
         "C11t.over_matched_gradient": last["matched_gradient"]["same"] - last["gold"]["same"],
@@ -268,7 +343,9 @@ def estimands(exact: dict[str, float], record: dict) -> dict[str, float]:
 
 
 def study_values(seeds: list[list[tuple[dict, dict]]]) -> dict[str, list[list[float]]]:
-    """Estimands as evidence values: test -> seeds -> questions. seeds: per seed, (exactness, record) of each question."""
+    """Estimands as evidence values: test -> seeds -> questions. seeds: per seed, (exactness,
+    record) of each question.
+    """
     table = [[estimands(exact, record) for exact, record in questions] for questions in seeds]
     return {name: [[row[name] for row in rows] for rows in table] for name in table[0][0]}
 
@@ -287,55 +364,92 @@ def _mean_until(steps: dict, end: int) -> float:
     return _mean(np.array(steps["cosine"])[np.array(steps["positions"][1:]) <= end])
 
 
-# --- whole studies, resumable ----------------------------------------------------------------------------------------
+# --- whole studies, resumable ---------------------------------------------------------------------
 
 
 def study_cases(lm: LanguageModel, n: int, seed: int) -> list[Case]:
-    """n gsm_symbolic questions as cases, with the trajectory study's choice of questions and controls."""
+    """n gsm_symbolic questions as cases, with the trajectory study's choice of questions and
+    controls.
+    """
     others = trajectory_study.strangers(seed)
-    return [gsm_case(lm, question, others, seed) for question in (trajectory_study.study_questions(n, seed) if n else [])]
+    return [
+        gsm_case(lm, question, others, seed)
+        for question in (trajectory_study.study_questions(n, seed) if n else [])
+    ]
 
 
-def exactness_study(lm: LanguageModel, cases: list[Case], folder: Path, *, progress: bool = False) -> tuple[list[dict], float]:
-    """`exactness` of every case and the seconds spent; kept in the folder after each and continued from there."""
-    return resumable(cases, lambda case: exactness(lm.model, case), _key("exact", lm, cases), folder, progress)
+def exactness_study(
+    lm: LanguageModel, cases: list[Case], folder: Path, *, progress: bool = False
+) -> tuple[list[dict], float]:
+    """`exactness` of every case and the seconds spent; kept in the folder after each and continued
+    from there.
+    """
+    return resumable(
+        cases, lambda case: exactness(lm.model, case), _key("exact", lm, cases), folder, progress
+    )
 
 
 def measurement_study(
-    lm: LanguageModel, cases: list[Case], folder: Path, *, stride: int, seed: int, progress: bool = False
+    lm: LanguageModel,
+    cases: list[Case],
+    folder: Path,
+    *,
+    stride: int,
+    seed: int,
+    progress: bool = False,
 ) -> tuple[list[dict], float]:
-    """`measure` of every case and the seconds spent; kept in the folder after each and continued from there."""
+    """`measure` of every case and the seconds spent; kept in the folder after each and continued
+    from there.
+    """
 
     def one(case: Case) -> dict:
         return measure(lm.model, case, stride=stride, seed=seed)
 
-    return resumable(cases, one, _key("measure", lm, cases) | {"stride": stride, "seed": seed}, folder, progress)
+    return resumable(
+        cases, one, _key("measure", lm, cases) | {"stride": stride, "seed": seed}, folder, progress
+    )
 
 
 def toy_study(
     seeds: int, n_questions: int, folder: Path, *, steps: int = 1500, progress: bool = False
 ) -> tuple[list[list[tuple[dict, dict]]], float]:
-    """Train a reasoner per seed and measure n chains on each: per seed (exactness, record) pairs; seconds spent."""
+    """Train a reasoner per seed and measure n chains on each: per seed (exactness, record) pairs;
+    seconds spent.
+    """
 
     def one(seed: int) -> dict:
         model, _ = toy.train_reasoner(seed, steps=steps)
         wide = wide_copy(model)
         cases = [toy_case(question, seed) for question in toy.chains(n_questions, seed)]
-        made = [[exactness(wide, case), measure(model, case, stride=1, seed=seed)] for case in cases]
+        made = [
+            [exactness(wide, case), measure(model, case, stride=1, seed=seed)] for case in cases
+        ]
         return {"made": made}
 
-    key = {"study": "chains", "n_questions": n_questions, "steps": steps, "protocol": ledger.protocol("updates")}
+    key = {
+        "study": "chains",
+        "n_questions": n_questions,
+        "steps": steps,
+        "protocol": ledger.protocol("updates"),
+    }
     records, seconds = resumable(list(range(seeds)), one, key, folder, progress)
     return [record["made"] for record in records], seconds
 
 
 def _key(study: str, lm: LanguageModel, cases: list[Case]) -> dict:
     """What a checkpoint must agree on: model, questions and code."""
-    questions = hashlib.sha256(json.dumps([asdict(case) for case in cases]).encode()).hexdigest()[:12]
-    return {"study": study, "model": lm.name, "questions": questions, "protocol": ledger.protocol("updates")}
+    questions = hashlib.sha256(json.dumps([asdict(case) for case in cases]).encode()).hexdigest()[
+        :12
+    ]
+    return {
+        "study": study,
+        "model": lm.name,
+        "questions": questions,
+        "protocol": ledger.protocol("updates"),
+    }
 
 
-# --- evidence, and what figures need ---------------------------------------------------------------------------------
+# --- evidence, and what figures need --------------------------------------------------------------
 
 
 def write_evidence(
@@ -349,39 +463,59 @@ def write_evidence(
     settings: dict,
     seconds: float,
 ) -> Path:
-    """Write `updates.<scale>.json` of a study on questions: estimands, and what the figures need."""
-    extra = {"templates": [case.template for case in cases], "records": [summary(record) for record in records]}
+    """Write `updates.<scale>.json` of a study on questions: estimands, and what the
+    figures need.
+    """
+    extra = {
+        "templates": [case.template for case in cases],
+        "records": [summary(record) for record in records],
+    }
     values = study_values([list(zip(exact, records, strict=True))])
     given = {"command": command, "settings": settings, "wall_seconds": seconds, "extra": extra}
     return ledger.write_evidence(folder, "updates", scale, values, **given)
 
 
 def write_toy_evidence(folder: Path, seeds: list, *, command: str, seconds: float) -> Path:
-    """Write `updates.tiny.json` of a study on chains: estimands by seed, and means by token for the figure."""
+    """Write `updates.tiny.json` of a study on chains: estimands by seed, and means by token for the
+    figure.
+    """
     means = {
-        kind: {name: [by_token([r for _, r in pairs], kind, name) for pairs in seeds] for name in ("answer_nll", "cosine")}
+        kind: {
+            name: [by_token([r for _, r in pairs], kind, name) for pairs in seeds]
+            for name in ("answer_nll", "cosine")
+        }
         for kind in ("gold", "foreign", "corrupted", "shuffled")
     }
     losses = [toy.train_reasoner(seed, stop=FIRST)[1] for seed in range(len(seeds))]
     settings = {"tiny_seeds": len(seeds), "n_questions": len(seeds[0])}
     given = {"command": command, "settings": settings, "wall_seconds": seconds}
     return ledger.write_evidence(
-        folder, "updates", "tiny", study_values(seeds), extra={"by_token": means, "first_losses": losses}, **given
+        folder,
+        "updates",
+        "tiny",
+        study_values(seeds),
+        extra={"by_token": means, "first_losses": losses},
+        **given,
     )
 
 
 def summary(record: dict) -> dict:
-    """A record without its token-by-token steps: mean cosines by kind, mean falls per step, sizes by layer, losses."""
+    """A record without its token-by-token steps: mean cosines by kind, mean falls per step, sizes
+    by layer, losses.
+    """
     gold, ends = record["steps"]["gold"], record["ends"]
     cosines = {kind: _mean_until(held, ends[kind][1]) for kind, held in record["steps"].items()}
     cosines |= {"whole": _mean(gold["cosine"]), "random": _mean(gold["cosine_random"])}
     cosines |= {"protected": _mean(gold["cosine_protected"]), "ceiling": _mean(gold["ceiling"])}
-    cosines["downhill"] = _mean(np.clip(gold["cosine"], 0, None))  # uphill steps count as 0: bounds every exact step
+    # uphill steps count as 0: bounds every exact step
+    cosines["downhill"] = _mean(np.clip(gold["cosine"], 0, None))
     falls = {name: _mean(gold[name]) for name in ("drop", "gradient_drop", "best_gradient_drop")}
     kept = {name: record[name] for name in ("id", "by_layer", "by_kind", "losses", "answer_tokens")}
     return {"cosines": cosines, "falls": falls, **kept}
 
 
 def by_token(records: list[dict], kind: str, name: str) -> list[float]:
-    """The mean over equally long trajectories of one quantity of their paths ('answer_nll', 'cosine', 'drop')."""
+    """The mean over equally long trajectories of one quantity of their paths ('answer_nll',
+    'cosine', 'drop').
+    """
     return _rounded(np.nanmean([record["steps"][kind][name] for record in records], axis=0))

@@ -1,4 +1,6 @@
-"""Benchmarks: every figure is a ratio, or is taken, in one run in which the things compared take turns (A B A B)."""
+"""Benchmarks: every figure is a ratio, or is taken, in one run in which the things compared take
+turns (A B A B).
+"""
 
 from __future__ import annotations
 
@@ -27,21 +29,28 @@ from tml_lib.measure.probe import naive_nll, prefix_nll
 from tml_lib.meta import maml
 from tml_lib.tools import plan_cpu
 
-LENGTHS = {128: 10, 512: 22, 1024: 40}  # trajectory tokens -> bar: how many times faster than the naive loop
+# trajectory tokens -> bar: how many times faster than the naive loop
+LENGTHS = {128: 10, 512: 22, 1024: 40}
 TINY_BAR, MEMORY_BAR = 22, 200  # the tiny model's bar at 512 tokens; MiB above the model at 1024
-MAML_BARS = {1: (12, 25), 5: (8, 18)}  # inner steps -> how many times faster than higher: readable path, fast path
+# inner steps -> how many times faster than higher: readable path, fast path
+MAML_BARS = {1: (12, 25), 5: (8, 18)}
 ROLLOUTS_BAR, SFT_BAR = 3, 2
 GRPO_BAR = 1  # seconds
-LANDSCAPE_BARS = (1.6, 2.5)  # SmolLM2, tiny-long: how many times faster than in place, one question at a time
+# SmolLM2, tiny-long: how many times faster than in place, one question at a time
+LANDSCAPE_BARS = (1.6, 2.5)
 MAML_TRAINING = 3000  # meta-steps of a full training run
-PATH_LENGTH, PATH_BAR = 64, 10  # trajectory tokens of the parameter path; how many times faster than update by update
+# trajectory tokens of the parameter path; how many times faster than update by update
+PATH_LENGTH, PATH_BAR = 64, 10
 
 
-def probe_rows(*, rounds: int = 3, lengths: dict[int, int] | None = None, say: Callable[[str], None] = print) -> list[dict]:
-    """The packed probe against the naive loop, one thread, float32: rows of name, value, unit, bar, setting.
+def probe_rows(
+    *, rounds: int = 3, lengths: dict[int, int] | None = None, say: Callable[[str], None] = print
+) -> list[dict]:
+    """The packed probe against the naive loop, one thread, float32: rows of name, value, unit, bar,
+    setting.
 
-    The naive loop is timed at positions that stratify 0..|t| (four a round) and scaled to |t| + 1 prefixes. Values are
-    medians over rounds of the ratio within a round.
+    The naive loop is timed at positions that stratify 0..|t| (four a round) and scaled to |t| + 1
+    prefixes. Values are medians over rounds of the ratio within a round.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -51,26 +60,44 @@ def probe_rows(*, rounds: int = 3, lengths: dict[int, int] | None = None, say: C
         for length, bar in (LENGTHS if lengths is None else lengths).items():
             rows += _compare("SmolLM2-135M", lm.model, *_text(lm, length), bar, rounds, say)
         # a third of SmolLM2 in every width, its head size kept
-        size = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 1024, "head_dim": 64}
+        size = {
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "vocab_size": 1024,
+            "head_dim": 64,
+        }
         tiny = models.random_model("llama", **size, num_attention_heads=3, num_key_value_heads=1)
-        ids = torch.randint(3, 1024, (78 + 512,), generator=torch.Generator().manual_seed(0)).tolist()
+        ids = torch.randint(
+            3, 1024, (78 + 512,), generator=torch.Generator().manual_seed(0)
+        ).tolist()
         suffix = encode(lm.tokenizer, "", "", ["42"]).suffixes[0]
         small = type(suffix)(tuple(i % 1024 for i in suffix.ids), suffix.start, suffix.answer)
         millions = sum(p.numel() for p in tiny.parameters()) / 1e6
-        rows += _compare(f"Llama of {millions:.1f} M", tiny, ids[:78], ids[78:], small, TINY_BAR, rounds, say)
+        rows += _compare(
+            f"Llama of {millions:.1f} M", tiny, ids[:78], ids[78:], small, TINY_BAR, rounds, say
+        )
     finally:
         torch.set_num_threads(threads)
     say("peak memory at 1024 tokens, in a process of its own")
-    done = subprocess.run([sys.executable, "-m", "tml_lib.tools.bench"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tml_lib.tools.bench"], capture_output=True, text=True, check=True
+    )
     setting = "SmolLM2-135M, |t| = 1024, one thread"
-    memory = {"name": "probe: peak memory above the model", "value": round(json.loads(done.stdout)), "unit": "MiB"}
+    memory = {
+        "name": "probe: peak memory above the model",
+        "value": round(json.loads(done.stdout)),
+        "unit": "MiB",
+    }
     return [*rows, {**memory, "bar": f"≤ {MEMORY_BAR}", "setting": setting}]
 
 
 def path_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
-    """The parameter path in one packed pass against one update per prefix, SmolLM2, one thread, float32.
+    """The parameter path in one packed pass against one update per prefix, SmolLM2, one thread,
+    float32.
 
-    The updates from scratch are timed at positions that stratify 0..|t| (four a round) and scaled to |t| + 1 prefixes.
+    The updates from scratch are timed at positions that stratify 0..|t| (four a round) and scaled
+    to |t| + 1 prefixes.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -78,21 +105,33 @@ def path_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[di
         lm = models.load("small", device="cpu")
         prompt, trajectory, suffix = _text(lm, PATH_LENGTH)
         given = lm.model, prompt, trajectory
-        path_from_ids(*given, suffix, [0, PATH_LENGTH])  # warm-up, and the checks of the model's first use
+        # warm-up, and the checks of the model's first use
+        path_from_ids(*given, suffix, [0, PATH_LENGTH])
         ratios, forward_ratios, seconds = [], [], []
         for turn in range(rounds):
-            packed = _time(lambda: path_from_ids(*given, suffix, range(PATH_LENGTH + 1)).right(protect=True))
+            packed = _time(
+                lambda: path_from_ids(*given, suffix, range(PATH_LENGTH + 1)).right(protect=True)
+            )
             places = _places(turn, rounds, PATH_LENGTH)
-            scratch = [_time(lambda i=i: update_from_ids(lm.model, prompt, trajectory[:i], suffix)) for i in places]
-            forward = [_time(lambda i=i: naive_nll(*given, suffix, i, few_logits=True)) for i in places]
+            scratch = [
+                _time(lambda i=i: update_from_ids(lm.model, prompt, trajectory[:i], suffix))
+                for i in places
+            ]
+            forward = [
+                _time(lambda i=i: naive_nll(*given, suffix, i, few_logits=True)) for i in places
+            ]
             ratios.append(sum(scratch) / 4 * (PATH_LENGTH + 1) / packed)
             forward_ratios.append(sum(forward) / 4 * (PATH_LENGTH + 1) / packed)
             seconds.append(packed)
-            say(f"path, |t| = {PATH_LENGTH}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times one update per prefix")
+            say(
+                f"path, |t| = {PATH_LENGTH}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times one"
+                " update per prefix"
+            )
     finally:
         torch.set_num_threads(threads)
     setting = (
-        f"SmolLM2-135M, |t| = {PATH_LENGTH}, prompt {len(prompt)}, suffix {len(suffix.ids)}, last layer, one thread, float32"
+        f"SmolLM2-135M, |t| = {PATH_LENGTH}, prompt {len(prompt)}, suffix {len(suffix.ids)}, last"
+        " layer, one thread, float32"
     )
     figures = [
         ("path: speed against one update per prefix", ratios, "×", f"≥ {PATH_BAR}"),
@@ -103,12 +142,16 @@ def path_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[di
 
 
 def maml_rows(*, rounds: int = 5, say: Callable[[str], None] = print) -> list[dict]:
-    """Second-order meta-gradients of both paths against `higher`, and a training run; one thread, float32.
+    """Second-order meta-gradients of both paths against `higher`, and a training run; one thread,
+    float32.
 
-    Sinusoids, a 2 × 40 network, 10 shots, 25 tasks a meta-step, gradients only; medians over rounds of the ratio in a round.
+    Sinusoids, a 2 × 40 network, 10 shots, 25 tasks a meta-step, gradients only; medians over rounds
+    of the ratio in a round.
     """
     if importlib.util.find_spec("higher") is None:
-        raise LookupError("the maml benchmark compares with the package `higher`: pip install higher==0.2.1")
+        raise LookupError(
+            "the maml benchmark compares with the package `higher`: pip install higher==0.2.1"
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -125,18 +168,39 @@ def maml_rows(*, rounds: int = 5, say: Callable[[str], None] = print) -> list[di
                 for name, values in ratios.items():
                     values.append(seconds["higher"] / seconds[name])
                 rates.append(1 / seconds["fast"])
-                say(f"maml, inner steps: {steps}, round {turn + 1}/{rounds}: fast {ratios['fast'][-1]:.1f} times higher")
-            setting = f"sinusoids, 2 × 40, 10 shots, 25 tasks (higher: one by one), inner steps: {steps}, one thread, float32"
+                say(
+                    f"maml, inner steps: {steps}, round {turn + 1}/{rounds}: fast"
+                    f" {ratios['fast'][-1]:.1f} times higher"
+                )
+            setting = (
+                f"sinusoids, 2 × 40, 10 shots, 25 tasks (higher: one by one), inner steps: {steps},"
+                " one thread, float32"
+            )
             figures = [
-                ("maml: readable path, speed against higher", ratios["readable"], "×", f"≥ {readable_bar}"),
+                (
+                    "maml: readable path, speed against higher",
+                    ratios["readable"],
+                    "×",
+                    f"≥ {readable_bar}",
+                ),
                 ("maml: fast path, speed against higher", ratios["fast"], "×", f"≥ {fast_bar}"),
                 ("maml: fast path, meta-gradients a second", rates, "1/s", ""),
             ]
             rows += _rows(figures, setting)
         say("a training run")
         trained: list = []
-        given = {"meta_steps": MAML_TRAINING, "inner_lr": 0.02, "steps": 5, "outer_lr": 0.008, "seed": 0}
-        seconds = _time(lambda: trained.append(maml.meta_train(theta, lambda g: toy.sinusoids(25, 10, g), **given)[0]))
+        given = {
+            "meta_steps": MAML_TRAINING,
+            "inner_lr": 0.02,
+            "steps": 5,
+            "outer_lr": 0.008,
+            "seed": 0,
+        }
+        seconds = _time(
+            lambda: trained.append(
+                maml.meta_train(theta, lambda g: toy.sinusoids(25, 10, g), **given)[0]
+            )
+        )
         unseen = toy.sinusoids(600, 10, torch.Generator().manual_seed(1), queries=100)
         curve = maml.adaptation_curve(trained[0], unseen, inner_lr=0.02, steps=5).mean(0).tolist()
     finally:
@@ -165,43 +229,72 @@ def rollouts_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> lis
             written: dict[str, int] = {}
 
             def batched(turn=turn, written=written):
-                found = sampling.sample(lm, prompts * 4, range(1000 * turn, 1000 * turn + 256), temperature=0.6)
+                found = sampling.sample(
+                    lm, prompts * 4, range(1000 * turn, 1000 * turn + 256), temperature=0.6
+                )
                 written["batched"] = sum(len(one.ids) for one in found if not one.cut)
 
             def one_by_one(turn=turn, written=written):
-                rows = [_generated(lm, [prompt], turn, temperature=0.6, most=128) for prompt in prompts[:16]]
+                rows = [
+                    _generated(lm, [prompt], turn, temperature=0.6, most=128)
+                    for prompt in prompts[:16]
+                ]
                 written["one_by_one"] = sum(length for (length,) in rows if length < 128)
 
-            rate = {way.__name__: (_time(way), written[way.__name__]) for way in (one_by_one, batched)}
+            rate = {
+                way.__name__: (_time(way), written[way.__name__]) for way in (one_by_one, batched)
+            }
             speed = {name: tokens / seconds for name, (seconds, tokens) in rate.items()}
             ratios.append(speed["batched"] / speed["one_by_one"])
             rates.append(speed["batched"])
             say(f"rollouts, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times generate row by row")
-        setting = "tiny-long, T = 0.6, up to 128 tokens, 256 rows of 64 prompts against 16 one by one, one thread, float32"
+        setting = (
+            "tiny-long, T = 0.6, up to 128 tokens, 256 rows of 64 prompts against 16 one by one,"
+            " one thread, float32"
+        )
         figures = [
-            ("rollouts: tokens a second against generate row by row", ratios, "×", f"≥ {ROLLOUTS_BAR}"),
+            (
+                "rollouts: tokens a second against generate row by row",
+                ratios,
+                "×",
+                f"≥ {ROLLOUTS_BAR}",
+            ),
             ("rollouts: tokens a second", rates, "1/s", ""),
         ]
         found = _rows(figures, setting)
         small = models.load("small", device="cpu")
-        texts = [chat_prompt(small.tokenizer, question.text) for question in gsm.gsm_symbolic(32, 0)]
-        for name, model, asked, most in (("tiny-long", lm, prompts[:32], 128), ("SmolLM2-135M", small, texts, 32)):
+        texts = [
+            chat_prompt(small.tokenizer, question.text) for question in gsm.gsm_symbolic(32, 0)
+        ]
+        for name, model, asked, most in (
+            ("tiny-long", lm, prompts[:32], 128),
+            ("SmolLM2-135M", small, texts, 32),
+        ):
             ratios = [_against_generate(model, asked, turn, most) for turn in range(rounds)]
             say(f"rollouts, {name}, 32 rows: {median(ratios):.2f} times generate")
-            setting = f"{name}, T = 0.6, up to {most} tokens, 32 rows in one batch, one thread, float32"
-            found += _rows([(f"rollouts: tokens a second against generate, {name}", ratios, "×", "")], setting)
+            setting = (
+                f"{name}, T = 0.6, up to {most} tokens, 32 rows in one batch, one thread, float32"
+            )
+            found += _rows(
+                [(f"rollouts: tokens a second against generate, {name}", ratios, "×", "")], setting
+            )
     finally:
         torch.set_num_threads(threads)
     return found
 
 
 def _against_generate(lm: models.LanguageModel, prompts: list[str], turn: int, most: int) -> float:
-    """Tokens a second of the kit's sampler by those of `generate`, over one batch of different prompts."""
+    """Tokens a second of the kit's sampler by those of `generate`, over one batch of different
+    prompts.
+    """
     written: dict[str, int] = {}
     seeds = range(1000 * turn, 1000 * turn + len(prompts))
 
     def ours():
-        written["ours"] = sum(len(one.ids) for one in sampling.sample(lm, prompts, seeds, temperature=0.6, max_new_tokens=most))
+        written["ours"] = sum(
+            len(one.ids)
+            for one in sampling.sample(lm, prompts, seeds, temperature=0.6, max_new_tokens=most)
+        )
 
     def theirs():
         written["theirs"] = sum(_generated(lm, prompts, turn, temperature=0.6, most=most))
@@ -211,22 +304,43 @@ def _against_generate(lm: models.LanguageModel, prompts: list[str], turn: int, m
 
 
 @torch.inference_mode()
-def _generated(lm: models.LanguageModel, prompts: list[str], seed: int, *, temperature: float, most: int) -> list[int]:
-    """Tokens that transformers' `generate` writes after each prompt, end token not counted; `most` where it did not end."""
+def _generated(
+    lm: models.LanguageModel, prompts: list[str], seed: int, *, temperature: float, most: int
+) -> list[int]:
+    """Tokens that transformers' `generate` writes after each prompt, end token not counted; `most`
+    where it did not end.
+    """
     end = lm.tokenizer.eos_token_id
     rows = lm.tokenizer(prompts, add_special_tokens=False)["input_ids"]
     width = max(map(len, rows))
     ids = torch.tensor([[end] * (width - len(row)) + row for row in rows], device=lm.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=lm.device)
-    draw = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+    mask = torch.tensor(
+        [[0] * (width - len(row)) + [1] * len(row) for row in rows], device=lm.device
+    )
+    draw = {
+        "do_sample": True,
+        "temperature": temperature,
+        "top_k": 0,
+        "top_p": 1.0,
+        "repetition_penalty": 1.0,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        out = lm.model.generate(ids, attention_mask=mask, max_new_tokens=most, eos_token_id=end, pad_token_id=end, **draw)
+        out = lm.model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=most,
+            eos_token_id=end,
+            pad_token_id=end,
+            **draw,
+        )
     return [row.index(end) if end in row else len(row) for row in out[:, width:].tolist()]
 
 
 def sft_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
-    """trl's trainer against the plain loop on the same rows: wall time of 20 steps of 64 rows, one thread."""
+    """trl's trainer against the plain loop on the same rows: wall time of 20 steps of 64 rows, one
+    thread.
+    """
     from tml_lib.studies import supervised
     from tml_lib.train import sft
 
@@ -239,7 +353,9 @@ def sft_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dic
         rows = [row for batch in batches for row in batch]
         for turn in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
-                by_trl = _time(lambda folder=folder: sft.sft(lm, rows, Path(folder) / "run", steps=20))
+                by_trl = _time(
+                    lambda folder=folder: sft.sft(lm, rows, Path(folder) / "run", steps=20)
+                )
             plain = _time(lambda: supervised.tuned(lm, batches.__getitem__, 20))
             ratios.append(by_trl / plain)
             rates.append(plain / 20)
@@ -248,19 +364,29 @@ def sft_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dic
         torch.set_num_threads(threads)
     setting = "tiny-base, 20 steps of 64 long rows, set-up included, one thread, float32"
     return _rows(
-        [("sft: time of trl's trainer by the plain loop's", ratios, "×", f"≤ {SFT_BAR}"), ("sft: plain step", rates, "s", "")],
+        [
+            ("sft: time of trl's trainer by the plain loop's", ratios, "×", f"≤ {SFT_BAR}"),
+            ("sft: plain step", rates, "s", ""),
+        ],
         setting,
     )
 
 
-def grpo_rows(*, rounds: int = 3, steps: int = 12, say: Callable[[str], None] = print) -> list[dict]:
-    """A GRPO step of tiny-long by its parts, and trl's own sampler in place of the kit's; one thread, float32."""
+def grpo_rows(
+    *, rounds: int = 3, steps: int = 12, say: Callable[[str], None] = print
+) -> list[dict]:
+    """A GRPO step of tiny-long by its parts, and trl's own sampler in place of the kit's; one
+    thread, float32.
+    """
     from tml_lib.data import rewards
     from tml_lib.train import grpo
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    lm, asked = models.load("tiny", model=models.shipped("tiny-long"), device="cpu"), programs.questions(2 * steps)
+    lm, asked = (
+        models.load("tiny", model=models.shipped("tiny-long"), device="cpu"),
+        programs.questions(2 * steps),
+    )
 
     def theirs(trainer, *given, **settings):
         began = time.perf_counter()
@@ -272,7 +398,10 @@ def grpo_rows(*, rounds: int = 3, steps: int = 12, say: Callable[[str], None] = 
         with tempfile.TemporaryDirectory() as folder:
             run = grpo.grpo(lm, asked, rewards.program_reward, Path(folder), steps=steps)
         rows = [row for row in run.log if "reward" in row][1:]
-        return {part: median(row[f"seconds_{part}"] for row in rows) for part in ("sampling", "scoring", "update")}
+        return {
+            part: median(row[f"seconds_{part}"] for row in rows)
+            for part in ("sampling", "scoring", "update")
+        }
 
     try:
         own, ratios = [], []
@@ -286,21 +415,37 @@ def grpo_rows(*, rounds: int = 3, steps: int = 12, say: Callable[[str], None] = 
     figures = [(f"grpo: {part}", [row[part] for row in own], "s", "") for part in own[0]]
     figures += [("grpo: a whole step", [sum(row.values()) for row in own], "s", f"≤ {GRPO_BAR}")]
     figures += [("grpo: time of trl's sampler by the kit's", ratios, "×", "")]
-    return _rows(figures, "tiny-long, 2 questions × 16 samples of up to 128 tokens, full training, one thread, float32")
+    return _rows(
+        figures,
+        "tiny-long, 2 questions × 16 samples of up to 128 tokens, full training, one thread,"
+        " float32",
+    )
 
 
 def landscape_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
-    """The landscape against adding and subtracting in place, one question at a time; also what is left of the weights after it.
+    """The landscape against adding and subtracting in place, one question at a time; also what is
+    left of the weights after it.
 
-    One thread; speed in float32, drift (share of weights that are not what they were) in float32 and bfloat16, tiny-long.
+    One thread; speed in float32, drift (share of weights that are not what they were) in float32
+    and bfloat16, tiny-long.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rows, tiny = [], models.shipped("tiny-long")
     try:
         for name, lm, asked, bar in (
-            ("SmolLM2-135M", models.load("small", device="cpu"), gsm.gsm_symbolic(4, 0), LANDSCAPE_BARS[0]),
-            ("tiny-long", models.load("tiny", model=tiny, device="cpu"), programs.questions(16, 0), LANDSCAPE_BARS[1]),
+            (
+                "SmolLM2-135M",
+                models.load("small", device="cpu"),
+                gsm.gsm_symbolic(4, 0),
+                LANDSCAPE_BARS[0],
+            ),
+            (
+                "tiny-long",
+                models.load("tiny", model=tiny, device="cpu"),
+                programs.questions(16, 0),
+                LANDSCAPE_BARS[1],
+            ),
         ):
             plane, grid, ratios = landscape.random_plane(lm.model, 0), landscape.axis(3), []
             held = [p.detach().clone() for p in lm.model.parameters()]
@@ -309,11 +454,21 @@ def landscape_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> li
                 with torch.no_grad():
                     for p, before in zip(lm.model.parameters(), held, strict=True):
                         p.copy_(before)
-                ours = _time(lambda given=(lm, asked, plane, grid, grid): landscape.landscape(*given))
+                ours = _time(
+                    lambda given=(lm, asked, plane, grid, grid): landscape.landscape(*given)
+                )
                 ratios.append(in_place / ours)
-                say(f"landscape, {name}, round {turn + 1}/{rounds}: {ratios[-1]:.2f} times in place, one question at a time")
-            setting = f"{name}, {len(asked)} questions, 3 × 3 points, filter normalisation, one thread, float32"
-            rows += _rows([(f"landscape: speed against in place, {name}", ratios, "×", f"≥ {bar}")], setting)
+                say(
+                    f"landscape, {name}, round {turn + 1}/{rounds}: {ratios[-1]:.2f} times in"
+                    " place, one question at a time"
+                )
+            setting = (
+                f"{name}, {len(asked)} questions, 3 × 3 points, filter normalisation, one thread,"
+                " float32"
+            )
+            rows += _rows(
+                [(f"landscape: speed against in place, {name}", ratios, "×", f"≥ {bar}")], setting
+            )
     finally:
         torch.set_num_threads(threads)
     setting = "tiny-long, 4 questions, 3 × 3 points, filter normalisation"
@@ -326,18 +481,34 @@ def landscape_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> li
         ):
             before = [p.detach().clone() for p in lm.model.parameters()]
             call()
-            moved = sum(int((p != b).sum()) for p, b in zip(lm.model.parameters(), before, strict=True))
+            moved = sum(
+                int((p != b).sum()) for p, b in zip(lm.model.parameters(), before, strict=True)
+            )
             rows += _rows(
-                [(f"landscape: weights changed by it, {way}, {dtype}", [100 * moved / lm.parameters], "%", bar)], setting
+                [
+                    (
+                        f"landscape: weights changed by it, {way}, {dtype}",
+                        [100 * moved / lm.parameters],
+                        "%",
+                        bar,
+                    )
+                ],
+                setting,
             )
     return rows
 
 
 @torch.inference_mode()
-def _landscape_in_place(lm: models.LanguageModel, questions: list, plane: landscape.Plane, grid) -> None:
-    """As RaML's notebook goes about it: add the displacement to the weights, ask one question after another, subtract it."""
+def _landscape_in_place(
+    lm: models.LanguageModel, questions: list, plane: landscape.Plane, grid
+) -> None:
+    """As RaML's notebook goes about it: add the displacement to the weights, ask one question after
+    another, subtract it.
+    """
     weights = {name: p for name, p in lm.model.named_parameters() if name in plane.first}
-    encoded = [encode(lm.tokenizer, chat_prompt(lm.tokenizer, q.text), "", [q.answer]) for q in questions]
+    encoded = [
+        encode(lm.tokenizer, chat_prompt(lm.tokenizer, q.text), "", [q.answer]) for q in questions
+    ]
     for first in grid.tolist():
         for second in grid.tolist():
             for sign in (1, -1):
@@ -351,11 +522,18 @@ def _landscape_in_place(lm: models.LanguageModel, questions: list, plane: landsc
 def _mean_time(way: Callable, repeats: int, theta: maml.Theta, batch, steps: int) -> float:
     """Seconds of one meta-gradient, after a warm-up."""
     way(theta, batch, inner_lr=0.01, steps=steps)
-    return _time(lambda: [way(theta, batch, inner_lr=0.01, steps=steps) for _ in range(repeats)]) / repeats
+    return (
+        _time(lambda: [way(theta, batch, inner_lr=0.01, steps=steps) for _ in range(repeats)])
+        / repeats
+    )
 
 
-def _higher_gradient(theta: maml.Theta, batch, *, inner_lr: float, steps: int) -> list[torch.Tensor]:
-    """The meta-gradient as `higher`'s documentation computes it: one differentiable copy and inner loop per task."""
+def _higher_gradient(
+    theta: maml.Theta, batch, *, inner_lr: float, steps: int
+) -> list[torch.Tensor]:
+    """The meta-gradient as `higher`'s documentation computes it: one differentiable copy and inner
+    loop per task.
+    """
     import higher
 
     parts = [torch.nn.Linear(*W.shape) for W in theta[::2]]
@@ -366,7 +544,9 @@ def _higher_gradient(theta: maml.Theta, batch, *, inner_lr: float, steps: int) -
             part.bias.copy_(b[0])
     optimiser = torch.optim.SGD(net.parameters(), lr=inner_lr)
     for task in range(len(batch)):
-        sx, sy, qx, qy = (t[task] for t in (batch.support_x, batch.support_y, batch.query_x, batch.query_y))
+        sx, sy, qx, qy = (
+            t[task] for t in (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
+        )
         with higher.innerloop_ctx(net, optimiser, copy_initial_weights=False) as (copy, inner):
             for _ in range(steps):
                 inner.step(((copy(sx) - sy) ** 2).mean())
@@ -377,19 +557,29 @@ def _higher_gradient(theta: maml.Theta, batch, *, inner_lr: float, steps: int) -
 def _rows(figures: list[tuple], setting: str) -> list[dict]:
     """Medians over rounds as rows of name, value, unit, bar, setting."""
     return [
-        {"name": what, "value": round(median(values), 2), "unit": unit, "bar": limit, "setting": setting}
+        {
+            "name": what,
+            "value": round(median(values), 2),
+            "unit": unit,
+            "bar": limit,
+            "setting": setting,
+        }
         for what, values, unit, limit in figures
     ]
 
 
 def _places(turn: int, rounds: int, length: int) -> list[int]:
-    """Four positions that stratify 0..length; every other quarter is sampled as late, so that rounds agree."""
+    """Four positions that stratify 0..length; every other quarter is sampled as late, so that
+    rounds agree.
+    """
     early = (turn + 0.5) / rounds  # of its quarter
     return [int((k + (early if k % 2 else 1 - early)) * length / 4) for k in range(4)]
 
 
 def _text(lm: models.LanguageModel, length: int) -> tuple:
-    """A prompt, gold trajectories joined until they have `length` tokens, and a suffix with a two-token answer."""
+    """A prompt, gold trajectories joined until they have `length` tokens, and a suffix with a
+    two-token answer.
+    """
     questions = gsm.gsm_symbolic(64, seed=0)
     prompt = chat_prompt(lm.tokenizer, questions[0].text)
     joined = "\n".join(gsm.gold(q).text for q in questions)
@@ -397,26 +587,45 @@ def _text(lm: models.LanguageModel, length: int) -> tuple:
     return encoded.prompt, encoded.trajectory[:length], encoded.suffixes[0]
 
 
-def _compare(name: str, model, prompt, trajectory, suffix, bar: int, rounds: int, say) -> list[dict]:
+def _compare(
+    name: str, model, prompt, trajectory, suffix, bar: int, rounds: int, say
+) -> list[dict]:
     length = len(trajectory)
-    prefix_nll(model, prompt, trajectory[:8], [suffix], [0, 8])  # warm-up, and the check that packing suits the model
-    work = _linear_flops(model, lambda: prefix_nll(model, prompt, trajectory, [suffix], range(length + 1)))
+    # warm-up, and the check that packing suits the model
+    prefix_nll(model, prompt, trajectory[:8], [suffix], [0, 8])
+    work = _linear_flops(
+        model, lambda: prefix_nll(model, prompt, trajectory, [suffix], range(length + 1))
+    )
     ratios, few_ratios, shares, seconds = [], [], [], []
     for turn in range(rounds):
         packed = _time(lambda: prefix_nll(model, prompt, trajectory, [suffix], range(length + 1)))
         places = _places(turn, rounds, length)
         naive = [_time(lambda i=i: naive_nll(model, prompt, trajectory, suffix, i)) for i in places]
-        few = [_time(lambda i=i: naive_nll(model, prompt, trajectory, suffix, i, few_logits=True)) for i in places]
+        few = [
+            _time(lambda i=i: naive_nll(model, prompt, trajectory, suffix, i, few_logits=True))
+            for i in places
+        ]
         ratios.append(sum(naive) / 4 * (length + 1) / packed)
         few_ratios.append(sum(few) / 4 * (length + 1) / packed)
         shares.append(work / packed / _sgemm_rate())
         seconds.append(packed)
-        say(f"{name}, |t| = {length}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times the naive loop")
-    setting = f"{name}, |t| = {length}, prompt {len(prompt)}, suffix {len(suffix.ids)}, one thread, float32"
+        say(
+            f"{name}, |t| = {length}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times the naive"
+            " loop"
+        )
+    setting = (
+        f"{name}, |t| = {length}, prompt {len(prompt)}, suffix {len(suffix.ids)}, one thread,"
+        " float32"
+    )
     figures = [
         ("probe: speed against the naive loop", ratios, "×", f"≥ {bar}"),
         ("probe: speed against the naive loop with the head at needed rows", few_ratios, "×", ""),
-        ("probe: share of the machine's sgemm rate (linear layers)", [100 * s for s in shares], "%", ""),
+        (
+            "probe: share of the machine's sgemm rate (linear layers)",
+            [100 * s for s in shares],
+            "%",
+            "",
+        ),
         ("probe: time for all prefixes", seconds, "s", ""),
     ]
     return _rows(figures, setting)
@@ -436,7 +645,9 @@ def _linear_flops(model, call: Callable[[], object]) -> float:
         nonlocal total
         total += 2 * output.numel() * module.in_features
 
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    hooks = [
+        m.register_forward_hook(count) for m in model.modules() if isinstance(m, torch.nn.Linear)
+    ]
     try:
         call()
     finally:
@@ -446,7 +657,9 @@ def _linear_flops(model, call: Callable[[], object]) -> float:
 
 
 def _sgemm_rate(seconds: float = 0.5) -> float:
-    """Floating-point operations a second of a matrix product of the probe's usual shape, one thread, float32."""
+    """Floating-point operations a second of a matrix product of the probe's usual shape, one
+    thread, float32.
+    """
     left, right = torch.randn(256, 576), torch.randn(576, 1536)
     left @ right
     count, began = 0, time.perf_counter()
@@ -461,7 +674,8 @@ def _peak_above(call: Callable[[], object]) -> float:
     import psutil
 
     process, done = psutil.Process(), threading.Event()
-    runtime.free_memory()  # else memory that was freed before and is still held would hide what the call takes
+    # else memory that was freed before and is still held would hide what the call takes
+    runtime.free_memory()
     before = peak = process.memory_info().rss
 
     def watch():
@@ -483,9 +697,12 @@ def _memory_at(length: int) -> float:
     torch.set_num_threads(1)
     lm = models.load("small", device="cpu")
     prompt, trajectory, suffix = _text(lm, length)
-    with torch.inference_mode():  # weights are mapped from disk: touch them all before the baseline is taken
+    # weights are mapped from disk: touch them all before the baseline is taken
+    with torch.inference_mode():
         lm.model(torch.tensor([prompt[:4]]))
-    return _peak_above(lambda: prefix_nll(lm.model, prompt, trajectory, [suffix], range(length + 1)))
+    return _peak_above(
+        lambda: prefix_nll(lm.model, prompt, trajectory, [suffix], range(length + 1))
+    )
 
 
 BENCHMARKS = {

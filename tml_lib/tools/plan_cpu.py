@@ -1,6 +1,8 @@
-"""This machine's processor as a device of the planner: its rates, measured here, and how well predictions fit small runs on it.
+"""This machine's processor as a device of the planner: its rates, measured here, and how well
+predictions fit small runs on it.
 
-Everything runs on one thread in float32 and is timed in processor time, which other processes distort less than wall time.
+Everything runs on one thread in float32 and is timed in processor time, which other processes
+distort less than wall time.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def _one_thread():
         torch.set_num_threads(threads)
 
 
-# --- rates -----------------------------------------------------------------------------------------------------------
+# --- rates ----------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -53,7 +55,9 @@ def device() -> Device:
 
 
 def measured_device(rates: dict) -> Device:
-    """The device that a calibration describes: float32, transformers' own loops, all of this machine's memory."""
+    """The device that a calibration describes: float32, transformers' own loops, all of this
+    machine's memory.
+    """
     return Device(
         "cpu",
         flops=rates["gflops"] * 1e9,
@@ -71,9 +75,10 @@ def measured_device(rates: dict) -> Device:
 def calibrate() -> dict:
     """This machine's rates; 3 s.
 
-    gflops: of a matrix product of a small model's size. bandwidth_gbs: of reading 128 MB. value_ns: per value that element-wise
-    operations write to fresh memory. launch_us, train_launch_us: what a layer so narrow that it computes nothing takes in a
-    decoded step and in a training step; pass_launch_us: a decoded step's own, beside its layers.
+    gflops: of a matrix product of a small model's size. bandwidth_gbs: of reading 128 MB. value_ns:
+    per value that element-wise operations write to fresh memory. launch_us, train_launch_us: what a
+    layer so narrow that it computes nothing takes in a decoded step and in a training step;
+    pass_launch_us: a decoded step's own, beside its layers.
     """
     left, right, long = torch.randn(256, 576), torch.randn(576, 1536), torch.ones(2**25)
     several = [torch.randn(2**20) for _ in range(8)]
@@ -83,7 +88,11 @@ def calibrate() -> dict:
     return {
         "gflops": 2e-9 * 256 * 576 * 1536 / _processor_seconds(lambda: left @ right),
         "bandwidth_gbs": 4e-9 * len(long) / _processor_seconds(long.sum),
-        "value_ns": 1e9 * _processor_seconds(lambda: [torch.nn.functional.silu(v) * v + v for v in several]) / written,
+        "value_ns": (
+            1e9
+            * _processor_seconds(lambda: [torch.nn.functional.silu(v) * v + v for v in several])
+            / written
+        ),
         "launch_us": 1e6 * layer,
         "train_launch_us": 1e6 * trained,
         "pass_launch_us": 1e6 * (one[0] - layer),
@@ -92,10 +101,21 @@ def calibrate() -> dict:
 
 def _launches(layers: int) -> tuple[float, float]:
     """Seconds of a decoded step and of a training step of a model of width 16 on two tokens."""
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16}
+    size = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    }
     model = models.random_model("llama", **size, num_hidden_layers=layers, vocab_size=32)
     optimiser, ids = torch.optim.AdamW(model.parameters()), torch.zeros(2, 2, dtype=torch.long)
-    given = {"input_ids": ids[:, :1], "attention_mask": ids[:, :1] + 1, "position_ids": ids[:, :1], "use_cache": True}
+    given = {
+        "input_ids": ids[:, :1],
+        "attention_mask": ids[:, :1] + 1,
+        "position_ids": ids[:, :1],
+        "use_cache": True,
+    }
 
     @torch.inference_mode()
     def decode():
@@ -120,14 +140,16 @@ def _processor_seconds(call: Callable[[], object], least: float = 0.25) -> float
     return (time.process_time() - began) / count
 
 
-# --- benchmark -------------------------------------------------------------------------------------------------------
+# --- benchmark ------------------------------------------------------------------------------------
 
 
 @_one_thread()
 def benchmark(rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
-    """Predicted by measured processor time of small runs on this machine: rows of name, value, unit, bar, setting.
+    """Predicted by measured processor time of small runs on this machine: rows of name, value,
+    unit, bar, setting.
 
-    Each round calibrates anew and then runs every case once; values are medians over rounds of the ratio within a round.
+    Each round calibrates anew and then runs every case once; values are medians over rounds of the
+    ratio within a round.
     """
     cases = _cases()
     ratios: list[list[float]] = [[] for _ in cases]
@@ -135,7 +157,10 @@ def benchmark(rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]
         here = measured_device(calibrate())
         for case, found in zip(cases, ratios, strict=True):
             found.append(_ratio(case, here))
-            say(f"plan, {case.name}, {case.setting}, round {turn + 1}/{rounds}: predicted by measured {found[-1]:.2f}")
+            say(
+                f"plan, {case.name}, {case.setting}, round {turn + 1}/{rounds}: predicted by"
+                f" measured {found[-1]:.2f}"
+            )
     return [_row(case, median(found)) for case, found in zip(cases, ratios, strict=True)]
 
 
@@ -164,20 +189,32 @@ def _small_cases() -> list[Case]:
     from tml_lib.data import tiny  # heavy, and no plan needs them
     from tml_lib.train import sft
 
-    lm, model, asked = models.load("small", device="cpu"), shape("SmolLM2-135M"), gsm.gsm_symbolic(16, 0)
+    lm, model, asked = (
+        models.load("small", device="cpu"),
+        shape("SmolLM2-135M"),
+        gsm.gsm_symbolic(16, 0),
+    )
     prompts = [chat_prompt(lm.tokenizer, q.text) for q in asked]
     rows, adapted = sft.question_rows(lm, asked[:4]), adapters.copy_to_train(lm, 4, 0)
     return [
         _probing(lm, model, prompts[0], "\n".join(gsm.gold(q).text for q in asked)),
         _sampling(lm, model, prompts, 32),
-        _training(model, [rows], lambda: tiny.train(adapted, lambda _: rows, steps=1, peak_lr=1e-3), lora_rank=4),
+        _training(
+            model,
+            [rows],
+            lambda: tiny.train(adapted, lambda _: rows, steps=1, peak_lr=1e-3),
+            lora_rank=4,
+        ),
     ]
 
 
 def _tiny_cases() -> list[Case]:
     from tml_lib.studies import supervised
 
-    lm, model = models.load("tiny", model=models.shipped("tiny-long"), device="cpu"), shape("tiny-long")
+    lm, model = (
+        models.load("tiny", model=models.shipped("tiny-long"), device="cpu"),
+        shape("tiny-long"),
+    )
     prompts = [chat_prompt(lm.tokenizer, q.text) for q in programs.questions(256, 0, "held_out")]
     stream = supervised.arm_rows(0, "long")
     steps = [stream(k) for k in range(5)]
@@ -190,10 +227,17 @@ def _tiny_cases() -> list[Case]:
 def _probing(lm: models.LanguageModel, model: Shape, prompt: str, text: str) -> Case:
     """The first 64 tokens of a text probed after every prefix."""
     found = encode(lm.tokenizer, prompt, text, ["42"])
-    suffix, given = found.suffixes[0], (lm.model, found.prompt, found.trajectory[:64], found.suffixes, range(65))
+    suffix, given = (
+        found.suffixes[0],
+        (lm.model, found.prompt, found.trajectory[:64], found.suffixes, range(65)),
+    )
     prefix_nll(*given)
-    stage = Stage("probe", 1, 1, 64, 64, len(found.prompt), len(suffix.ids), len(suffix.ids) - suffix.start)
-    return Case("probe", f"{model.name}, 64 tokens, all prefixes", stage, model, lambda: prefix_nll(*given))
+    stage = Stage(
+        "probe", 1, 1, 64, 64, len(found.prompt), len(suffix.ids), len(suffix.ids) - suffix.start
+    )
+    return Case(
+        "probe", f"{model.name}, 64 tokens, all prefixes", stage, model, lambda: prefix_nll(*given)
+    )
 
 
 def _sampling(lm: models.LanguageModel, model: Shape, prompts: list[str], most: int) -> Case:
@@ -203,15 +247,24 @@ def _sampling(lm: models.LanguageModel, model: Shape, prompts: list[str], most: 
         return sampling.sample(lm, prompts, range(len(prompts)), max_new_tokens=most)
 
     tokens = [most if one.cut else len(one.ids) + 1 for one in call()]
-    widest = max(len(lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts)
+    widest = max(
+        len(lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts
+    )
     stage = Stage("sample", len(prompts), 1, sum(tokens) / len(tokens), max(tokens), widest)
-    return Case("sampling", f"{model.name}, {len(prompts)} rows of up to {most} tokens", stage, model, call)
+    return Case(
+        "sampling", f"{model.name}, {len(prompts)} rows of up to {most} tokens", stage, model, call
+    )
 
 
-def _training(model: Shape, batches: list[list], call: Callable[[], object], *, lora_rank: int = 0) -> Case:
+def _training(
+    model: Shape, batches: list[list], call: Callable[[], object], *, lora_rank: int = 0
+) -> Case:
     """A training step a batch of rows, padded to their longest."""
     call()
-    side, width = len(batches[0]), sum(max(len(ids) for ids, _ in rows) for rows in batches) / len(batches)
+    side, width = (
+        len(batches[0]),
+        sum(max(len(ids) for ids, _ in rows) for rows in batches) / len(batches),
+    )
     counts = {"rows": side, "batch": side, "lora_rank": lora_rank}
     stage = Stage("sft", side * len(batches), 1, width, prompt=0, suffix=0, **counts)
     what = f"LoRA of rank {lora_rank}" if lora_rank else "all weights"

@@ -1,13 +1,15 @@
-"""What a stage of work costs: tokens, floating-point operations, memory, values written and seconds, from stated formulas.
+"""What a stage of work costs: tokens, floating-point operations, memory, values written and
+seconds, from stated formulas.
 
-A stage falls into phases. A phase of F operations that streams B bytes of weights and keys, and whose element-wise operations
-write V values, lasts on G devices
+A stage falls into phases. A phase of F operations that streams B bytes of weights and keys, and
+whose element-wise operations write V values, lasts on G devices
 
-    max(F / (use · peak), B / (memory_use · bandwidth)) / G + V · value / G + launches · launch   seconds.
+    max(F / (use · peak), B / (memory_use · bandwidth)) / G + V · value / G + launches · launch
+    seconds.
 
-Training passes, and so their launches, are shared out among the devices; a forward pass runs on all of them. On a GPU V is part
-of `use`. Left out: waiting for the longest sample where a serving engine refills its rows, talk between devices, loading,
-grading, failed runs. So these are floors.
+Training passes, and so their launches, are shared out among the devices; a forward pass runs on all
+of them. On a GPU V is part of `use`. Left out: waiting for the longest sample where a serving
+engine refills its rows, talk between devices, loading, grading, failed runs. So these are floors.
 """
 
 from __future__ import annotations
@@ -22,12 +24,18 @@ from pathlib import Path
 from tml_lib.lm import presets
 from tml_lib.runtime import ROWS_PER_PASS
 
-FILL = 0.9  # of a device's memory that may be filled (vLLM's default): the rest is the driver's, and fragments
-STATE_BYTES = 16  # a trained parameter's weight, gradient, copy and two moments of Adam (Rajbhandari et al. 2020, §3.1)
+# of a device's memory that may be filled (vLLM's default): the rest is the driver's, and fragments
+FILL = 0.9
+# a trained parameter's weight, gradient, copy and two moments of Adam (Rajbhandari et al. 2020,
+# §3.1)
+STATE_BYTES = 16
 STEP_BYTES = 28  # what Adam reads and writes of it in a step, in float32
-BATCH = 256  # rows sampled side by side at most: vLLM's default `max_num_seqs`, and the kit's own batch
-FEWEST = 16  # rows that must find room beside one another: fewer would read all weights for next to nothing
-LOGIT_VALUES = 6  # written per logit by sampling or loss: widened, scaled, softmax, running sum or gradient, ...
+# rows sampled side by side at most: vLLM's default `max_num_seqs`, and the kit's own batch
+BATCH = 256
+# rows that must find room beside one another: fewer would read all weights for next to nothing
+FEWEST = 16
+# written per logit by sampling or loss: widened, scaled, softmax, running sum or gradient, ...
+LOGIT_VALUES = 6
 CONFIG = {  # our names: config.json's
     "layers": "num_hidden_layers",
     "width": "hidden_size",
@@ -40,7 +48,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # model types whose blocks th
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's dimensions: pre-norm blocks of grouped attention and a gated feed-forward net (Llama, Mistral, Qwen).
+    """A decoder's dimensions: pre-norm blocks of grouped attention and a gated feed-forward net
+    (Llama, Mistral, Qwen).
 
     Raises ValueError where the count of parameters differs from a published one.
     """
@@ -60,7 +69,10 @@ class Shape:
 
     def __post_init__(self):
         if self.published not in (0, self.parameters):
-            raise ValueError(f"{self.name} has {self.parameters} parameters, published are {self.published}: mend plan.toml")
+            raise ValueError(
+                f"{self.name} has {self.parameters} parameters, published are {self.published}:"
+                " mend plan.toml"
+            )
 
     @property
     def query(self) -> int:
@@ -79,12 +91,23 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All parameters: matrices, norms and biases of blocks, the last norm, embeddings (once where tied)."""
-        norms = 2 * self.width + self.bias * (self.query + 2 * self.key) + self.qk_norm * 2 * self.head
-        return self.matrices + self.layers * norms + self.width + (2 - self.tied) * self.vocabulary * self.width
+        """All parameters: matrices, norms and biases of blocks, the last norm, embeddings (once
+        where tied).
+        """
+        norms = (
+            2 * self.width + self.bias * (self.query + 2 * self.key) + self.qk_norm * 2 * self.head
+        )
+        return (
+            self.matrices
+            + self.layers * norms
+            + self.width
+            + (2 - self.tied) * self.vocabulary * self.width
+        )
 
     def adapter(self, rank: int) -> int:
-        """Parameters of a LoRA adapter on the seven linear layers of every block: layers · rank · Σ (in + out)."""
+        """Parameters of a LoRA adapter on the seven linear layers of every block: layers · rank · Σ
+        (in + out).
+        """
         return self.layers * rank * (7 * self.width + 2 * self.query + 2 * self.key + 3 * self.ffn)
 
 
@@ -152,7 +175,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Phase:
-    """Work of one nature: tokens, operations, bytes streamed, values written, forward passes, training passes."""
+    """Work of one nature: tokens, operations, bytes streamed, values written, forward passes,
+    training passes.
+    """
 
     tokens: float
     flops: float
@@ -162,7 +187,7 @@ class Phase:
     trained: float = 0.0
 
 
-# --- shapes ----------------------------------------------------------------------------------------------------------
+# --- shapes ---------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -172,9 +197,11 @@ def tables() -> dict:
 
 
 def shape(name: str) -> Shape:
-    """The shape of a model by name (with or without its hub's owner and '-Instruct'), or of a folder with config.json.
+    """The shape of a model by name (with or without its hub's owner and '-Instruct'), or of a
+    folder with config.json.
 
-    Raises ValueError for a name that is not known and for a folder whose model the formulas do not describe.
+    Raises ValueError for a name that is not known and for a folder whose model the formulas do not
+    describe.
     """
     folder = Path(presets.shipped(name)) if name.startswith("tiny-") else Path(name).expanduser()
     if (folder / "config.json").is_file():
@@ -182,52 +209,72 @@ def shape(name: str) -> Shape:
     short, known = name.split("/")[-1].removesuffix("-Instruct"), tables()["models"]
     if short not in known:
         names = ", ".join([*known, "tiny-base"])
-        raise ValueError(f"the shape of {name!r} is not known: choose one of {names}, or give a folder with config.json")
+        raise ValueError(
+            f"the shape of {name!r} is not known: choose one of {names}, or give a folder with"
+            " config.json"
+        )
     return Shape(short, **known[short])
 
 
 def _read_shape(file: Path) -> Shape:
     config = json.loads(file.read_text(encoding="utf8"))
     if (kind := config.get("model_type")) not in FAMILIES:
-        raise ValueError(f"{file} is of a {kind!r} model; the formulas are for {', '.join(FAMILIES)}: take one of those")
+        raise ValueError(
+            f"{file} is of a {kind!r} model; the formulas are for {', '.join(FAMILIES)}: take one"
+            " of those"
+        )
     if missing := [key for key in CONFIG.values() if not config.get(key)]:
-        raise ValueError(f"{file} lacks {missing[0]!r}: give the folder that `save_pretrained` wrote")
+        raise ValueError(
+            f"{file} lacks {missing[0]!r}: give the folder that `save_pretrained` wrote"
+        )
     found = {ours: config[theirs] for ours, theirs in CONFIG.items()}
     heads = {"kv_heads": config.get("num_key_value_heads") or found["heads"]}
     heads["head"] = config.get("head_dim") or found["width"] // found["heads"]
     flags = {"tied": config.get("tie_word_embeddings", False), "qk_norm": kind == "qwen3"}
-    return Shape(file.parent.name, **found, **heads, **flags, bias=config.get("attention_bias", False) or kind == "qwen2")
+    return Shape(
+        file.parent.name,
+        **found,
+        **heads,
+        **flags,
+        bias=config.get("attention_bias", False) or kind == "qwen2",
+    )
 
 
-# --- formulas --------------------------------------------------------------------------------------------------------
+# --- formulas -------------------------------------------------------------------------------------
 
 
 def forward_flops(model: Shape, tokens: float, context: float, scored: float) -> float:
     """2 · matrices · tokens + 4 · layers · q · context · tokens + 2 · d · vocabulary · scored.
 
-    context: keys that a token sees, in the mean (half a text's length where it is read causally). scored: tokens whose logits
-    are computed. A multiplication and an addition count as two (Kaplan et al. 2020, arXiv 2001.08361, Table 1).
+    context: keys that a token sees, in the mean (half a text's length where it is read causally).
+    scored: tokens whose logits are computed. A multiplication and an addition count as two (Kaplan
+    et al. 2020, arXiv 2001.08361, Table 1).
     """
     attention = 4 * model.layers * model.query * context * tokens
     return 2 * model.matrices * tokens + attention + 2 * model.width * model.vocabulary * scored
 
 
 def written(model: Shape, tokens: float, context: float, *, lora: bool = False) -> float:
-    """Values that a forward pass's element-wise operations write: layers · tokens · (8d + 4.5(q + k) + 2f + heads · context).
+    """Values that a forward pass's element-wise operations write: layers · tokens · (8d + 4.5(q +
+    k) + 2f + heads · context).
 
-    Counted in transformers' Llama block: norms 6d, residual sums 2d, rotation of queries and keys 4.5(q + k), gate 2f, softmax
-    of scores. LoRA: three more per output of its seven layers. A backward pass writes twice as many.
+    Counted in transformers' Llama block: norms 6d, residual sums 2d, rotation of queries and keys
+    4.5(q + k), gate 2f, softmax of scores. LoRA: three more per output of its seven layers. A
+    backward pass writes twice as many.
     """
-    block = 8 * model.width + 4.5 * (model.query + model.key) + 2 * model.ffn + model.heads * context
+    block = (
+        8 * model.width + 4.5 * (model.query + model.key) + 2 * model.ffn + model.heads * context
+    )
     adapted = 3 * (2 * model.width + model.query + 2 * model.key + 2 * model.ffn)
     return model.layers * tokens * (block + lora * adapted)
 
 
 def phases(stage: Stage, model: Shape, on: Device, rows: int = BATCH) -> list[Phase]:
-    """A stage's phases; rows: trajectories sampled side by side. Raises ValueError for an unknown kind.
+    """A stage's phases; rows: trajectories sampled side by side. Raises ValueError for an unknown
+    kind.
 
-    dpo: two texts a pair, and the same two under the model that it started from. grpo: samples, their log-probabilities under
-    the sampling weights, a step on those kept.
+    dpo: two texts a pair, and the same two under the model that it started from. grpo: samples,
+    their log-probabilities under the sampling weights, a step on those kept.
     """
     n = stage.count
     match stage.kind:
@@ -243,31 +290,50 @@ def phases(stage: Stage, model: Shape, on: Device, rows: int = BATCH) -> list[Ph
             return [_scored(stage, model, on, 2 * n), _trained(stage, model, on, 2 * n)]
         case "grpo":
             sampled = _sampled(stage, model, on, rows)
-            return [*sampled, _scored(stage, model, on, n), _trained(stage, model, on, n * stage.update)]
-    raise ValueError(f"stage {stage.kind!r} is unknown: choose probe, sample, sft, dpo, grpo or landscape")
+            return [
+                *sampled,
+                _scored(stage, model, on, n),
+                _trained(stage, model, on, n * stage.update),
+            ]
+    raise ValueError(
+        f"stage {stage.kind!r} is unknown: choose probe, sample, sft, dpo, grpo or landscape"
+    )
 
 
-def _phase(model: Shape, on: Device, tokens: float, context: float, scored: float, passes: float) -> Phase:
+def _phase(
+    model: Shape, on: Device, tokens: float, context: float, scored: float, passes: float
+) -> Phase:
     """Forward passes, each of which reads all weights once."""
     values = written(model, tokens, context) + LOGIT_VALUES * model.vocabulary * scored
-    return Phase(tokens, forward_flops(model, tokens, context, scored), passes * model.parameters * on.number, values, passes)
+    return Phase(
+        tokens,
+        forward_flops(model, tokens, context, scored),
+        passes * model.parameters * on.number,
+        values,
+        passes,
+    )
 
 
 def _probed(stage: Stage, model: Shape, on: Device) -> Phase:
     """The trajectory is read once, and a copy of the suffix per prefix.
 
-    A pass holds ROWS_PER_PASS tokens, whose mask is dense, so that each sees the cache and the whole pass (see probe.py).
+    A pass holds ROWS_PER_PASS tokens, whose mask is dense, so that each sees the cache and the
+    whole pass (see probe.py).
     """
     prefixes = stage.positions or stage.length + 1
     side = ROWS_PER_PASS["cpu" if on.name == "cpu" else "cuda"]
     tokens = stage.prompt + stage.length + prefixes * (stage.suffix - 1)
     context = stage.prompt + stage.length / 2 + min(side, tokens)
     passes = stage.count * math.ceil(tokens / side)
-    return _phase(model, on, stage.count * tokens, context, stage.count * prefixes * stage.answer, passes)
+    return _phase(
+        model, on, stage.count * tokens, context, stage.count * prefixes * stage.answer, passes
+    )
 
 
 def _mapped(stage: Stage, model: Shape, on: Device) -> Phase:
-    """A landscape: at each point weights are written anew, three reads and one write, and every question is read."""
+    """A landscape: at each point weights are written anew, three reads and one write, and every
+    question is read.
+    """
     tokens, reads = stage.prompt + stage.suffix, stage.points * stage.count
     passes = stage.points * math.ceil(stage.count / stage.rows)
     found = _phase(model, on, reads * tokens, tokens / 2, reads * (stage.answer + 1), passes)
@@ -275,13 +341,18 @@ def _mapped(stage: Stage, model: Shape, on: Device) -> Phase:
 
 
 def _sampled(stage: Stage, model: Shape, on: Device, rows: int) -> list[Phase]:
-    """Prompts are read; then each decoded step reads the weights, and the keys and values of its rows (`cache_bytes`).
+    """Prompts are read; then each decoded step reads the weights, and the keys and values of its
+    rows (`cache_bytes`).
 
-    Every sample's prompt counts, though samples of a question that stand side by side share its reading. A serving engine
-    refills its rows; the kit's own loop goes on to a batch's longest row, and copies its cache at every step.
+    Every sample's prompt counts, though samples of a question that stand side by side share its
+    reading. A serving engine refills its rows; the kit's own loop goes on to a batch's longest row,
+    and copies its cache at every step.
     """
     n, batches = stage.count, stage.count / min(rows, stage.side)
-    steps, context = batches * (stage.longest if on.eager else stage.length), stage.prompt + stage.length / 2
+    steps, context = (
+        batches * (stage.longest if on.eager else stage.length),
+        stage.prompt + stage.length / 2,
+    )
     prompts = _phase(model, on, n * stage.prompt, stage.prompt / 2, n, batches)
     decoded = _phase(model, on, n * stage.length, context, n * stage.length, steps)
     cached = n * stage.length * cache_bytes(model, context, 1)  # numbers, over all steps
@@ -296,22 +367,34 @@ def _scored(stage: Stage, model: Shape, on: Device, rows: float) -> Phase:
 
 
 def _trained(stage: Stage, model: Shape, on: Device, rows: float) -> Phase:
-    """Three forward passes' worth (backward: by activations, by weights), with LoRA two and three of the adapter's.
+    """Three forward passes' worth (backward: by activations, by weights), with LoRA two and three
+    of the adapter's.
 
     Recomputation adds one (Korthikanti et al. 2022, arXiv 2205.05198, §5). Logits are written once.
     """
     once, lora, times = _scored(stage, model, on, rows), stage.lora_rank > 0, 3 + stage.recompute
     flops = (times - lora) * once.flops + 6 * model.adapter(stage.lora_rank) * once.tokens
-    stepped = stage.steps * STEP_BYTES * (model.adapter(stage.lora_rank) if lora else model.parameters)
-    values = times * written(model, once.tokens, stage.whole / 2, lora=lora) + LOGIT_VALUES * model.vocabulary * once.tokens
-    return Phase(once.tokens, flops, times * once.streamed + stepped, values, passes=0, trained=once.passes)
+    stepped = (
+        stage.steps * STEP_BYTES * (model.adapter(stage.lora_rank) if lora else model.parameters)
+    )
+    values = (
+        times * written(model, once.tokens, stage.whole / 2, lora=lora)
+        + LOGIT_VALUES * model.vocabulary * once.tokens
+    )
+    return Phase(
+        once.tokens, flops, times * once.streamed + stepped, values, passes=0, trained=once.passes
+    )
 
 
-def predicted_seconds(stage: Stage, model: Shape, on: Device, gpus: int = 1, rows: int = BATCH) -> float:
+def predicted_seconds(
+    stage: Stage, model: Shape, on: Device, gpus: int = 1, rows: int = BATCH
+) -> float:
     """Seconds of a stage on `gpus` devices (see this module's formula)."""
     total = 0.0
     for phase in phases(stage, model, on, rows):
-        work = max(phase.flops / (on.use * on.flops), phase.streamed / (on.memory_use * on.bandwidth))
+        work = max(
+            phase.flops / (on.use * on.flops), phase.streamed / (on.memory_use * on.bandwidth)
+        )
         forward = phase.passes * (model.layers * on.launch + on.pass_launch)
         trained = phase.trained * (model.layers * on.train_launch + 3 * on.pass_launch)
         total += (work + phase.values * on.value + trained) / gpus + forward
@@ -324,15 +407,18 @@ def cache_bytes(model: Shape, tokens: float, number: int = 2) -> float:
 
 
 def training_bytes(model: Shape, stage: Stage, number: int = 2) -> float:
-    """Weights, gradients and Adam's states, and the activations of `rows` rows of the longest length.
+    """Weights, gradients and Adam's states, and the activations of `rows` rows of the longest
+    length.
 
-    Once in all: several devices share the rows as they share the states (sequence parallelism). With rows of its own on each,
-    as data parallelism has them, a plan may need a third more devices.
+    Once in all: several devices share the rows as they share the states (sequence parallelism).
+    With rows of its own on each, as data parallelism has them, a plan may need a third more
+    devices.
 
-    All weights: STATE_BYTES each; LoRA: `number` a weight, STATE_BYTES an adapter's. A block keeps 4d + 2q + 2k + 4f values a
-    token for its backward pass (inputs of norms, projections, attention, gate); with recomputation its input only, and one
-    block's values at a time. Logits: one in `number` bytes, one widened and one gradient in 4 (after Korthikanti et al. 2022,
-    §4, for a gated net, without attention scores, which fused kernels do not keep).
+    All weights: STATE_BYTES each; LoRA: `number` a weight, STATE_BYTES an adapter's. A block keeps
+    4d + 2q + 2k + 4f values a token for its backward pass (inputs of norms, projections, attention,
+    gate); with recomputation its input only, and one block's values at a time. Logits: one in
+    `number` bytes, one widened and one gradient in 4 (after Korthikanti et al. 2022, §4, for a
+    gated net, without attention scores, which fused kernels do not keep).
     """
     lora = number * model.parameters + STATE_BYTES * model.adapter(stage.lora_rank)
     states = lora if stage.lora_rank else STATE_BYTES * model.parameters
@@ -343,10 +429,12 @@ def training_bytes(model: Shape, stage: Stage, number: int = 2) -> float:
 
 
 def memory_bytes(stage: Stage, model: Shape, on: Device, gpus: int = 1) -> tuple[float, int]:
-    """Bytes that a stage needs in all, and how many trajectories are sampled side by side in what `gpus` devices leave free.
+    """Bytes that a stage needs in all, and how many trajectories are sampled side by side in what
+    `gpus` devices leave free.
 
-    Sampling: weights and the caches of those rows, at the mean length under a serving engine and at the limit in the kit's own
-    loop, FEWEST rows at least, and one of the longest. Landscape: weights, two directions and the place written to.
+    Sampling: weights and the caches of those rows, at the mean length under a serving engine and at
+    the limit in the kit's own loop, FEWEST rows at least, and one of the longest. Landscape:
+    weights, two directions and the place written to.
     """
     weights, trained = model.parameters * on.number, training_bytes(model, stage, on.number)
     longest = cache_bytes(model, stage.prompt + stage.longest + stage.suffix, on.number)

@@ -1,6 +1,8 @@
-"""The kit as a static site: README and notebooks with their stored outputs, built and readable without a network.
+"""The kit as a static site: README and notebooks with their stored outputs, built and readable
+without a network.
 
-Sphinx, MyST-NB and the furo theme make the pages; MathJax is shipped with them. `check` reads what they made.
+Sphinx, MyST-NB and the furo theme make the pages; MathJax is shipped with them. `check` reads what
+they made.
 """
 
 from __future__ import annotations
@@ -40,10 +42,13 @@ SETTINGS = {
     "html_use_index": False,
     "html_show_search_summary": False,  # it fetches pages, which browsers refuse on file://
     "mathjax_path": "mathjax/tex-svg.js",  # one file that holds its fonts
-    "mathjax3_config": {"options": {"enableMenu": False}},  # the menu could fetch speech rules from elsewhere
+    # the menu could fetch speech rules from elsewhere
+    "mathjax3_config": {"options": {"enableMenu": False}},
 }
-WIDE = "@media (min-width: 84em) { .content { width: min(60em, 100vw - 38em); } }\n"  # code has up to 128 columns
-_ADDRESSES = ("href", "xlink:href", "src", "poster", "action", "data")  # attributes; srcset holds several
+# code has up to 128 columns
+WIDE = "@media (min-width: 84em) { .content { width: min(60em, 100vw - 38em); } }\n"
+# attributes; srcset holds several
+_ADDRESSES = ("href", "xlink:href", "src", "poster", "action", "data")
 _STYLE_LOADS = re.compile(r"""(?:@import\s*(?:url\()?|url\()\s*["']?([^"')\s;]+)""")
 _SCRIPT_LOADS = re.compile(
     r"""(?:\b(?:from|import\s*\(?|fetch\s*\(|importScripts\s*\(|new\s+(?:(?:Shared)?Worker|WebSocket|EventSource)\s*\()|"""
@@ -54,14 +59,22 @@ _SCRIPT_LOADS = re.compile(
 def build(out: Path | None = None) -> Path:
     """Build the site in place of `out` (default: runs/site) and return its front page.
 
-    Raises LookupError without the packages, ValueError if `out` holds anything but an earlier site, Sphinx warns or `check`
-    finds fault; whatever was at `out` then stays.
+    Raises LookupError without the packages, ValueError if `out` holds anything but an earlier site,
+    Sphinx warns or `check` finds fault; whatever was at `out` then stays.
     """
     out = Path(out or runtime.project_root() / "runs" / "site").resolve()
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
-        raise LookupError(f"the site needs the packages {', '.join(missing)}: run `pip install -e '.[site]'`")
-    if out.exists() and not (out / "searchindex.js").is_file() and (out.is_file() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is no site of the kit: give --out a new or empty folder")
+        raise LookupError(
+            f"the site needs the packages {', '.join(missing)}: run `pip install -e '.[site]'`"
+        )
+    if (
+        out.exists()
+        and not (out / "searchindex.js").is_file()
+        and (out.is_file() or any(out.iterdir()))
+    ):
+        raise ValueError(
+            f"{out} exists and is no site of the kit: give --out a new or empty folder"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         work = Path(folder)
@@ -78,7 +91,11 @@ def _assemble(source: Path) -> None:
     """Write the source folder: one flat folder of pages, in which links between pages lead."""
     books = notebooks.discover()
     front = next((book.name for book in books if book.name.endswith("_replication_report")), "")
-    others = [f"{book.name[:2]} · {book.title.split(':')[0]} <{book.name}>" for book in books if book.name != front]
+    others = [
+        f"{book.name[:2]} · {book.title.split(':')[0]} <{book.name}>"
+        for book in books
+        if book.name != front
+    ]
     entries = "\n".join(["Findings <self>", "About the kit <README>", *others])
     contents = f"\n\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
     for book in books:
@@ -91,28 +108,44 @@ def _assemble(source: Path) -> None:
                 _link_outputs(cell, front)
         if book.name == front:
             content.cells[0].source += contents
-        runtime.write_text(source / f"{'index' if book.name == front else book.name}.ipynb", nbformat.writes(content))
+        runtime.write_text(
+            source / f"{'index' if book.name == front else book.name}.ipynb",
+            nbformat.writes(content),
+        )
     readme = (runtime.project_root() / "README.md").read_text(encoding="utf8")
     runtime.write_text(source / "README.md", _flat_links(readme, front))
     if not front:
-        runtime.write_text(source / "index.md", f"# What has been found so far\n\n{generated.ledger_table()}{contents}")
+        runtime.write_text(
+            source / "index.md",
+            f"# What has been found so far\n\n{generated.ledger_table()}{contents}",
+        )
     for figure in [*notebooks.folder().glob("*.svg"), *notebooks.folder().glob("*.png")]:
         shutil.copy(figure, source)
-    mathjax = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
+    mathjax = (
+        Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent
+        / "static"
+        / "mathjax"
+    )
     (source / "_static" / "mathjax").mkdir(parents=True)
     runtime.write_text(source / "_static" / "wide.css", WIDE)
     shutil.copy(mathjax / "tex-svg.js", source / "_static" / "mathjax")
 
 
 def _flat_links(text: str, front: str) -> str:
-    """Links to pages and figures lead into the flat folder; a picture of another host (a badge) gives way to its words."""
+    """Links to pages and figures lead into the flat folder; a picture of another host (a badge)
+    gives way to its words.
+    """
     text = re.sub(r"!\[([^\]]*)\]\(https?:[^)]*\)", r"\1", text)
-    text = re.sub(r"\]\((?:\.\./|notebooks/)?(README\.md|\d\d_\w+\.ipynb|\w+\.(?:svg|png))", r"](\1", text)
+    text = re.sub(
+        r"\]\((?:\.\./|notebooks/)?(README\.md|\d\d_\w+\.ipynb|\w+\.(?:svg|png))", r"](\1", text
+    )
     return text.replace(f"]({front}.ipynb", "](index.ipynb") if front else text
 
 
 def _link_outputs(cell, front: str) -> None:
-    """Links to notebooks in a Markdown output, which Sphinx leaves as they are, lead to the pages."""
+    """Links to notebooks in a Markdown output, which Sphinx leaves as they are, lead to
+    the pages.
+    """
     for output in cell.get("outputs", []):
         if "text/markdown" in (data := output.get("data", {})):
             text = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", data["text/markdown"])
@@ -120,7 +153,9 @@ def _link_outputs(cell, front: str) -> None:
 
 
 def _collapse(cell) -> None:
-    """Fold set-up and solutions away with their output, and the code of other cells whose source Jupyter hides."""
+    """Fold set-up and solutions away with their output, and the code of other cells whose source
+    Jupyter hides.
+    """
     tags = cell.metadata.get("tags", [])
     hidden = cell.metadata.get("jupyter", {}).get("source_hidden")
     if "solution" in tags or (hidden and "def solution" in cell.source):
@@ -132,7 +167,10 @@ def _collapse(cell) -> None:
     else:
         return
     cell.metadata["tags"] = [*tags, how]
-    cell.metadata["mystnb"] = {"code_prompt_show": f"Show {what}", "code_prompt_hide": f"Hide {what}"}
+    cell.metadata["mystnb"] = {
+        "code_prompt_show": f"Show {what}",
+        "code_prompt_hide": f"Hide {what}",
+    }
 
 
 def _run_sphinx(source: Path, site: Path, doctrees: Path) -> None:
@@ -142,32 +180,53 @@ def _run_sphinx(source: Path, site: Path, doctrees: Path) -> None:
 
     warnings = io.StringIO()
     with docutils_namespace():
-        app = Sphinx(source, None, site, doctrees, "html", SETTINGS, status=None, warning=warnings, freshenv=True)
+        app = Sphinx(
+            source,
+            None,
+            site,
+            doctrees,
+            "html",
+            SETTINGS,
+            status=None,
+            warning=warnings,
+            freshenv=True,
+        )
         app.connect("doctree-read", _to_repository)
         app.build()
     if said := strip_escape_sequences(warnings.getvalue()).replace(f"{source}/", "").strip():
-        raise ValueError(f"Sphinx warns, so mend the notebook or README that it names and build again:\n{said}")
+        raise ValueError(
+            f"Sphinx warns, so mend the notebook or README that it names and build again:\n{said}"
+        )
 
 
 def _to_repository(_, page) -> None:
-    """Links to files that are no pages lead to the public address, or become plain text where the owner is not known."""
+    """Links to files that are no pages lead to the public address, or become plain text where the
+    owner is not known.
+    """
     from docutils import nodes
     from sphinx.addnodes import pending_xref
 
     root = runtime.project_root()
     for link in list(page.findall(pending_xref)):
-        path = link["reftarget"].split("#")[0] if link["reftype"] == "myst" and not link["refdomain"] else ""
+        path = (
+            link["reftarget"].split("#")[0]
+            if link["reftype"] == "myst" and not link["refdomain"]
+            else ""
+        )
         for file in ((base / path).resolve() for base in (root, notebooks.folder()) if path):
             if file.exists() and file.is_relative_to(root):
                 address = f"{generated.home()}/blob/main/{file.relative_to(root).as_posix()}"
                 link.replace_self(
-                    nodes.reference("", "", *link.children, refuri=address) if generated.owned() else link.children
+                    nodes.reference("", "", *link.children, refuri=address)
+                    if generated.owned()
+                    else link.children
                 )
                 break
 
 
 def check(site: Path) -> None:
-    """Raises ValueError if a link of the site leads nowhere, or a page, script or stylesheet loads from another host.
+    """Raises ValueError if a link of the site leads nowhere, or a page, script or stylesheet loads
+    from another host.
 
     Of scripts it sees the addresses that they load literally, not those that they compute.
     """
@@ -179,7 +238,11 @@ def check(site: Path) -> None:
         for file in sorted(site.rglob("*.*"))
         if file.suffix in (".html", ".svg", ".css", ".js")
     }
-    parsed = {file: re.sub(r"<\?xml.*?\?>", "", page) for file, page in text.items() if file.suffix in (".html", ".svg")}
+    parsed = {
+        file: re.sub(r"<\?xml.*?\?>", "", page)
+        for file, page in text.items()
+        if file.suffix in (".html", ".svg")
+    }
     pages = {file: BeautifulSoup(page, "html.parser") for file, page in parsed.items()}
     places = {
         file: {tag[name] for name in ("id", "name") for tag in page.find_all(attrs={name: True})}
@@ -188,7 +251,11 @@ def check(site: Path) -> None:
     faults = []
     for file in text:
         rule = _STYLE_LOADS if file.suffix == ".css" else _SCRIPT_LOADS
-        links = _links(pages[file]) if file in pages else [(link, True) for link in rule.findall(text[file])]
+        links = (
+            _links(pages[file])
+            if file in pages
+            else [(link, True) for link in rule.findall(text[file])]
+        )
         for link, loads in links:
             if fault := _fault(site, file, link, loads, places):
                 faults.append(f"{file.relative_to(site).as_posix()}: {link!r} {fault}")
@@ -202,10 +269,15 @@ def _links(page) -> list[tuple[str, bool]]:
     for tag in page.find_all(True):
         loads = tag.name not in ("a", "area")
         found += [(tag[name], loads) for name in _ADDRESSES if tag.get(name)]
-        found += [(part.split()[0], True) for part in tag.get("srcset", "").split(",") if part.strip()]
+        found += [
+            (part.split()[0], True) for part in tag.get("srcset", "").split(",") if part.strip()
+        ]
         styles = tag.get("style", "") + (tag.get_text() if tag.name == "style" else "")
         found += [(link, True) for link in _STYLE_LOADS.findall(styles)]
-        found += [(link, True) for link in _SCRIPT_LOADS.findall(tag.get_text() if tag.name == "script" else "")]
+        found += [
+            (link, True)
+            for link in _SCRIPT_LOADS.findall(tag.get_text() if tag.name == "script" else "")
+        ]
     return found
 
 

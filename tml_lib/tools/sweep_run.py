@@ -1,8 +1,10 @@
-"""One run of a sweep: its files, a worker's tries at it, and what a try does in a process of its own.
+"""One run of a sweep: its files, a worker's tries at it, and what a try does in a process of its
+own.
 
-All that is known of a run is in its folder: settings.json, tries (a line each), log.txt, the executed notebook and its
-evidence, or the trained model, and run.json, written last and whole. A run that has one is over. A try is a process of its own
-below the worker, with one thread, and ends when the worker does; one that is killed leaves no run.json.
+All that is known of a run is in its folder: settings.json, tries (a line each), log.txt, the
+executed notebook and its evidence, or the trained model, and run.json, written last and whole. A
+run that has one is over. A try is a process of its own below the worker, with one thread, and ends
+when the worker does; one that is killed leaves no run.json.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from tml_lib import runtime  # nothing heavy: workers import this module
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def over(folder: Path) -> bool:
@@ -46,9 +48,16 @@ def begin(folder: Path, settings: dict) -> None:
     runtime.write_text(folder / "settings.json", json.dumps(settings))
 
 
-def finish(folder: Path, *, state: str, message="", seconds=None, memory_mb=None, result=None) -> None:
+def finish(
+    folder: Path, *, state: str, message="", seconds=None, memory_mb=None, result=None
+) -> None:
     """Write run.json: the run is over."""
-    found = {"parameters": _settings(folder)["parameters"], "state": state, "message": message, "tries": tries(folder)}
+    found = {
+        "parameters": _settings(folder)["parameters"],
+        "state": state,
+        "message": message,
+        "tries": tries(folder),
+    }
     found |= {"seconds": seconds, "memory_mb": memory_mb, "result": result or {}}
     runtime.write_text(folder / "run.json", json.dumps(found, indent=1))
 
@@ -57,28 +66,33 @@ def _settings(folder: Path) -> dict:
     return json.loads((folder / "settings.json").read_text(encoding="utf8"))
 
 
-# --- in a worker -----------------------------------------------------------------------------------------------------
+# --- in a worker ----------------------------------------------------------------------------------
 
 
 def attempt(folder: str, limit: int) -> None:
-    """Try a run until it is over or has had `limit` tries, each in a process that ends with this one."""
+    """Try a run until it is over or has had `limit` tries, each in a process that ends with this
+    one.
+    """
     place = Path(folder)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TML_EVIDENCE": str(place / "evidence")}
     while not over(place) and tries(place) < limit:
         with open(place / "tries", "a") as lines, open(place / "log.txt", "w") as log:
             print(time.strftime("%Y-%m-%d %H:%M:%S"), file=lines, flush=True)
             command = [sys.executable, "-m", "tml_lib.tools.sweep_run", folder]
-            with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log) as child:
+            with subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log
+            ) as child:
                 child.wait()
 
 
-# --- a try, in a process of its own ----------------------------------------------------------------------------------
+# --- a try, in a process of its own ---------------------------------------------------------------
 
 
 def _main(folder: Path) -> None:
     threading.Thread(target=_end_with_the_worker, daemon=True).start()
     with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the try of a worker that has only just died may still be ending
+        # the try of a worker that has only just died may still be ending
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not over(folder):
             _try(folder)
 
@@ -96,15 +110,21 @@ def _try(folder: Path) -> None:
         result = _result(folder, settings)
     except Exception as error:
         traceback.print_exc()
-        name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)  # a cell's own
+        # a cell's own
+        name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
         state, message = "failed", f"{name}: {text}"
     seconds = round(time.perf_counter() - began, 1)
-    finish(folder, state=state, message=message, result=result, seconds=seconds, memory_mb=_peak_mb())
+    finish(
+        folder, state=state, message=message, result=result, seconds=seconds, memory_mb=_peak_mb()
+    )
 
 
 def _peak_mb() -> int:
     """The most memory that this process or one below it has held."""
-    used = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    used = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return round(used / (1e6 if sys.platform == "darwin" else 1e3))
 
 
@@ -116,26 +136,38 @@ def _result(folder: Path, settings: dict) -> dict[str, float]:
 
 
 def _execute(folder: Path, book: Path, parameters: dict) -> None:
-    """Execute a notebook into the run's folder; SystemExit where its kernel died, which is worth another try."""
+    """Execute a notebook into the run's folder; SystemExit where its kernel died, which is worth
+    another try.
+    """
     import papermill
     from nbclient.exceptions import DeadKernelError
 
     (folder / "evidence").mkdir(exist_ok=True)
     try:
-        papermill.execute_notebook(book, folder / book.name, parameters, cwd=book.parent, progress_bar=False)
+        papermill.execute_notebook(
+            book, folder / book.name, parameters, cwd=book.parent, progress_bar=False
+        )
     except DeadKernelError as error:
         raise SystemExit("the kernel died") from error
 
 
-# --- outer loops -----------------------------------------------------------------------------------------------------
+# --- outer loops ----------------------------------------------------------------------------------
 
 
 def train(
-    folder: Path, method: Callable, *, model: str = "tiny-base", questions: int = 100, seed: int = 0, **settings
+    folder: Path,
+    method: Callable,
+    *,
+    model: str = "tiny-base",
+    questions: int = 100,
+    seed: int = 0,
+    **settings,
 ) -> dict[str, float]:
-    """Train a tiny reasoner, save it and ask it held-out questions; loss or reward is the mean of the log's last fifth.
+    """Train a tiny reasoner, save it and ask it held-out questions; loss or reward is the mean of
+    the log's last fifth.
 
-    model: a checkpoint of the kit or a folder. Raises ValueError for a model that does not read the words of `programs`.
+    model: a checkpoint of the kit or a folder. Raises ValueError for a model that does not read the
+    words of `programs`.
     """
     from tml_lib.data import programs, tiny
     from tml_lib.lm import models
@@ -153,21 +185,42 @@ def train(
 
 def _late_mean(log: list[dict]) -> dict[str, float]:
     """The mean of the log's last fifth, of rewards where there are some, else of losses."""
-    key = next(key for key in ("reward", "loss", "train_loss") if any(key in entry for entry in log))
+    key = next(
+        key for key in ("reward", "loss", "train_loss") if any(key in entry for entry in log)
+    )
     values = [float(entry[key]) for entry in log if key in entry]
     last = values[-max(len(values) // 5, 1) :]
     return {key: round(sum(last) / len(last), 4)}
 
 
-def _sft(lm, folder: Path, *, style: str = "long", steps: int = 100, peak_lr: float = 1e-3, lora_rank: int = 0, seed: int = 0):
-    """SFT on trajectories of a style ('none': on answers alone); a killed try's newest checkpoint is gone on from."""
+def _sft(
+    lm,
+    folder: Path,
+    *,
+    style: str = "long",
+    steps: int = 100,
+    peak_lr: float = 1e-3,
+    lora_rank: int = 0,
+    seed: int = 0,
+):
+    """SFT on trajectories of a style ('none': on answers alone); a killed try's newest checkpoint
+    is gone on from.
+    """
     from tml_lib.studies import supervised
     from tml_lib.train import sft
 
     batch = supervised.arm_rows(seed, None if style == "none" else style)
     rows = [row for step in range(steps) for row in batch(step)]
-    given = {"steps": steps, "batch": supervised.BATCH, "peak_lr": peak_lr, "lora_rank": lora_rank, "seed": seed}
-    return sft.sft(lm, rows, folder, **given, save_every=max(steps // 10, 1), log_every=min(steps, 10))
+    given = {
+        "steps": steps,
+        "batch": supervised.BATCH,
+        "peak_lr": peak_lr,
+        "lora_rank": lora_rank,
+        "seed": seed,
+    }
+    return sft.sft(
+        lm, rows, folder, **given, save_every=max(steps // 10, 1), log_every=min(steps, 10)
+    )
 
 
 def _dpo(lm, folder: Path, *, steps: int = 100, peak_lr: float = 1e-4, seed: int = 0):
@@ -177,8 +230,12 @@ def _dpo(lm, folder: Path, *, steps: int = 100, peak_lr: float = 1e-4, seed: int
     return rl.preferred(lm, seed, steps, peak_lr=peak_lr)
 
 
-def _grpo(lm, folder: Path, *, steps: int = 100, peak_lr: float = 3e-4, update: int = 0, seed: int = 0):
-    """GRPO on the model's own samples; update: how many of a group's samples the gradient is of, 0 for all."""
+def _grpo(
+    lm, folder: Path, *, steps: int = 100, peak_lr: float = 3e-4, update: int = 0, seed: int = 0
+):
+    """GRPO on the model's own samples; update: how many of a group's samples the gradient is of, 0
+    for all.
+    """
     from tml_lib.studies import rl
 
     return rl.rewarded(lm, seed, steps, update=update, peak_lr=peak_lr)

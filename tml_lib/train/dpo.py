@@ -1,8 +1,11 @@
-"""The outer loop by preference: of two trajectories of one question the right one becomes likelier than the wrong one.
+"""The outer loop by preference: of two trajectories of one question the right one becomes likelier
+than the wrong one.
 
-Off-policy preference optimisation of RaML's Table 1, as DPO (Rafailov et al. 2023, arXiv 2305.18290) with trl's trainer.
-`runs` holds the folder of a run, which resumes after a kill; `adapters` makes the copy that is trained. Deviations from the
-paper: pairs are sampled from the kit's own small models, so rates are a hundred times trl's default of 1e-6.
+Off-policy preference optimisation of RaML's Table 1, as DPO (Rafailov et al. 2023, arXiv
+2305.18290) with trl's trainer. `runs` holds the folder of a run, which resumes after a kill;
+`adapters` makes the copy that is trained. Deviations from the
+paper: pairs are sampled from the kit's own small models, so rates are a hundred times trl's default
+of 1e-6.
 """
 
 from __future__ import annotations
@@ -25,13 +28,16 @@ from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
 from tml_lib.train.runs import Follow, OuterRun, claim, finished, newest_whole, trainer_settings
 
-Pair = tuple[list[int], list[int], list[int]]  # token ids of the prompt, the chosen and the rejected continuation
+# token ids of the prompt, the chosen and the rejected continuation
+Pair = tuple[list[int], list[int], list[int]]
 
 _COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")  # Pair's parts, as trl names them
 
 
 class _ByIds(DPOTrainer):
-    """trl's trainer on token ids: its own preparation knows only texts, and would tokenise across the seam."""
+    """trl's trainer on token ids: its own preparation knows only texts, and would tokenise across
+    the seam.
+    """
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
         return dataset
@@ -52,13 +58,16 @@ def dpo(
     seed: int = 0,
     on_log: Callable[[list[dict]], None] | None = None,
 ) -> OuterRun:
-    """Prefer chosen to rejected continuations, step k on pairs k*batch..(k+1)*batch, with all weights or a LoRA adapter.
+    """Prefer chosen to rejected continuations, step k on pairs k*batch..(k+1)*batch, with all
+    weights or a LoRA adapter.
 
-    Minimises the mean of -log sigma(beta * (D chosen - D rejected)), D y = log p(y|x) - log p_lm(y|x) summed over y's tokens
-    (RaML Table 1; Rafailov et al. 2023, Eq. 7). lm is the reference and stays as it is; a copy is trained. pairs: steps *
-    batch of them. log: beside the loss 'rewards/margins', beta * (D chosen - D rejected), in nats. folder, save_every,
-    on_log: as in `sft.sft`. Raises ValueError where pairs are too few, empty, of equal sides or longer than the context,
-    where beta is not positive, where the folder belongs to another run, and where the loss is not finite.
+    Minimises the mean of -log sigma(beta * (D chosen - D rejected)), D y = log p(y|x) - log
+    p_lm(y|x) summed over y's tokens (RaML Table 1; Rafailov et al. 2023, Eq. 7). lm is the
+    reference and stays as it is; a copy is trained. pairs: steps * batch of them. log: beside the
+    loss 'rewards/margins', beta * (D chosen - D rejected), in nats. folder, save_every,
+    on_log: as in `sft.sft`. Raises ValueError where pairs are too few, empty, of equal sides or
+    longer than the context, where beta is not positive, where the folder belongs to another run,
+    and where the loss is not finite.
     """
     check_tokenizer(without_patches(lm))
     pairs = [tuple(map(list, pair)) for pair in pairs]
@@ -72,35 +81,50 @@ def dpo(
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     done = without_patches(finished(trainer.model, lm, folder))
     return OuterRun(
-        replace(done, name=f"{lm.name}+dpo"), trainer.state.log_history, time.perf_counter() - began, trained, folder
+        replace(done, name=f"{lm.name}+dpo"),
+        trainer.state.log_history,
+        time.perf_counter() - began,
+        trained,
+        folder,
     )
 
 
 def _check(pairs: list[Pair], steps: int, batch: int, beta: float, context: int) -> None:
     if steps < 1 or len(pairs) != steps * batch:
         raise ValueError(
-            f"{len(pairs)} pairs for {steps} steps of {batch}: give steps * batch (`passes` repeats some), at least 1 step"
+            f"{len(pairs)} pairs for {steps} steps of {batch}: give steps * batch (`passes` repeats"
+            " some), at least 1 step"
         )
     if not beta > 0:
-        raise ValueError(f"beta={beta} leaves nothing to learn from a pair: give a positive one, 0.1 for a start")
+        raise ValueError(
+            f"beta={beta} leaves nothing to learn from a pair: give a positive one, 0.1 for a start"
+        )
     for k, (prompt, chosen, rejected) in enumerate(pairs):
         if not (prompt and chosen and rejected):
-            raise ValueError(f"pair {k} has an empty prompt or continuation: all three need at least 1 token")
+            raise ValueError(
+                f"pair {k} has an empty prompt or continuation: all three need at least 1 token"
+            )
         if chosen == rejected:
             raise ValueError(f"pair {k} prefers a continuation to itself: leave it out")
         longest = len(prompt) + max(len(chosen), len(rejected))
         if longest > context:
             raise ValueError(
-                f"pair {k} has {longest} tokens, more than the context of {context}: cut or leave out long trajectories"
+                f"pair {k} has {longest} tokens, more than the context of {context}: cut or leave"
+                " out long trajectories"
             )
 
 
-def _trainer(lm, pairs, folder, settings: dict, save_every: int, log_every: int, on_log) -> DPOTrainer:
-    """The trainer of a copy of lm, with lm's own weights as its reference; adapter or not, they take no memory twice."""
+def _trainer(
+    lm, pairs, folder, settings: dict, save_every: int, log_every: int, on_log
+) -> DPOTrainer:
+    """The trainer of a copy of lm, with lm's own weights as its reference; adapter or not, they
+    take no memory twice.
+    """
     own = _frozen(lm)
     trainer = _ByIds(
         model=copy_to_train(own, settings["lora_rank"], settings["seed"]),
-        # without one the trainer looks for lm on disk or the hub, or keeps and saves a second adapter
+        # without one the trainer looks for lm on disk or the hub, or keeps and saves a second
+        # adapter
         ref_model=_frozen(lm).model,
         args=_arguments(folder, lm, settings, save_every, log_every),
         train_dataset=Dataset.from_list([dict(zip(_COLUMNS, pair, strict=True)) for pair in pairs]),
@@ -111,7 +135,9 @@ def _trainer(lm, pairs, folder, settings: dict, save_every: int, log_every: int,
     return trainer
 
 
-def _arguments(folder: Path, lm: LanguageModel, settings: dict, save_every: int, log_every: int) -> DPOConfig:
+def _arguments(
+    folder: Path, lm: LanguageModel, settings: dict, save_every: int, log_every: int
+) -> DPOConfig:
     """trl's settings: those of `sft.sft`, and DPO's."""
     pace = {"save_every": save_every, "log_every": log_every}
     shared = {name: settings[name] for name in ("steps", "peak_lr", "seed")}
@@ -123,11 +149,13 @@ def _arguments(folder: Path, lm: LanguageModel, settings: dict, save_every: int,
 
 
 def _frozen(lm: LanguageModel) -> LanguageModel:
-    """The same weights in the same memory, frozen, with a configuration and a tokenizer that the trainer may alter."""
+    """The same weights in the same memory, frozen, with a configuration and a tokenizer that the
+    trainer may alter.
+    """
     return LanguageModel(sharing(lm.model).eval(), copy.deepcopy(lm.tokenizer), lm.name)
 
 
-# --- pairs -----------------------------------------------------------------------------------------------------------
+# --- pairs ----------------------------------------------------------------------------------------
 
 
 def sampled_pairs(
@@ -141,19 +169,24 @@ def sampled_pairs(
     max_new_tokens: int = 128,
     **settings,
 ) -> tuple[list[Pair], int]:
-    """Per question one right sample with one wrong one, drawn by the seed; and how many questions had none.
+    """Per question one right sample with one wrong one, drawn by the seed; and how many questions
+    had none.
 
-    graded: (text, answer) -> right or not. Only samples that ended count, and a pair's continuations hold their end token.
-    A question's pair does not depend on the questions behind it. settings: passed to `sampling.sample`.
-    Raises ValueError where no question has both a right and a wrong sample.
+    graded: (text, answer) -> right or not. Only samples that ended count, and a pair's
+    continuations hold their end token. A question's pair does not depend on the questions behind
+    it. settings: passed to `sampling.sample`. Raises ValueError where no question has both a right
+    and a wrong sample.
     """
     prompts = [chat_prompt(lm.tokenizer, question.text) for question in questions]
     seeds = sampling.row_seeds(seed, samples * len(prompts))
     settings |= {"temperature": temperature, "max_new_tokens": max_new_tokens}
-    written = sampling.sample(lm, [prompt for prompt in prompts for _ in range(samples)], seeds, **settings)
+    written = sampling.sample(
+        lm, [prompt for prompt in prompts for _ in range(samples)], seeds, **settings
+    )
     texts = sampling.texts(lm, written)
     pairs: list[Pair] = []
-    missing = {"right": 0, "wrong": 0, "ended": 0}  # questions without a right, a wrong, any finished sample
+    # questions without a right, a wrong, any finished sample
+    missing = {"right": 0, "wrong": 0, "ended": 0}
     for k, question in enumerate(questions):
         found: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
         for place in range(k * samples, (k + 1) * samples):
@@ -162,9 +195,19 @@ def sampled_pairs(
         if found[True] and found[False]:
             rng = random.Random(f"pairs/{seed}/{k}")
             prompt = lm.tokenizer(prompts[k], add_special_tokens=False)["input_ids"]
-            pairs.append((prompt, *([*rng.choice(found[side]), lm.tokenizer.eos_token_id] for side in (True, False))))
+            pairs.append(
+                (
+                    prompt,
+                    *(
+                        [*rng.choice(found[side]), lm.tokenizer.eos_token_id]
+                        for side in (True, False)
+                    ),
+                )
+            )
         else:
-            missing["ended" if not any(found.values()) else "wrong" if found[True] else "right"] += 1
+            missing[
+                "ended" if not any(found.values()) else "wrong" if found[True] else "right"
+            ] += 1
     if not pairs:
         raise ValueError(_advice(len(questions), samples, missing))
     return pairs, sum(missing.values())
@@ -177,13 +220,16 @@ def _advice(questions: int, samples: int, missing: dict[str, int]) -> str:
         "ended": "raise max_new_tokens",
     }[max(missing, key=missing.get)]
     return (
-        f"none of {questions} questions has a right and a wrong one among {samples} samples ({missing['right']} have no right "
-        f"one, {missing['wrong']} no wrong one, {missing['ended']} none that ended): {step}"
+        f"none of {questions} questions has a right and a wrong one among {samples} samples"
+        f" ({missing['right']} have no right one, {missing['wrong']} no wrong one,"
+        f" {missing['ended']} none that ended): {step}"
     )
 
 
 def passes(pairs: Sequence[Pair], count: int, seed: int = 0) -> list[Pair]:
-    """`count` pairs: all of them in a random order, then all in another, and so on. Raises ValueError where there are none."""
+    """`count` pairs: all of them in a random order, then all in another, and so on. Raises
+    ValueError where there are none.
+    """
     if not pairs:
         raise ValueError("0 pairs cannot be repeated: sample some with `sampled_pairs`")
     rng, drawn = random.Random(f"passes/{seed}"), []

@@ -24,17 +24,29 @@ from tml_lib.runtime import write_text
 class OuterRun:
     """What an outer loop leaves behind."""
 
-    lm: LanguageModel  # the trained model; with LoRA its adapter is merged, and all else is the memory of the model before
-    log: list[dict]  # trl's log history: step, loss (nats per learnt token), mean_token_accuracy, learning_rate, ...
+    # the trained model; with LoRA its adapter is merged, and all else is the memory of the model
+    # before
+    lm: LanguageModel
+    # trl's log history: step, loss (nats per learnt token), mean_token_accuracy, learning_rate, ...
+    log: list[dict]
     seconds: float  # wall time of this call
     trained: int  # parameters that were trained
     folder: Path  # weights or adapter, and checkpoints
 
 
 def trainer_settings(
-    lm: LanguageModel, folder: Path, *, steps: int, peak_lr: float, seed: int, save_every: int, log_every: int
+    lm: LanguageModel,
+    folder: Path,
+    *,
+    steps: int,
+    peak_lr: float,
+    seed: int,
+    save_every: int,
+    log_every: int,
 ) -> dict:
-    """The settings of trl's trainers that SFT and DPO share: rows in the order given, AdamW, a rate that falls at the end."""
+    """The settings of trl's trainers that SFT and DPO share: rows in the order given, AdamW, a rate
+    that falls at the end.
+    """
     return {
         "output_dir": str(folder),
         "max_steps": steps,
@@ -72,14 +84,27 @@ def finished(model: torch.nn.Module, lm: LanguageModel, folder: Path) -> Languag
 def claim(folder: Path, lm: LanguageModel, settings: dict, rows: Sequence[Row]) -> None:
     """Mark the folder as this run's, or raise ValueError where it is another's."""
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    wanted = settings | {"model": fingerprint(lm.model), "vocabulary": len(lm.tokenizer), "rows": digest}
+    wanted = settings | {
+        "model": fingerprint(lm.model),
+        "vocabulary": len(lm.tokenizer),
+        "rows": digest,
+    }
     marker = folder / RUN
     if marker.is_file():
         held = json.loads(marker.read_text(encoding="utf8"))
-        if changed := [f"{key} was {held.get(key)}, is {wanted[key]}" for key in wanted if held.get(key) != wanted[key]]:
-            raise ValueError(f"folder {folder} holds another run ({'; '.join(changed)}): name another folder, or empty it")
+        if changed := [
+            f"{key} was {held.get(key)}, is {wanted[key]}"
+            for key in wanted
+            if held.get(key) != wanted[key]
+        ]:
+            raise ValueError(
+                f"folder {folder} holds another run ({'; '.join(changed)}): name another folder, or"
+                " empty it"
+            )
     elif folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"folder {folder} is not empty and holds no run of this kit: name another folder")
+        raise ValueError(
+            f"folder {folder} is not empty and holds no run of this kit: name another folder"
+        )
     write_text(marker, json.dumps(wanted))
 
 
@@ -88,7 +113,9 @@ def newest_whole(folder: Path) -> str | None:
     whole = []
     for checkpoint in folder.glob("checkpoint-*"):
         try:  # the trainer's state is the last file of a checkpoint
-            step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf8"))["global_step"]
+            step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf8"))[
+                "global_step"
+            ]
             whole.append((step, str(checkpoint)))
         except (OSError, ValueError, KeyError):
             shutil.rmtree(checkpoint)
@@ -104,6 +131,9 @@ class Follow(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         loss = (logs or {}).get("loss", (logs or {}).get("train_loss", 0.0))
         if not math.isfinite(loss):
-            raise ValueError(f"the loss is {loss} at step {state.global_step}: lower peak_lr={args.learning_rate}")
+            raise ValueError(
+                f"the loss is {loss} at step {state.global_step}: lower"
+                f" peak_lr={args.learning_rate}"
+            )
         if self.show is not None:
             self.show(state.log_history)

@@ -1,9 +1,11 @@
-"""The outer loop with trl and peft: min over theta of the loss after the trajectory (RaML Eq. 8, Table 1).
+"""The outer loop with trl and peft: min over theta of the loss after the trajectory (RaML Eq. 8,
+Table 1).
 
-`sft` maximises the likelihood of trajectory and answer given the question. Deviations from the paper: batch 64 and rates
-around 1e-3 instead of 256 and 1e-5, for models a ten-thousandth of the size; a constant rate that falls to zero over the
-last 30 % of the steps; the rows come in the order given, so that arms of a comparison see the same questions at the same
-step. trl's checkpoints hold the optimiser's state in torch's own format, which is read back without running any code in it.
+`sft` maximises the likelihood of trajectory and answer given the question. Deviations from the
+paper: batch 64 and rates around 1e-3 instead of 256 and 1e-5, for models a ten-thousandth of the
+size; a constant rate that falls to zero over the last 30 % of the steps; the rows come in the order
+given, so that arms of a comparison see the same questions at the same step. trl's checkpoints hold
+the optimiser's state in torch's own format, which is read back without running any code in it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
 from tml_lib.train.runs import Follow, OuterRun, claim, finished, newest_whole, trainer_settings
 
-constants.HF_HUB_DISABLE_TELEMETRY = True  # trl reports its use to its makers; the kit makes no request
+# trl reports its use to its makers; the kit makes no request
+constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
 def sft(
@@ -45,53 +48,105 @@ def sft(
     seed: int = 0,
     on_log: Callable[[list[dict]], None] | None = None,
 ) -> OuterRun:
-    """Fine-tune on rows, step k on rows k*batch..(k+1)*batch, with all weights (lora_rank=0) or a LoRA adapter.
+    """Fine-tune on rows, step k on rows k*batch..(k+1)*batch, with all weights (lora_rank=0) or a
+    LoRA adapter.
 
-    rows: steps * batch of (token ids, index of the first learnt token). Trains a copy: lm stays as it is. folder: receives
-    the result and, every `save_every` steps, a checkpoint; the same call with the same folder goes on from the newest whole
-    one and ends in the same bits. on_log: called with the log history whenever it grows.
-    Under `accelerate launch` the processes share a step's rows, and what comes out is the run of one process up to rounding.
-    Raises ValueError where rows are too few or longer than the context, where the folder belongs to another run or the
-    tokenizer to another model, where batch is no multiple of the processes, and where the loss is not finite.
+    rows: steps * batch of (token ids, index of the first learnt token). Trains a copy: lm stays as
+    it is. folder: receives the result and, every `save_every` steps, a checkpoint; the same call
+    with the same folder goes on from the newest whole one and ends in the same bits. on_log: called
+    with the log history whenever it grows. Under `accelerate launch` the processes share a step's
+    rows, and what comes out is the run of one process up to rounding. Raises ValueError where rows
+    are too few or longer than the context, where the folder belongs to another run or the tokenizer
+    to another model, where batch is no multiple of the processes, and where the loss is not finite.
     """
     check_tokenizer(without_patches(lm))
     if steps < 1 or len(rows) != steps * batch:
-        raise ValueError(f"{len(rows)} rows for {steps} steps of {batch}: give steps * batch of them, and at least 1 step")
+        raise ValueError(
+            f"{len(rows)} rows for {steps} steps of {batch}: give steps * batch of them, and at"
+            " least 1 step"
+        )
     longest, context = max(len(ids) for ids, _ in rows), lm.model.config.max_position_embeddings
     if longest > context:
         raise ValueError(
-            f"a row of {longest} tokens is longer than the context of {context}: cut or leave out long trajectories"
+            f"a row of {longest} tokens is longer than the context of {context}: cut or leave out"
+            " long trajectories"
         )
-    if batch % (world := int(os.environ.get("WORLD_SIZE", 1))):  # processes, as `accelerate launch` and torchrun set it
-        raise ValueError(f"batch={batch} for {world} processes: give a multiple, for they share the rows of a step")
+    # processes, as `accelerate launch` and torchrun set it
+    if batch % (world := int(os.environ.get("WORLD_SIZE", 1))):
+        raise ValueError(
+            f"batch={batch} for {world} processes: give a multiple, for they share the rows of a"
+            " step"
+        )
     folder, began = Path(folder), time.perf_counter()
     arguments = SFTConfig(
-        **trainer_settings(lm, folder, steps=steps, peak_lr=peak_lr, seed=seed, save_every=save_every, log_every=log_every),
+        **trainer_settings(
+            lm,
+            folder,
+            steps=steps,
+            peak_lr=peak_lr,
+            seed=seed,
+            save_every=save_every,
+            log_every=log_every,
+        ),
         per_device_train_batch_size=batch,
         accelerator_config={"split_batches": True},  # batch is that of all processes together
-        skip_memory_metrics=lm.device.type == "cpu",  # on a GPU the log's last entry has the peak memory
+        # on a GPU the log's last entry has the peak memory
+        skip_memory_metrics=lm.device.type == "cpu",
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: else trl takes a batch for each that it sees
-    with arguments.main_process_first():  # one process alone claims the folder and removes what a kill cut off
-        claim(folder, lm, {"steps": steps, "batch": batch, "peak_lr": peak_lr, "lora_rank": lora_rank, "seed": seed}, rows)
+    # one process, one GPU: else trl takes a batch for each that it sees
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    # one process alone claims the folder and removes what a kill cut off
+    with arguments.main_process_first():
+        claim(
+            folder,
+            lm,
+            {
+                "steps": steps,
+                "batch": batch,
+                "peak_lr": peak_lr,
+                "lora_rank": lora_rank,
+                "seed": seed,
+            },
+            rows,
+        )
         newest = newest_whole(folder)
     model = copy_to_train(lm, lora_rank, seed)
-    data = Dataset.from_list([{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in rows])
+    data = Dataset.from_list(
+        [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in rows]
+    )
     trainer = SFTTrainer(
-        model=model, args=arguments, train_dataset=data, processing_class=lm.tokenizer, callbacks=[Follow(on_log)]
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        processing_class=lm.tokenizer,
+        callbacks=[Follow(on_log)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=newest)
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    done = finished(trainer.model, lm, folder) if trainer.is_world_process_zero() else merged(trainer.model, lm)
-    return OuterRun(without_patches(done), trainer.state.log_history, time.perf_counter() - began, trained, folder)
+    done = (
+        finished(trainer.model, lm, folder)
+        if trainer.is_world_process_zero()
+        else merged(trainer.model, lm)
+    )
+    return OuterRun(
+        without_patches(done),
+        trainer.state.log_history,
+        time.perf_counter() - began,
+        trained,
+        folder,
+    )
 
 
-def answer_gradient(lm: LanguageModel, prompt: str, trajectory: str, answer: str, *, through: bool = True) -> torch.Tensor:
-    """The gradient of the answer's loss after a trajectory (RaML Eq. 8) over the weights of the model's blocks, flat.
+def answer_gradient(
+    lm: LanguageModel, prompt: str, trajectory: str, answer: str, *, through: bool = True
+) -> torch.Tensor:
+    """The gradient of the answer's loss after a trajectory (RaML Eq. 8) over the weights of the
+    model's blocks, flat.
 
-    through=False holds the trajectory's keys and values fixed, as first-order MAML holds its inner steps: what is left flows
-    through the question's and the answer's own positions. The difference is what flows through the trajectory.
+    through=False holds the trajectory's keys and values fixed, as first-order MAML holds its inner
+    steps: what is left flows through the question's and the answer's own positions. The difference
+    is what flows through the trajectory.
     """
     encoded = encode(lm.tokenizer, prompt, trajectory, [answer])
     suffix, start = encoded.suffixes[0], len(encoded.prompt)
@@ -103,25 +158,32 @@ def answer_gradient(lm: LanguageModel, prompt: str, trajectory: str, answer: str
         for layer in () if through else cache.layers:
             for name in ("keys", "values"):
                 held = getattr(layer, name)
-                setattr(layer, name, torch.cat([held[:, :, :start], held[:, :, start:].detach()], 2))
+                setattr(
+                    layer, name, torch.cat([held[:, :, :start], held[:, :, start:].detach()], 2)
+                )
         logits = lm.model(input_ids=ids, past_key_values=cache).logits[0, suffix.start - 1 : -1]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         loss = torch.nn.functional.cross_entropy(logits, ids[0, suffix.start :])
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
 
 
-def question_rows(lm: LanguageModel, questions: Sequence[Question], *, trajectories: bool = True) -> list[Row]:
-    """Each question with its gold trajectory and its answer in the kit's template, as rows for `sft`; any tokenizer.
+def question_rows(
+    lm: LanguageModel, questions: Sequence[Question], *, trajectories: bool = True
+) -> list[Row]:
+    """Each question with its gold trajectory and its answer in the kit's template, as rows for
+    `sft`; any tokenizer.
 
-    trajectories: without them a row holds the question and its answer. The answer ends with '}' and the model's end token.
-    Raises ValueError where a seam between the parts is no token boundary, LookupError for a question without a gold
-    trajectory.
+    trajectories: without them a row holds the question and its answer. The answer ends with '}' and
+    the model's end token. Raises ValueError where a seam between the parts is no token boundary,
+    LookupError for a question without a gold trajectory.
     """
     closing = lm.tokenizer("}", add_special_tokens=False)["input_ids"] + [lm.tokenizer.eos_token_id]
     rows = []
     for question in questions:
         prompt = chat_prompt(lm.tokenizer, question.text)
-        encoded = encode(lm.tokenizer, prompt, gold(question).text if trajectories else "", [question.answer])
+        encoded = encode(
+            lm.tokenizer, prompt, gold(question).text if trajectories else "", [question.answer]
+        )
         learnt = [*encoded.trajectory, *encoded.suffixes[0].ids, *closing]
         rows.append(([*encoded.prompt, *learnt], len(encoded.prompt)))
     return rows

@@ -1,4 +1,6 @@
-"""Checkers for the exercises on imitating or exploring: steps within the same time, and a gain in points and in percent."""
+"""Checkers for the exercises on imitating or exploring: steps within the same time, and a gain in
+points and in percent.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from tml_lib.lessons.exercises.checking import say
 
 
 def check_steps_within(attempt: Callable | None) -> bool | None:
-    """Exercise: steps_within(seconds, until), how many steps have ended by a time; seconds: (n,), when each has, rising."""
+    """Exercise: steps_within(seconds, until), how many steps have ended by a time; seconds: (n,),
+    when each has, rising.
+    """
     if attempt is None:
         return say("not attempted")
     seconds = np.array([1.5, 2.0, 4.0, 7.5])
@@ -18,11 +22,17 @@ def check_steps_within(attempt: Callable | None) -> bool | None:
         got = int(attempt(seconds.copy(), until))
         if got != wanted:
             hints = {
-                wanted - 1: "a step that ends exactly then has ended; and the number of steps is no index",
+                wanted - 1: (
+                    "a step that ends exactly then has ended; and the number of steps is no index"
+                ),
                 wanted + 1: "count steps that have ended, not the one that is under way",
             }
             hint = hints.get(got, "how many of the times are not above `until`?")
-            return say(f"not yet: for {seconds.tolist()} and until={until:g} you return {got}, not {wanted}; {hint}", False)
+            return say(
+                f"not yet: for {seconds.tolist()} and until={until:g} you return {got}, not"
+                f" {wanted}; {hint}",
+                False,
+            )
     return say("right: and with it every curve over steps becomes one over time", True)
 
 
@@ -48,5 +58,7 @@ def check_gain(attempt: Callable | None) -> bool | None:
         else:
             hint = "after minus before; then the same as a share of before"
         shown = f"({got[0]:g}, {got[1]:g}), not ({wanted[0]:g}, {wanted[1]:g})"
-        return say(f"not yet: for before={before:g} and after={after:g} you return {shown}; {hint}", False)
+        return say(
+            f"not yet: for before={before:g} and after={after:g} you return {shown}; {hint}", False
+        )
     return say("right: a small number needs few points for many percent, so state both", True)

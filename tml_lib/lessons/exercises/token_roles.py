@@ -1,4 +1,6 @@
-"""Checkers for the exercises on token roles: relative changes of the loss, and why their mean has a heavy tail."""
+"""Checkers for the exercises on token roles: relative changes of the loss, and why their mean has a
+heavy tail.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,19 @@ def check_relative_changes(attempt: Callable | None) -> bool | None:
         "without a sign: the paper asks how much a token moves L̂": np.diff(nll) / nll[:-1],
         "that is the change itself; divide it by L̂ before the token": np.abs(np.diff(nll)),
     }
-    near = (text for text, table in hints.items() if got.shape == table.shape and np.allclose(got, table))
-    return say(f"not yet: {next(near, f'you return {got.tolist()}, expected {wanted.tolist()}')}", False)
+    near = (
+        text
+        for text, table in hints.items()
+        if got.shape == table.shape and np.allclose(got, table)
+    )
+    return say(
+        f"not yet: {next(near, f'you return {got.tolist()}, expected {wanted.tolist()}')}", False
+    )
 
 
 def check_heavy_tail(attempt: Callable | None) -> bool | None:
-    """Exercise: heavy_tail(), five values of L̂ that never change by more than 0.02 nats and whose mean relative change is
-    above 10, while the median stays below 1."""
+    """Exercise: heavy_tail(), five values of L̂ that never change by more than 0.02 nats and whose
+    mean relative change is above 10, while the median stays below 1."""
     if attempt is None:
         return say("not attempted")
     nll = np.asarray(attempt(), dtype=float)
@@ -38,10 +46,20 @@ def check_heavy_tail(attempt: Callable | None) -> bool | None:
     relative = change / nll[:-1]
     if change.max() > 0.02:
         return say(
-            f"not yet: one step changes L̂ by {change.max():.3g} nats; the smaller L̂ is, the less a large ratio needs", False
+            f"not yet: one step changes L̂ by {change.max():.3g} nats; the smaller L̂ is, the less"
+            " a large ratio needs",
+            False,
         )
     if relative.mean() <= 10:
-        return say(f"not yet: the mean relative change is {relative.mean():.3g}; let L̂ come close to 0 once", False)
+        return say(
+            f"not yet: the mean relative change is {relative.mean():.3g}; let L̂ come close to 0"
+            " once",
+            False,
+        )
     if np.median(relative) >= 1:
         return say(f"not yet: the median is {np.median(relative):.3g}; once is enough", False)
-    return say(f"right: mean {relative.mean():.3g}, median {np.median(relative):.3g}, and nothing moved by 0.02 nats", True)
+    return say(
+        f"right: mean {relative.mean():.3g}, median {np.median(relative):.3g}, and nothing moved by"
+        " 0.02 nats",
+        True,
+    )

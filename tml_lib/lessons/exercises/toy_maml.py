@@ -1,4 +1,6 @@
-"""Checkers for the exercises on MAML on toy tasks: the inner loop, the meta-gradient, and what a larger support set brings."""
+"""Checkers for the exercises on MAML on toy tasks: the inner loop, the meta-gradient, and what a
+larger support set brings.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from tml_lib.lessons.exercises.checking import say
 
 
 def check_inner_loop(attempt: Callable | None) -> bool | None:
-    """Exercise: inner_loop(w, x, y, inner_lr, steps): w after gradient steps on mean((w x - y)^2); x, y: (K,), w a number."""
+    """Exercise: inner_loop(w, x, y, inner_lr, steps): w after gradient steps on mean((w x - y)^2);
+    x, y: (K,), w a number.
+    """
     if attempt is None:
         return say("not attempted")
     x, y = np.array([1.0, 2.0, -1.0]), np.array([2.0, 3.0, 0.5])
@@ -25,56 +29,97 @@ def check_inner_loop(attempt: Callable | None) -> bool | None:
         return w
 
     if np.isclose(got, after(0.2, 2)):
-        return say("right: each step starts where the last one ended, and the square brings a factor 2", True)
+        return say(
+            "right: each step starts where the last one ended, and the square brings a factor 2",
+            True,
+        )
     hints = {
         after(0.1, 2): "the square's derivative has a factor 2",
         after(0.2, 1): "that is one step, or the second one started again from w",
         after(-0.2, 2): "the sign: a step goes against the gradient",
         after(0.6, 2): "the loss is a mean over the K points, not a sum",
-        0.5 - 0.4 * (curvature * 0.5 - target): "both steps use the gradient at w; the second must use that at the moved w",
+        0.5
+        - 0.4
+        * (
+            curvature * 0.5 - target
+        ): "both steps use the gradient at w; the second must use that at the moved w",
     }
-    hint = next((text for wrong, text in hints.items() if np.isclose(got, wrong)), "what is d/dw of mean((w x - y)^2)?")
-    return say(f"not yet: after 2 steps you are at {got:.4g}, expected {after(0.2, 2):.4g}; {hint}", False)
+    hint = next(
+        (text for wrong, text in hints.items() if np.isclose(got, wrong)),
+        "what is d/dw of mean((w x - y)^2)?",
+    )
+    return say(
+        f"not yet: after 2 steps you are at {got:.4g}, expected {after(0.2, 2):.4g}; {hint}", False
+    )
 
 
 def check_meta_gradient(attempt: Callable | None) -> bool | None:
-    """Exercise: meta_gradient(w, x, y, x_q, y_q, inner_lr), d/dw of mean((w' x_q - y_q)^2), w' = w after an inner step.
+    """Exercise: meta_gradient(w, x, y, x_q, y_q, inner_lr), d/dw of mean((w' x_q - y_q)^2), w' = w
+    after an inner step.
 
-    The inner loss is mean((w x - y)^2). All arguments but inner_lr are float64 tensors, w of no dimension.
+    The inner loss is mean((w x - y)^2). All arguments but inner_lr are float64 tensors, w of no
+    dimension.
     """
     if attempt is None:
         return say("not attempted")
-    x, y, x_q, y_q = (torch.tensor(v, dtype=torch.float64) for v in ([1.0, -2.0], [0.5, 1.0], [3.0, 1.0], [1.0, -1.0]))
+    x, y, x_q, y_q = (
+        torch.tensor(v, dtype=torch.float64)
+        for v in ([1.0, -2.0], [0.5, 1.0], [3.0, 1.0], [1.0, -1.0])
+    )
     try:
         got = float(attempt(torch.tensor(0.7, dtype=torch.float64), x, y, x_q, y_q, 0.05))
     except RuntimeError as error:
-        return say(f"not yet: torch stops with '{str(error).splitlines()[0]}'; w must require a gradient", False)
+        return say(
+            f"not yet: torch stops with '{str(error).splitlines()[0]}'; w must require a gradient",
+            False,
+        )
     w = 0.7 - 0.05 * 2 * float((x * (0.7 * x - y)).mean())
     first = 2 * float((x_q * (w * x_q - y_q)).mean())
     second = first * (1 - 2 * 0.05 * float((x**2).mean()))
     if np.isclose(got, second):
-        return say("right: the inner gradient depends on w too, which is the factor 1 - 2 inner_lr mean(x²)", True)
+        return say(
+            "right: the inner gradient depends on w too, which is the factor 1 - 2 inner_lr"
+            " mean(x²)",
+            True,
+        )
     if np.isclose(got, first):
-        hint = "somewhere the inner gradient counts as a constant: what must torch.autograd.grad keep to differentiate it?"
-        return say(f"not yet: {got:.4g} is the *first-order* meta-gradient, expected {second:.4g}; {hint}", False)
+        hint = (
+            "somewhere the inner gradient counts as a constant: what must torch.autograd.grad keep"
+            " to differentiate it?"
+        )
+        return say(
+            f"not yet: {got:.4g} is the *first-order* meta-gradient, expected {second:.4g}; {hint}",
+            False,
+        )
     return say(
-        f"not yet: you return {got:.4g}, expected {second:.4g}; write w' as a formula in w and use the chain rule", False
+        f"not yet: you return {got:.4g}, expected {second:.4g}; write w' as a formula in w and use"
+        " the chain rule",
+        False,
     )
 
 
 def check_support_size(attempt: dict[int, float] | None, measured: dict[int, float]) -> bool | None:
-    """Exercise: predict, by number of shots, the query loss after the inner loop as a share of the loss before it.
+    """Exercise: predict, by number of shots, the query loss after the inner loop as a share of the
+    loss before it.
 
     Right where every prediction lies within a factor of 2 of what is measured.
     """
     if attempt is None:
         return say("not attempted")
     if missing := sorted(set(measured) - set(attempt)):
-        return say(f"not yet: predict a share for every number of shots, {missing} are missing", False)
+        return say(
+            f"not yet: predict a share for every number of shots, {missing} are missing", False
+        )
     for shots, share in measured.items():
         print(f"{shots:3d} shots: predicted {attempt[shots]:.2f}, measured {share:.2f}")
     off = max(measured, key=lambda shots: abs(np.log(max(attempt[shots], 1e-9) / measured[shots])))
     factor = float(np.exp(abs(np.log(max(attempt[off], 1e-9) / measured[off]))))
     if factor <= 2:
-        return say(f"right: every share within a factor of 2 (worst: {factor:.1f}, at {off} shots)", True)
-    return say(f"not yet: off by a factor of {factor:.1f} at {off} shots; how many numbers describe one sinusoid?", False)
+        return say(
+            f"right: every share within a factor of 2 (worst: {factor:.1f}, at {off} shots)", True
+        )
+    return say(
+        f"not yet: off by a factor of {factor:.1f} at {off} shots; how many numbers describe one"
+        " sinusoid?",
+        False,
+    )
