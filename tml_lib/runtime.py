@@ -8,16 +8,13 @@ import ast
 import ctypes
 import difflib
 import gc
-import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 PACKAGES = (
@@ -148,36 +145,6 @@ def write_text(path: Path, text: str) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
-
-
-def resumable(
-    items: list, one: Callable[[object], dict], key: dict, folder: Path, progress: bool
-) -> tuple[list[dict], float]:
-    """[one(item) for item in items] and the seconds spent, each kept in a checkpoint that is named
-    for what the key says.
-
-    key: 'study', and all that the records depend on. one: returns what JSON can hold. progress:
-    print a line per item.
-    """
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    checkpoint = Path(folder) / f"{key['study']}-{name}.checkpoint"
-    held = {"seconds": 0.0, "records": []}
-    if checkpoint.is_file():
-        try:
-            held = json.loads(checkpoint.read_text(encoding="utf8"))
-        except ValueError as error:
-            raise ValueError(
-                f"checkpoint {checkpoint} is damaged ({error}): delete it, and its records are made"
-                " again"
-            ) from error
-    for item in items[len(held["records"]) :]:
-        began = time.perf_counter()
-        held["records"].append(json.loads(json.dumps(one(item))))
-        held["seconds"] += time.perf_counter() - began
-        write_text(checkpoint, json.dumps(held))
-        if progress:
-            print(f"{key['study']}: {len(held['records'])} of {len(items)}", flush=True)
-    return held["records"][: len(items)], held["seconds"]
 
 
 # --- notebook parameters --------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 values by hand.
 """
 
-import json
 import random
 
 import numpy as np
@@ -150,11 +149,12 @@ def test_values_compare_modes_question_by_question(asked, monkeypatch):
 def test_the_whole_study_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(efficiency, "LEARNT_FROM", 2)
     given = {"questions": 2, "steps": 2}
-    records, seconds = efficiency.study([0, 1], tmp_path, **given)
+    made = efficiency.STUDY.run([0, 1], tmp_path, **given)
+    records = made.records
     with monkeypatch.context() as untrained:
         untrained.setattr(supervised, "tuned", None)
-        assert json.dumps(efficiency.study([0, 1], tmp_path, **given)[0]) == json.dumps(records)
-    efficiency.write_evidence(tmp_path, records, command="a test", seconds=seconds)
+        assert efficiency.STUDY.run([0, 1], tmp_path, **given).records == records
+    efficiency.STUDY.write(made, tmp_path, command="a test")
     rows = ledger.rows([tmp_path])
     assert {row.verdict for row in rows} == {"too few"}
     assert {f"C10.{row.test}" for row in rows} == set(records[0]["values"])

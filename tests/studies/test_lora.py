@@ -82,16 +82,14 @@ def test_the_whole_study_runs_and_goes_on_where_it_stopped(tiny_lm, tmp_path, mo
     monkeypatch.setattr(lora, "MOST_TOKENS", 4)
     monkeypatch.setattr(lora, "SAMPLES", 8)
     given = {"steps": 2, "questions": 4, "seed": 0}
-    records, seconds = lora.study(tiny_lm, tmp_path, **given)
+    path = lora.make_evidence(tiny_lm, "small", tmp_path, command="a test", **given)
+    records = json.loads(path.read_text())["records"]
     assert [record["arm"] for record in records] == list(lora.ARMS)
     assert [len(record["log"]) for record in records] == [0, 2, 2]
     assert all(np.isfinite(record["nll"]).all() for record in records)
     assert records[0]["nll"] != records[2]["nll"], "training changed nothing"
     monkeypatch.setattr(lora, "measured", None)  # nothing is left to make
-    assert lora.study(tiny_lm, tmp_path, **given)[0] == records
-    path = lora.write_evidence(
-        tmp_path, tiny_lm, "small", records, seed=0, command="a test", seconds=seconds
-    )
+    lora.make_evidence(tiny_lm, "small", tmp_path, command="a test", **given)
     assert json.loads(path.read_text())["settings"]["steps"] == 2
     rows = ledger.rows([tmp_path])
     assert {row.claim for row in rows} == {"C4s"}

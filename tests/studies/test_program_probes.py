@@ -226,11 +226,13 @@ def test_a_reasoner_is_trained_once_and_then_kept(tmp_path, monkeypatch):
 )
 def test_the_whole_study_runs_and_goes_on_where_it_stopped(study, claims, tmp_path, monkeypatch):
     given = {"questions": 3, "steps": 2}
-    records, seconds = study.study([0, 1], tmp_path, **given)
+    made = study.STUDY.run([0, 1], tmp_path, **given)
+    records = made.records
     with monkeypatch.context() as untrained:
         untrained.setattr(supervised, "tuned", None)
-        assert json.dumps(study.study([0, 1], tmp_path, **given)[0]) == json.dumps(records)
-    path = study.write_evidence(tmp_path, records, command="a test", seconds=seconds)
+        again = study.STUDY.run([0, 1], tmp_path, **given).records
+        assert json.dumps(again) == json.dumps(records)
+    path = study.STUDY.write(made, tmp_path, command="a test")
     rows = ledger.rows([tmp_path])
     assert {row.claim for row in rows} == claims
     assert {row.verdict for row in rows} == {"too few"}
@@ -326,12 +328,12 @@ def test_text_paths_give_the_tests_that_need_no_shuffled_or_wrong_path(
     assert {row.verdict for row in ledger.rows([tmp_path])} == {"too few"}
 
 
-def test_a_text_path_without_a_plane_gives_nan(tiny_lm, monkeypatch):
+def test_a_text_path_without_a_plane_gives_nan(tiny_lm, tmp_path, monkeypatch):
     monkeypatch.setattr(
         paths,
         "descents",
         lambda *given: {"gold": {"plane": -0.5, "unstated": -0.1, "explained": 0.9}},
     )
-    values = paths.text_record((None, {}), tiny_lm, 1)
+    values = paths.text_record((None, {}), tmp_path, lm=tiny_lm, stride=1)
     assert values["C12.descends"] == -0.5
     assert math.isnan(values["C12.over_foreign"])

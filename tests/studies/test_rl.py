@@ -94,7 +94,7 @@ def small(monkeypatch):
 
 
 def test_rates_are_tried_once_and_the_best_is_taken(small, tmp_path, monkeypatch):
-    tried = rl.rates_study(tmp_path, steps=2, cold_steps=2)
+    tried = rl.tried_rates(tmp_path, steps=2, cold_steps=2)
     assert [(row.get("start"), row.get("size")) for row in tried] == [
         ("cold", 1),
         ("cold", 4),
@@ -107,12 +107,14 @@ def test_rates_are_tried_once_and_the_best_is_taken(small, tmp_path, monkeypatch
     assert 0 <= tried[3]["right"] <= 1
     assert rl.best(tried, "base", 4) == tried[2]["best"]
     monkeypatch.setattr(rl, "rewarded", None)  # nothing is left to try
-    assert rl.rates_study(tmp_path, steps=2, cold_steps=2) == tried
+    assert rl.tried_rates(tmp_path, steps=2, cold_steps=2) == tried
 
 
 def test_a_whole_study_runs_and_goes_on_where_it_stopped(small, tmp_path, monkeypatch):
-    given = {"steps": 4, "cold_steps": 2, "questions": 3, "rate_steps": 2}
-    records, tried, seconds = rl.rl_study([0, 1], tmp_path, **given)
+    given = {"steps": 4, "cold_steps": 2, "questions": 3, "command": "a test"}
+    given["rate_settings"] = {"steps": 2, "cold_steps": 2}
+    path = rl.make_evidence(rl.RL, 2, tmp_path, **given)
+    records = json.loads(path.read_text())["records"]
     arms = records[0]["arms"]
     assert {name: arm["steps"] for name, arm in arms.items() if name != "zero_wall"} == {
         "base": 0, "long": 4, "short": 4, "cold": 2, "dpo": 4, "warm": 4, "zero": 4,
@@ -122,12 +124,13 @@ def test_a_whole_study_runs_and_goes_on_where_it_stopped(small, tmp_path, monkey
     assert {name: len(made["reward"]) for name, made in records[0]["curves"].items()} == {
         "warm": 2, "zero": 4, "zero_wall": arms["zero_wall"]["steps"],
     }  # fmt: skip
-    path = rl.write_evidence(tmp_path, "rl", records, tried, command="a test", seconds=seconds)
     assert {row.claim for row in ledger.rows([tmp_path])} == {"C4b", "C5"}
     assert {row.verdict for row in ledger.rows([tmp_path])} == {"too few"}
-    assert json.loads(path.read_text())["rates"] == json.loads(json.dumps(tried))
+    assert len(json.loads(path.read_text())["rates"]) == 4
     monkeypatch.setattr(rl, "rewarded", None)
-    assert rl.rl_study([0, 1], tmp_path, **given)[0] == records
+    assert (
+        json.loads(rl.make_evidence(rl.RL, 2, tmp_path, **given).read_text())["records"] == records
+    )
 
 
 def test_sizes_share_the_cold_start_and_the_questions(small, tmp_path, monkeypatch):
@@ -141,7 +144,7 @@ def test_sizes_share_the_cold_start_and_the_questions(small, tmp_path, monkeypat
 
     monkeypatch.setattr(rl, "rewarded", rewarded)
     record = rl.size_record(
-        5, tmp_path, steps=2, cold_steps=2, questions=3, rates={1: 1e-4, 4: 2e-4}
+        5, tmp_path, steps=2, cold_steps=2, questions=3, rates={"1": 1e-4, "4": 2e-4}
     )
     assert [(row[3], row[4]) for row in seen] == [(1, 1e-4), (4, 2e-4)]
     assert seen[0][0] is seen[1][0]

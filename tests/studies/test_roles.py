@@ -134,7 +134,7 @@ def test_the_whole_study_runs_and_goes_on_where_it_stopped(tiny_lm, tmp_path, mo
     )
 
 
-def test_a_group_that_writes_nothing_counts_as_wrong_and_has_no_loss(tiny_lm, tmp_path):
+def test_a_group_that_writes_nothing_counts_as_wrong_and_has_no_loss():
     tests = [
         f"{claim}.{test['name']}"
         for claim in ("C3", "C6")
@@ -150,10 +150,7 @@ def test_a_group_that_writes_nothing_counts_as_wrong_and_has_no_loss(tiny_lm, tm
         "values": {test: [0.0] for test in tests},
     }
     records = [record | {"tokens": [["Wait", 1.0, 0.5]]} for record in (written, silent)]
-    given = {"n": 4, "seed": 0, "command": "a test", "seconds": 1.0}
-    cuts = json.loads(
-        roles.write_evidence(tmp_path, "small", tiny_lm, records, **given).read_text()
-    )["cuts"]
+    cuts = roles.STUDY.keep(records)["cuts"]
     assert cuts["right"][-1] == 0.75
     assert cuts["nll"] == [5.0, 4.0, 3.0, 2.0, 1.0]
     assert cuts["empty"] == 2

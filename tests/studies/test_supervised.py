@@ -12,11 +12,11 @@ import torch
 from tml_lib.claims import ledger
 from tml_lib.claims.stats import bootstrap_interval, mg_pass_at_k, nested_interval
 from tml_lib.data import programs, tiny
-from tml_lib.lm import models
 from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
 from tml_lib.lm.sampling import Sampled
 from tml_lib.studies import supervised
+from tml_lib.studies.engine import Made
 
 WORDS = list(tiny.VOCABULARY)
 
@@ -39,12 +39,12 @@ def small():
 
 @pytest.fixture(scope="module")
 def sft_records(base, small):
-    return [supervised.sft_record(base, seed, steps=2, questions=3) for seed in (0, 1)]
+    return [supervised.sft_record(seed, None, steps=2, questions=3) for seed in (0, 1)]
 
 
 @pytest.fixture(scope="module")
 def support_records(base, small):
-    return [supervised.support_record(base, seed, steps=2, count=4, questions=3) for seed in (0, 1)]
+    return [supervised.support_record(seed, None, steps=2, count=4, questions=3) for seed in (0, 1)]
 
 
 def question_of(row):
@@ -151,7 +151,7 @@ def test_a_scripted_model_is_graded_and_no_thinking_begins_with_the_template(bas
 
 
 def test_a_seed_gives_the_same_record_again(base, small, sft_records):
-    again = supervised.sft_record(base, 1, steps=2, questions=3)
+    again = supervised.sft_record(1, None, steps=2, questions=3)
     assert json.dumps(again) == json.dumps(sft_records[1]) != json.dumps(sft_records[0])
 
 
@@ -168,8 +168,7 @@ def test_the_token_matched_arms_take_more_steps(sft_records):
 @pytest.mark.parametrize(("study", "claims"), [("sft", ("C4a", "C9")), ("support", ("C7",))])
 def test_every_rule_has_values_and_every_value_a_rule(study, claims, request, small):
     records = request.getfixturevalue(f"{study}_records")
-    estimands = {"sft": supervised.sft_estimands, "support": supervised.support_estimands}[study]
-    values = supervised.study_values(records, estimands)
+    values = {"sft": supervised.SFT, "support": supervised.SUPPORT}[study].values(records, {})
     assert set(values) == {f"{c}.{t['name']}" for c in claims for t in ledger.claims()[c]["tests"]}
     for name, seeds in values.items():
         assert [len(seed) for seed in seeds] == [3, 3], name
@@ -282,32 +281,12 @@ def test_whole_rows_are_neither_cut_nor_without_a_trajectory():
 def test_evidence_is_written_and_read_and_small_samples_decide_nothing(
     sft_records, support_records, tmp_path
 ):
-    supervised.write_sft_evidence(tmp_path, sft_records, command="x", seconds=1.0)
-    supervised.write_support_evidence(tmp_path, support_records, command="x", seconds=1.0)
+    for study, records in ((supervised.SFT, sft_records), (supervised.SUPPORT, support_records)):
+        study.write(Made(records, 1.0, study.settings), tmp_path, command="x")
     table = ledger.rows([tmp_path])
     assert {row.claim for row in table} == {"C4a", "C7", "C9"}
     assert {row.verdict for row in table} == {"too few"}
     assert {row.n_seeds for row in table} == {2}
-
-
-def test_an_interrupted_study_goes_on(base, small, sft_records, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "load", lambda *args, **kwargs: base)
-    monkeypatch.setattr(supervised, "checkpoint_digest", lambda: "x")
-    done = []
-
-    def one(lm, seed, **settings):
-        if len(done) == 1 and seed == 1:
-            done.append("interrupted")
-            raise KeyboardInterrupt
-        done.append(seed)
-        return {"seed": seed}
-
-    monkeypatch.setattr(supervised, "sft_record", one)
-    with pytest.raises(KeyboardInterrupt):
-        supervised.sft_study([0, 1], tmp_path, steps=2, questions=3)
-    records, _ = supervised.sft_study([0, 1], tmp_path, steps=2, questions=3)
-    assert records == [{"seed": 0}, {"seed": 1}]
-    assert done == [0, "interrupted", 1]
 
 
 def test_values_of_nested_evidence_resample_questions_too():

@@ -2,15 +2,15 @@
 resumption, evidence.
 """
 
-import json
-
 import pytest
 import torch
 
 from tml_lib.claims import ledger
 from tml_lib.meta import descent
 from tml_lib.studies import toy_maml
+from tml_lib.studies.engine import Made
 
+STUDIES = {"sinusoids": toy_maml.SINUSOIDS, "descent": toy_maml.DESCENT}
 SMALL = {
     "sinusoids": {"meta_steps": 3, "optimiser_steps": 1},
     "descent": {"train_steps": 2, "maml_steps": 1},
@@ -30,8 +30,8 @@ def few():
 @pytest.fixture(scope="module")
 def records(few):
     return {
-        "sinusoids": [toy_maml.sinusoid_record(seed, **SMALL["sinusoids"]) for seed in (0, 1)],
-        "descent": [toy_maml.descent_record(seed, **SMALL["descent"]) for seed in (0, 1)],
+        name: [study.record(seed, None, **SMALL[name]) for seed in (0, 1)]
+        for name, study in STUDIES.items()
     }
 
 
@@ -43,7 +43,7 @@ def test_every_rule_has_values_and_every_value_a_rule(records, study, letter):
         for t in item["tests"]
         if c.startswith(letter)
     }
-    values = toy_maml.STUDIES[study][1](records[study])
+    values = STUDIES[study].values(records[study], {})
     assert set(values) == ruled
     for name, seeds in values.items():
         assert [len(seed) for seed in seeds] == [6, 6], name
@@ -51,9 +51,7 @@ def test_every_rule_has_values_and_every_value_a_rule(records, study, letter):
 
 @pytest.mark.parametrize("study", ["sinusoids", "descent"])
 def test_evidence_is_written_and_read_and_small_samples_decide_nothing(records, study, tmp_path):
-    path = toy_maml.write_evidence(
-        tmp_path, study, records[study], command="x", seconds=1.0, budget=SMALL[study]
-    )
+    path = STUDIES[study].write(Made(records[study], 1.0, SMALL[study]), tmp_path, command="x")
     table = [row for row in ledger.rows([tmp_path]) if row.evidence == path.as_posix()]
     assert table
     assert {row.verdict for row in table} == {"too few"}
@@ -61,7 +59,7 @@ def test_evidence_is_written_and_read_and_small_samples_decide_nothing(records, 
 
 
 def test_the_same_seed_gives_the_same_record(few, records):
-    again = toy_maml.sinusoid_record(1, **SMALL["sinusoids"])
+    again = toy_maml.sinusoid_record(1, None, **SMALL["sinusoids"])
     first = dict(records["sinusoids"][1])
     assert {k: v for k, v in again.items() if k != "seconds"} == {
         k: v for k, v in first.items() if k != "seconds"
@@ -150,8 +148,8 @@ def test_differences_are_the_rivals_minus_ours():
         "one_shot": [2.1, 1.3],
         "blind": [2.5, 4.0],
     }
-    found = toy_maml.sinusoid_values(
-        [record | {"optimisers": {"at_end": rules, "beyond": [2.5, 2.0]}}]
+    found = toy_maml.sinusoid_estimands(
+        record | {"optimisers": {"at_end": rules, "beyond": [2.5, 2.0]}}
     )
     wanted = {
         "M1.gain": [3.0, 2.0],
@@ -192,20 +190,3 @@ def test_maml_on_mirrored_tasks_learns_a_start_near_zero():
     assert found["maml"] == pytest.approx(found["written"], rel=1e-4)
     assert max(found["start"]) < 0.3
     assert found["maml"] == sorted(found["maml"], reverse=True)
-
-
-def test_a_study_goes_on_where_it_stopped(few, tmp_path, monkeypatch):
-    made = []
-
-    def counted(seed, **budget):
-        made.append(seed)
-        return toy_maml.sinusoid_record(seed, **budget)
-
-    monkeypatch.setitem(
-        toy_maml.STUDIES, "sinusoids", (counted, *toy_maml.STUDIES["sinusoids"][1:])
-    )
-    first, _ = toy_maml.run_study("sinusoids", 1, tmp_path, budget=SMALL["sinusoids"])
-    both, seconds = toy_maml.run_study("sinusoids", 2, tmp_path, budget=SMALL["sinusoids"])
-    assert made == [0, 1]
-    assert both[0] == json.loads(json.dumps(first[0]))
-    assert seconds > 0

@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 
-from tml_lib.claims import ledger
 from tml_lib.claims.ledger import claims
 from tml_lib.data import gsm, hub
 from tml_lib.lm.answers import chat_prompt, encode
@@ -278,7 +277,7 @@ def test_gold_that_never_states_the_answer_counts_whole():
 
 
 def test_study_values_are_one_seed_of_questions():
-    values = trajectories.study_values([record(), record(sampled=None)], stride=2)
+    values = trajectories.STUDY.values([record(), record(sampled=None)], {"stride": 2})
     assert values["C1.fall"] == [[3.5, 3.5]]
     assert math.isnan(values["C2.sampled_fall"][0][1])
 
@@ -296,7 +295,7 @@ def study(lm, questions, monkeypatch):
     model.
     """
 
-    def fake_samples(lm, group, *, seed, tries, progress):
+    def fake_samples(lm, group, *, seed, tries):
         run.sampled.append((seed, [q.id for q in group]))
         return [None] * len(group)
 
@@ -310,10 +309,8 @@ def study(lm, questions, monkeypatch):
             "gold": {"right": ProbeCurve(np.array([0, 5]), nll, 5, question.answer, stated_at=3)}
         }
 
-    def run(checkpoint, n=7, **settings):
-        return trajectories.trajectory_study(
-            lm, questions[:n], checkpoint=checkpoint, **{"seed": 0, "stride": 2} | settings
-        )
+    def run(folder):
+        return trajectories.study(lm, questions[:7], folder, seed=0, stride=2).records
 
     run.probed, run.sampled, run.fail_at = [], [], None
     monkeypatch.setattr(trajectories, "_GROUP", 2)
@@ -325,52 +322,21 @@ def study(lm, questions, monkeypatch):
 
 @pytest.mark.parametrize("fail_at", [0, 3, 4, 6])
 def test_an_interrupted_study_goes_on_where_it_was(study, tmp_path, questions, fail_at):
-    uninterrupted, _ = study(None)
+    uninterrupted = study(tmp_path / "whole")
     sampled = list(study.sampled)
     assert len({seed for seed, _ in sampled}) == 4  # each group has a seed of its own
     study.probed.clear()
     study.sampled.clear()
     study.fail_at = fail_at
     with pytest.raises(Interrupted):
-        study(tmp_path / "c.json")
+        study(tmp_path)
     kept = fail_at - fail_at % 2  # whole groups of two
     assert study.probed == [q.id for q in questions[:fail_at]]
     study.probed.clear()
     study.sampled.clear()
-    resumed, seconds = study(tmp_path / "c.json")
-    assert resumed == uninterrupted
+    assert study(tmp_path) == uninterrupted
     assert study.probed == [q.id for q in questions[kept:7]]
     assert study.sampled == sampled[kept // 2 :]  # the same groups, drawn with the same seeds
-    assert seconds > 0
-
-
-def test_a_finished_study_is_read_and_not_run_again(study, tmp_path):
-    first = study(tmp_path / "c.json")
-    study.probed.clear()
-    assert study(tmp_path / "c.json") == first
-    assert study.probed == []
-
-
-@pytest.mark.parametrize("change", [{"stride": 3}, {"seed": 1}, {"tries": 5}, {"n": 6}], ids=str)
-def test_a_checkpoint_of_another_study_is_refused(study, tmp_path, change):
-    study(tmp_path / "c.json")
-    with pytest.raises(ValueError, match=rf"{tmp_path}/c\.json holds another study"):
-        study(tmp_path / "c.json", **change)
-
-
-def test_a_checkpoint_of_another_protocol_is_refused(study, tmp_path, monkeypatch):
-    study(tmp_path / "c.json")
-    monkeypatch.setattr(ledger, "protocol", lambda study: f"{study}/0")
-    with pytest.raises(ValueError, match="holds another study"):
-        study(tmp_path / "c.json")
-
-
-def test_checkpoint_files_differ_by_every_setting_and_lie_in_the_folder(lm, tmp_path):
-    base = {"n_questions": 8, "seed": 0, "stride": 2, "tries": 2}
-    variants = [base] + [base | {name: 9} for name in base]
-    found = {trajectories.checkpoint_file(tmp_path, lm, **settings) for settings in variants}
-    assert len(found) == 5
-    assert {path.parent for path in found} == {tmp_path}
 
 
 # --- pairs before the statement -------------------------------------------------------------------

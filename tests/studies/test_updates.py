@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from tml_lib import runtime
 from tml_lib.claims import ledger
 from tml_lib.claims.ledger import claims
 from tml_lib.data import gsm, toy
 from tml_lib.measure.probe import naive_nll
 from tml_lib.studies import trajectories, updates
+from tml_lib.studies.engine import Made
 from tml_lib.studies.updates import estimands, measure
 
 
@@ -220,7 +220,7 @@ def test_estimands_by_hand():
 
 def test_evidence_values_are_by_seed_and_question():
     pair = ({"last": 1e-10, "all": 1e-9}, record())
-    values = updates.study_values([[pair, pair], [pair, pair]])
+    values = updates.TOY.values([{"made": [pair, pair]}] * 2, {})
     assert np.array(values["C11.size"]).tolist() == [[0.3, 0.3], [0.3, 0.3]]
 
 
@@ -274,10 +274,9 @@ def test_summary_and_means_by_token(measured):
 
 def test_evidence_of_questions_holds_values_templates_and_summaries(measured, tmp_path):
     _, case, found = measured
-    given = {"command": "c", "settings": {}, "seconds": 2.0}
-    path = updates.write_evidence(
-        tmp_path, "small", [case], [{"last": 1e-10, "all": 1e-9}], [found], **given
-    )
+    given = {"command": "c", "settings": {}, "scale": "small"}
+    exact = Made([{"last": 1e-10, "all": 1e-9}], 1.0, {})
+    path = updates.write_evidence(exact, Made([found], 2.0, {}), [case], tmp_path, **given)
     evidence = ledger.read_evidence(path)
     assert path.name == "updates.small.json"
     assert evidence["values"]["C11.exact"] == [[-10.0]]
@@ -288,36 +287,10 @@ def test_evidence_of_questions_holds_values_templates_and_summaries(measured, tm
 # --- resuming -------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_study_goes_on_and_another_one_starts_afresh(tmp_path):
-    done = []
-
-    def one(item):
-        if item == 3 and 3 not in done:
-            done.append(3)
-            raise KeyboardInterrupt
-        done.append(item)
-        return {"item": item}
-
-    key = {"study": "s", "seed": 1}
-    with pytest.raises(KeyboardInterrupt):
-        runtime.resumable([1, 2, 3, 4], one, key, tmp_path, False)
-    records, seconds = runtime.resumable([1, 2, 3, 4], one, key, tmp_path, False)
-    assert [r["item"] for r in records] == [1, 2, 3, 4]
-    assert done == [1, 2, 3, 3, 4]
-    assert seconds > 0
-    runtime.resumable([1], one, key | {"seed": 2}, tmp_path, False)
-    assert done[-1] == 1
-    assert len(list(tmp_path.glob("*.checkpoint"))) == 2
-
-
 def test_a_toy_study_trains_measures_and_keeps_each_seed(tmp_path):
-    first, _ = updates.toy_study(1, 2, tmp_path, steps=3)
-    both, _ = updates.toy_study(2, 2, tmp_path, steps=3)
-    assert (len(first), len(both), len(both[0])) == (1, 2, 2)
-    assert json.dumps(both[0]) == json.dumps(first[0])
-    found = ledger.read_evidence(
-        updates.write_toy_evidence(tmp_path, both, command="c", seconds=1.0)
-    )
+    made = updates.TOY.run(range(2), tmp_path, questions=2, steps=3)
+    assert [len(record["made"]) for record in made.records] == [2, 2]
+    found = ledger.read_evidence(updates.TOY.write(made, tmp_path, command="c"))
     values = found["values"]
     assert found["scale"] == "tiny"
     assert np.array(found["by_token"]["gold"]["cosine"]).shape == (2, 30)

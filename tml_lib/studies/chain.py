@@ -14,18 +14,18 @@ most texts end by themselves.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tml_lib import runtime
-from tml_lib.claims import ledger
 from tml_lib.data import rewards
-from tml_lib.lm import adapters, answers, sampling
+from tml_lib.lm import answers, sampling
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Question, Trajectory
+from tml_lib.studies import engine
+from tml_lib.studies.engine import Study
 from tml_lib.train import grpo, sft
 
 ARMS = ("base", "cold", "long", "warm", "zero")
@@ -160,9 +160,9 @@ def asked(lm: LanguageModel, questions: Sequence[Question], seed: int) -> dict:
 
 def arm_record(
     arm: str,
-    lm: LanguageModel,
     folder: Path,
     *,
+    lm: LanguageModel,
     seed: int,
     steps: int,
     cold_steps: int,
@@ -172,15 +172,15 @@ def arm_record(
     held_out = sums(questions, seed + HELD_OUT, avoid=sums(steps * BATCH, seed))
     log: list[dict] = []
     if arm != "base":
-        lm, log = trained(lm, Path(folder), arm, seed, steps=steps, cold_steps=cold_steps)
+        lm, log = trained(lm, folder, arm, seed, steps=steps, cold_steps=cold_steps)
     return {"arm": arm, "log": log} | asked(lm, held_out, seed)
 
 
 def room_record(
     arm: str,
-    lm: LanguageModel,
     folder: Path,
     *,
+    lm: LanguageModel,
     seed: int,
     steps: int,
     cold_steps: int,
@@ -191,7 +191,7 @@ def room_record(
     """
     held_out = sums(questions, seed + HELD_OUT, avoid=sums(steps * BATCH, seed))
     if arm != "base":
-        lm, _ = trained(lm, Path(folder), arm, seed, steps=steps, cold_steps=cold_steps)
+        lm, _ = trained(lm, folder, arm, seed, steps=steps, cold_steps=cold_steps)
     prompts = [answers.chat_prompt(lm.tokenizer, question.text) for question in held_out]
     seeds = sampling.row_seeds(seed, len(prompts))
     texts = sampling.texts(
@@ -207,38 +207,6 @@ def room_record(
             len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
         ],
     }
-
-
-def study(
-    lm: LanguageModel,
-    folder: Path,
-    *,
-    arms: Sequence[str] = ARMS,
-    steps: int = STEPS,
-    cold_steps: int = COLD_STEPS,
-    questions: int = 200,
-    seed: int = 0,
-    progress: bool = False,
-) -> tuple[list[dict], float]:
-    """One `arm_record` per arm, with its `room_record` as 'room' where it has one, and the seconds
-    spent.
-
-    The folder keeps finished arms and training steps.
-    """
-    given = {"steps": steps, "cold_steps": cold_steps, "questions": questions, "seed": seed}
-    key = {"model": adapters.fingerprint(lm.model), "protocol": ledger.protocol("chain")} | given
-    more = {"lm": lm, "folder": Path(folder), **given}
-    free = [arm for arm in ROOM_ARMS if arm in arms]
-    tables = []
-    for name, one, wanted in (("chain", arm_record, list(arms)), ("chain-room", room_record, free)):
-        one = functools.partial(one, **more)
-        tables.append(
-            runtime.resumable(wanted, one, {"study": name, "arms": wanted} | key, folder, progress)
-        )
-    (records, seconds), (rooms, extra) = tables
-    for arm, room in zip(free, rooms, strict=True):
-        records[list(arms).index(arm)]["room"] = room
-    return records, seconds + extra
 
 
 def estimands(records: Sequence[dict]) -> dict[str, np.ndarray]:
@@ -264,33 +232,44 @@ def estimands(records: Sequence[dict]) -> dict[str, np.ndarray]:
     }
 
 
-def write_evidence(
-    folder: Path,
-    lm: LanguageModel,
-    scale: str,
-    records: list[dict],
-    *,
-    seed: int,
-    command: str,
-    seconds: float,
+def _values(records: Sequence[dict], settings: dict) -> engine.Values:
+    return {test: [numbers.tolist()] for test, numbers in estimands(records).items()}
+
+
+STUDY = Study(
+    "chain",
+    arm_record,
+    _values,
+    lambda records: {"records": records},
+    settings={"steps": STEPS, "cold_steps": COLD_STEPS, "questions": 200, "seed": 0},
+    replays=(engine.records_again(_values),),
+)
+_ROOM = dataclasses.replace(STUDY, name="chain-room", record=room_record, protocol="chain")
+
+
+def make_evidence(
+    lm: LanguageModel, scale: str, folder: Path, *, command: str, seed: int = 0, **settings
 ) -> Path:
-    """Write chain.<scale>.json: values of C5s, and the records for figures."""
-    settings = {
+    """Write chain.<scale>.json: every arm's record, with its `room_record` as 'room' where it has
+    one. The folder keeps finished arms and training steps.
+    """
+    settings |= {"progress": True, "inputs": {"lm": lm}, "seed": seed}
+    made, rooms = STUDY.run(ARMS, folder, **settings), _ROOM.run(ROOM_ARMS, folder, **settings)
+    records = {record["arm"]: record for record in made.records}
+    for arm, room in zip(ROOM_ARMS, rooms.records, strict=True):
+        records[arm]["room"] = room
+    whole = dataclasses.replace(
+        made, records=list(records.values()), seconds=made.seconds + rooms.seconds
+    )
+    said = {
         "model": lm.name,
         "seed": seed,
         "batch": BATCH,
         "group": GROUP,
         "lora_rank": LORA_RANK,
         "sft_rate": SFT_RATE,
+        "grpo_rate": GRPO_RATE,
+        "samples": SAMPLES,
+        "most_tokens": MOST_TOKENS,
     }
-    return ledger.write_evidence(
-        folder,
-        "chain",
-        scale,
-        {test: [values.tolist()] for test, values in estimands(records).items()},
-        command=command,
-        settings=settings
-        | {"grpo_rate": GRPO_RATE, "samples": SAMPLES, "most_tokens": MOST_TOKENS},
-        wall_seconds=seconds,
-        extra={"records": records},
-    )
+    return STUDY.write(whole, folder, command=command, scale=scale, settings=said)

@@ -223,17 +223,12 @@ def contributions(
 
 
 def efficiency_record(
-    seed: int,
-    folder: Path,
-    *,
-    questions: int,
-    steps: int = program_probes.STEPS,
-    progress: bool = False,
+    seed: int, folder: Path, *, questions: int, steps: int = program_probes.STEPS
 ) -> dict:
     """One seed: 'values', test of C10 -> one number per question; 'modes' -> share right, Pass@8,
     words; 'worth' by class.
     """
-    lm = program_probes.kept(f"mixed-{seed}", folder, mixed_rows(seed), steps, progress)
+    lm = program_probes.kept(f"mixed-{seed}", folder, mixed_rows(seed), steps)
     learnt = programs.questions(LEARNT_FROM, seed + 5000, "train")
     worth = contributions(lm, learnt, own_trajectories(lm, learnt, seed, 1))
     asked = programs.questions(questions, seed, "held_out")
@@ -302,20 +297,4 @@ def measured(
     }
 
 
-def study(
-    seeds: Sequence[int], folder: Path, *, questions: int = QUESTIONS, **settings
-) -> tuple[list[dict], float]:
-    """One `efficiency_record` per seed and the seconds spent. settings: as of
-    `program_probes.by_seed`.
-    """
-    return program_probes.by_seed(
-        "efficiency", efficiency_record, seeds, folder, questions=questions, **settings
-    )
-
-
-def write_evidence(folder: Path, records: list[dict], *, command: str, seconds: float) -> Path:
-    """Write efficiency.tiny.json: values of C10, and shares and words by mode."""
-    given = {"command": command, "seconds": seconds}
-    return program_probes.write_evidence(
-        folder, records, study="efficiency", rows=mixed_rows, **given
-    )
+STUDY = program_probes.of_reasoners("efficiency", efficiency_record, QUESTIONS, mixed_rows)

@@ -11,14 +11,13 @@ adapter in place of all weights.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tml_lib import runtime
-from tml_lib.claims import ledger
 from tml_lib.claims.stats import pass_at_k
 from tml_lib.data import gsm
 from tml_lib.data.tiny import Row
@@ -27,6 +26,8 @@ from tml_lib.lm.answers import chat_prompt, grade
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
 from tml_lib.records import Question
+from tml_lib.studies import engine
+from tml_lib.studies.engine import Study
 from tml_lib.train import sft
 
 ARMS = ("base", "answers", "gold")
@@ -126,14 +127,7 @@ def measured(
 
 
 def arm_record(
-    lm: LanguageModel,
-    folder: Path,
-    arm: str,
-    *,
-    steps: int,
-    questions: int,
-    seed: int,
-    progress: bool = False,
+    arm: str, folder: Path, *, lm: LanguageModel, steps: int, questions: int, seed: int
 ) -> dict:
     """Train one arm (its adapter stays in folder/arm), ask it the held-out questions; also its
     training's log.
@@ -158,34 +152,10 @@ def arm_record(
                 if "loss" in entry
             ],
         )
-    return measured(lm, held_out_questions(questions, seed), seed, progress=progress) | {
+    return measured(lm, held_out_questions(questions, seed), seed, progress=True) | {
         "arm": arm,
         "log": log,
     }
-
-
-def study(
-    lm: LanguageModel,
-    folder: Path,
-    *,
-    arms: Sequence[str] = ARMS,
-    steps: int = STEPS,
-    questions: int = 200,
-    seed: int = 0,
-    progress: bool = False,
-) -> tuple[list[dict], float]:
-    """One `arm_record` per arm and the seconds spent; checkpoints in the folder keep finished arms
-    and training steps.
-    """
-    given = {"steps": steps, "questions": questions, "seed": seed}
-    key = {
-        "study": "lora",
-        "model": adapters.fingerprint(lm.model),
-        "arms": list(arms),
-        "protocol": ledger.protocol("lora"),
-    }
-    one = functools.partial(arm_record, lm, Path(folder), progress=progress, **given)
-    return runtime.resumable(list(arms), one, key | given, folder, progress)
 
 
 def estimands(
@@ -244,36 +214,77 @@ def load(
     return adapters.adapted(lm, STORED if adapter == "stored" else Path(adapter)) if adapter else lm
 
 
-def write_evidence(
-    folder: Path,
-    lm: LanguageModel,
-    scale: str,
-    records: list[dict],
-    *,
-    seed: int,
-    command: str,
-    seconds: float,
-) -> Path:
-    """Write lora.<scale>.json: values of C4s, and the records for figures."""
-    questions = held_out_questions(len(records[0]["greedy"]["right"]), seed)
-    steps = len(records[-1]["log"])
-    counted = fresh(questions, steps, seed)
-    settings = {"model": lm.name, "steps": steps, "batch": BATCH, "peak_lr": PEAK_LR, "seed": seed}
-    return ledger.write_evidence(
+# --- the study ------------------------------------------------------------------------------------
+
+
+def _values(records: Sequence[dict], settings: dict) -> engine.Values:
+    questions = held_out_questions(len(records[0]["greedy"]["right"]), settings["seed"])
+    counted = fresh(questions, settings["steps"], settings["seed"])
+    found = estimands(records, questions, counted)
+    return {test: [numbers.tolist()] for test, numbers in found.items()}
+
+
+@functools.cache
+def embedded(name: str, dtype: str = "float32") -> LanguageModel:
+    """SmolLM2 by its name in evidence: with the shipped adapter where that ends in '+sft'."""
+    return (
+        load("small", adapter="stored")
+        if name.endswith("+sft")
+        else models.load("small", dtype=dtype)
+    )
+
+
+def _again(evidence: dict, place: int) -> dict[str, float]:
+    """A held-out question before training and with the shipped adapter: greedy answers and L̂, not
+    the samples.
+    """
+    seed = evidence["settings"]["seed"]
+    questions = held_out_questions(len(evidence["templates"]), seed)
+    records = copy.deepcopy(evidence["records"])
+    for record in records:
+        if record["arm"] != "answers":
+            arm = "SmolLM2-135M-Instruct" + ("+sft" if record["arm"] == "gold" else "")
+            found = measured(embedded(arm), [questions[place]], seed)
+            record["greedy"]["right"][place] = found["greedy"]["right"][0]
+            record["nll"][place] = found["nll"][0]
+    values = estimands(records, questions, evidence["fresh"])
+    return {test: column[place] for test, column in values.items()}
+
+
+STUDY = Study(
+    "lora",
+    arm_record,
+    _values,
+    lambda records: {"records": records},
+    settings={"steps": STEPS, "questions": 200, "seed": 0},
+    replays=(engine.question_again(_again, 60), engine.records_again(_values)),
+)
+
+
+def make_evidence(lm: LanguageModel, scale: str, folder: Path, *, command: str, **settings) -> Path:
+    """Write lora.<scale>.json; checkpoints in the folder keep finished arms and training steps.
+
+    settings: steps, questions and seed, where they are not the study's.
+    """
+    made = STUDY.run(ARMS, folder, progress=True, inputs={"lm": lm}, **settings)
+    seed, steps = made.settings["seed"], made.settings["steps"]
+    questions = held_out_questions(made.settings["questions"], seed)
+    said = {
+        "model": lm.name,
+        "steps": steps,
+        "batch": BATCH,
+        "peak_lr": PEAK_LR,
+        "seed": seed,
+        "lora_rank": LORA_RANK,
+        "temperature": TEMPERATURE,
+        "most_tokens": MOST_TOKENS,
+    }
+    return STUDY.write(
+        made,
         folder,
-        "lora",
-        scale,
-        {
-            test: [values.tolist()]
-            for test, values in estimands(records, questions, counted).items()
-        },
         command=command,
-        settings=settings
-        | {"lora_rank": LORA_RANK, "temperature": TEMPERATURE, "most_tokens": MOST_TOKENS},
-        wall_seconds=seconds,
-        extra={
-            "records": records,
-            "fresh": counted,
-            "templates": [question.template for question in questions],
-        },
+        scale=scale,
+        settings=said,
+        fresh=fresh(questions, steps, seed),
+        templates=[question.template for question in questions],
     )

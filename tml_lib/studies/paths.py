@@ -10,7 +10,6 @@ control trajectories, each in its own plane. Reasoners, questions and trajectori
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 from collections.abc import Sequence
@@ -19,16 +18,16 @@ from pathlib import Path
 import numpy as np
 
 from tml_lib import runtime
-from tml_lib.claims import ledger
 from tml_lib.claims.stats import trend
 from tml_lib.data import gsm, programs
-from tml_lib.lm import adapters, models
+from tml_lib.lm import models
 from tml_lib.lm.answers import chat_prompt
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.landscape import path_losses, path_plane
 from tml_lib.measure.parameter_paths import parameter_path
 from tml_lib.records import Question
-from tml_lib.studies import program_probes, trajectories
+from tml_lib.studies import engine, program_probes, trajectories
+from tml_lib.studies.engine import Study
 
 KINDS = ("gold", "corrupted", "foreign", "shuffled")
 QUESTIONS = 200
@@ -150,7 +149,7 @@ def descents(
 
 
 def text_record(
-    asked: tuple[Question, dict[str, str]], lm: LanguageModel, stride: int
+    asked: tuple[Question, dict[str, str]], folder: Path, *, lm: LanguageModel, stride: int
 ) -> dict[str, float]:
     """The values of C12 for one question of text, as far as `descents` gives them; NaN where a path
     spans no plane.
@@ -168,17 +167,12 @@ def text_record(
 
 
 def path_record(
-    seed: int,
-    folder: Path,
-    *,
-    questions: int,
-    steps: int = program_probes.STEPS,
-    progress: bool = False,
+    seed: int, folder: Path, *, questions: int, steps: int = program_probes.STEPS
 ) -> dict:
     """One seed: 'values', test -> one number per question; 'curves', kind -> mean loss after each
     word, 'true' and 'plane'.
     """
-    lm = program_probes.reasoner(seed, folder, steps=steps, progress=progress)
+    lm = program_probes.reasoner(seed, folder, steps=steps)
     asked, rows, curves = programs.questions(questions, seed, "held_out"), [], {}
     for k, question in enumerate(asked):
         found = program_probes.conditions(
@@ -197,35 +191,22 @@ def path_record(
     }
 
 
-def study(
-    seeds: Sequence[int], folder: Path, *, questions: int = QUESTIONS, **settings
-) -> tuple[list[dict], float]:
-    """One `path_record` per seed and the seconds spent. settings: as of
-    `program_probes.by_seed`.
-    """
-    return program_probes.by_seed(
-        "paths", path_record, seeds, folder, questions=questions, **settings
-    )
+STUDY = program_probes.of_reasoners("paths", path_record, QUESTIONS)
 
 
-def text_study(
-    lm: LanguageModel,
-    asked: Sequence[tuple[Question, dict[str, str]]],
-    stride: int,
-    folder: Path,
-    *,
-    progress: bool = False,
-) -> tuple[list[dict], float]:
-    """One `text_record` per question of `material` and the seconds spent; the folder keeps finished
-    questions.
-    """
+def _text_again(evidence: dict, place: int) -> dict[str, float]:
+    settings = evidence["settings"]
+    lm, asked = material("small", "", len(evidence["templates"]), settings["seed"])
+    return text_record(asked[place], Path(), lm=lm, stride=settings["stride"])
 
-    key = {"study": "text-paths", "model": adapters.fingerprint(lm.model), "stride": stride}
-    key["asked"] = [question.id for question, _ in asked]
-    one = functools.partial(text_record, lm=lm, stride=stride)
-    return runtime.resumable(
-        list(asked), one, key | {"protocol": ledger.protocol("paths")}, folder, progress
-    )
+
+TEXT = Study(
+    "paths",
+    text_record,
+    engine.by_question(lambda record, settings: record),
+    lambda records: {},
+    replays=(engine.question_again(_text_again, 40),),
+)
 
 
 def make_evidence(
@@ -243,30 +224,17 @@ def make_evidence(
 
     seeds=0 makes none. settings: the notebook's parameters, for the command that makes it again.
     """
+    if models.preset(preset).task == "programs":
+        command = runtime.run_command("06", {"study_seeds": seeds})
+        return STUDY.evidence(range(seeds), folder, command=command)
     if not seeds:
         return None
-    if models.preset(preset).task == "programs":
-        records, seconds = study(range(seeds), folder, progress=True)
-        return write_evidence(
-            folder,
-            records,
-            command=runtime.run_command("06", {"study_seeds": seeds}),
-            seconds=seconds,
-        )
-    records, seconds = text_study(lm, asked, stride, folder, progress=True)
-    return ledger.write_evidence(
+    made = TEXT.run(asked, folder, progress=True, inputs={"lm": lm}, stride=stride)
+    return TEXT.write(
+        made,
         folder,
-        "paths",
-        preset,
-        {test: [[record[test] for record in records]] for test in records[0]},
         command=runtime.run_command("06", settings),
+        scale=preset,
         settings={"model": lm.name, "stride": stride, "seed": settings["seed"]},
-        wall_seconds=seconds,
-        extra={"templates": [question.template for question, _ in asked]},
+        templates=[question.template for question, _ in asked],
     )
-
-
-def write_evidence(folder: Path, records: list[dict], *, command: str, seconds: float) -> Path:
-    """Write paths.tiny.json: values of C12, and the mean losses along the paths."""
-    given = {"command": command, "seconds": seconds}
-    return program_probes.write_evidence(folder, records, study="paths", **given)

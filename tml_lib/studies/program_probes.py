@@ -10,7 +10,6 @@ shares with this one (nothing: its letters are renamed to ones that this questio
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import random
@@ -21,8 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib import runtime
-from tml_lib.claims import ledger
 from tml_lib.claims.stats import changepoint, trend
 from tml_lib.data import gsm, programs
 from tml_lib.data.programs import Program
@@ -33,7 +30,8 @@ from tml_lib.lm.models import LanguageModel
 from tml_lib.measure import token_roles
 from tml_lib.measure.probe import probe
 from tml_lib.records import Question
-from tml_lib.studies import supervised
+from tml_lib.studies import engine, supervised
+from tml_lib.studies.engine import Study
 
 STEPS = 1500  # of a seed's SFT
 QUESTIONS = 300
@@ -42,22 +40,18 @@ STEP_WORDS = 5  # of a plain trajectory's step: 'c:= h*4 h=5 c=6 .'
 NEAR = 0.1  # nats per token: as good as where L̂ ends
 
 
-def reasoner(
-    seed: int, folder: Path, *, steps: int = STEPS, progress: bool = False
-) -> LanguageModel:
+def reasoner(seed: int, folder: Path, *, steps: int = STEPS) -> LanguageModel:
     """The reasoner of a seed, after SFT on long trajectories; trained once, then kept in the
     folder.
     """
-    return kept(f"reasoner-{seed}", folder, supervised.arm_rows(seed, "long"), steps, progress)
+    return kept(f"reasoner-{seed}", folder, supervised.arm_rows(seed, "long"), steps)
 
 
-def kept(
-    name: str, folder: Path, rows: Callable[[int], list[Row]], steps: int, progress: bool
-) -> LanguageModel:
+def kept(name: str, folder: Path, rows: Callable[[int], list[Row]], steps: int) -> LanguageModel:
     """tiny-base after `steps` steps on the rows; the folder keeps it."""
     place = Path(folder) / f"{name}-{steps}-{supervised.checkpoint_digest()[:8]}"
     if not place.is_dir():
-        lm, _ = supervised.tuned(models.load("tiny", device="cpu"), rows, steps, progress=progress)
+        lm, _ = supervised.tuned(models.load("tiny", device="cpu"), rows, steps, progress=True)
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=place.parent))
         with models.quiet():
@@ -71,7 +65,9 @@ def kept(
 
 
 def first_losses(
-    seed: int, rows: Callable[[int], Callable[[int], list[Row]]] | None = None, steps: int = 20
+    seed: int,
+    rows: Callable[[int], Callable[[int], list[Row]]] | None = None,
+    steps: int = engine.FIRST,
 ) -> list[float]:
     """The losses of the first steps of a seed's reasoner, for replays. rows: seed -> its training
     rows (default: long).
@@ -349,14 +345,12 @@ def settled(nll: np.ndarray) -> float:
 # --- the study ------------------------------------------------------------------------------------
 
 
-def probe_record(
-    seed: int, folder: Path, *, questions: int, steps: int = STEPS, progress: bool = False
-) -> dict:
+def probe_record(seed: int, folder: Path, *, questions: int, steps: int = STEPS) -> dict:
     """One seed: 'values', test -> one number per question; 'curves', condition -> mean L̂ after
     each word (those of gold's length); 'cuts', see `cut_values`; 'classes', word class -> mean of
     |ΔL̂|, ΔL̂ and |ΔL̂|/L̂, and their number.
     """
-    lm = reasoner(seed, folder, steps=steps, progress=progress)
+    lm = reasoner(seed, folder, steps=steps)
     asked = programs.questions(questions, seed, "held_out")
     samples, rows, curves, foreign, tokens = own_samples(lm, asked, seed), [], {}, [], []
     for k, question in enumerate(asked):
@@ -386,57 +380,35 @@ def probe_record(
     }
 
 
-def study(
-    seeds: Sequence[int], folder: Path, *, questions: int = QUESTIONS, **settings
-) -> tuple[list[dict], float]:
-    """One `probe_record` per seed and the seconds spent. settings: as of `by_seed`."""
-    return by_seed("probes", probe_record, seeds, folder, questions=questions, **settings)
+def made_values(records: Sequence[dict], settings: dict) -> engine.Values:
+    """Values that each seed's record holds already."""
+    return engine.by_seed(lambda record: record["values"])(records, settings)
 
 
-def by_seed(
-    name: str,
-    record: Callable[..., dict],
-    seeds: Sequence[int],
-    folder: Path,
-    *,
-    progress: bool = False,
-    **settings,
-) -> tuple[list[dict], float]:
-    """[record(seed, folder, steps=..., **settings) for seed in seeds] and the seconds spent.
-
-    The folder keeps every finished seed and each trained reasoner. steps: of the reasoner's
-    training, STEPS by default.
-    """
-    settings = {"steps": STEPS} | settings
-    key = {"study": name, "seeds": list(seeds), "base": supervised.checkpoint_digest()} | settings
-    key |= {"protocol": ledger.protocol(name)}
-    one = functools.partial(record, folder=Path(folder), progress=progress, **settings)
-    return runtime.resumable(list(seeds), one, key, folder, progress)
+def kept_parts(records: Sequence[dict]) -> dict:
+    """What evidence holds of a study of several seeds beside the values that its records hold."""
+    parts = [{name: x for name, x in record.items() if name != "values"} for record in records]
+    return {"nested": True, "records": parts}
 
 
-def write_evidence(
-    folder: Path,
-    records: list[dict],
-    *,
-    command: str,
-    seconds: float,
-    study: str = "probes",
-    rows: Callable[[int], Callable[[int], list[Row]]] | None = None,
-) -> Path:
-    """Write <study>.tiny.json from one record per seed: their 'values' for the ledger, the rest for
-    figures.
-    """
-    return ledger.write_evidence(
-        folder,
-        study,
-        "tiny",
-        {test: [record["values"][test] for record in records] for test in records[0]["values"]},
-        command=command,
-        settings={"seeds": len(records), "base_sha256": supervised.checkpoint_digest()},
-        wall_seconds=seconds,
-        extra={
-            "first_losses": [first_losses(seed, rows) for seed in range(len(records))],
-            "nested": True,
-            "records": [{k: v for k, v in record.items() if k != "values"} for record in records],
-        },
+def of_reasoners(
+    name: str, record: Callable, questions: int, rows: Callable | None = None
+) -> Study:
+    """A study of one tiny reasoner per seed, trained on rows(seed) (default: long trajectories)."""
+
+    def losses(seed: int) -> list[float]:
+        return first_losses(seed, rows)
+
+    return Study(
+        name,
+        record,
+        made_values,
+        kept_parts,
+        settings={"questions": questions, "steps": STEPS},
+        said=lambda: {"base_sha256": supervised.checkpoint_digest()},
+        first_losses=losses,
+        replays=(engine.losses_again(losses, 15),),
     )
+
+
+STUDY = of_reasoners("probes", probe_record, QUESTIONS)

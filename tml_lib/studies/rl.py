@@ -11,7 +11,7 @@ their own, no KL term.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import math
 import random
 import tempfile
@@ -22,16 +22,23 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib import runtime
-from tml_lib.claims import ledger
+from tml_lib.claims.replay import FIRST_STEPS, Replay
 from tml_lib.data import programs
 from tml_lib.data.rewards import program_reward, text_reward
 from tml_lib.lm import answers, models
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Question
-from tml_lib.studies import lora
-from tml_lib.studies.program_probes import by_seed
-from tml_lib.studies.supervised import arm_rows, checkpoint_digest, greedy, measured, metric, tuned
+from tml_lib.studies import engine, lora
+from tml_lib.studies.engine import Study
+from tml_lib.studies.supervised import (
+    arm_rows,
+    checkpoint_digest,
+    greedy,
+    kept_whole,
+    measured,
+    metric,
+    tuned,
+)
 from tml_lib.train import dpo, grpo
 from tml_lib.train.runs import OuterRun
 
@@ -125,21 +132,13 @@ def last_reward(curve: dict[str, list[float]], until: float | None = None) -> np
 
 
 def rl_record(
-    seed: int,
-    folder: Path,
-    *,
-    steps: int,
-    cold_steps: int,
-    questions: int,
-    rates: dict[str, float],
-    progress: bool = False,
+    seed: int, folder: Path, *, steps: int, cold_steps: int, questions: int, rates: dict[str, float]
 ) -> dict:
     """One seed: each arm's answers to held-out questions and wall time (sampling included), and the
     logs of GRPO.
 
-    rates: of 'warm', 'zero' and 'dpo'; folder, progress: as `by_seed` hands them on, not needed
-    here. 'zero_wall' is GRPO from the base, stopped at the wall time that SFT on long trajectories
-    takes.
+    rates: of 'warm', 'zero' and 'dpo'. 'zero_wall' is GRPO from the base, stopped at the wall time
+    that SFT on long trajectories takes.
     """
     base, tested = (
         models.load("tiny", device="cpu"),
@@ -215,7 +214,7 @@ def cold_start(seed: int, steps: int) -> LanguageModel:
     return tuned(models.load("tiny", device="cpu"), arm_rows(seed, "long"), steps)[0]
 
 
-def rate_record(tried: list, *, steps: int, cold_steps: int) -> dict:
+def rate_record(tried: list, folder: Path, *, steps: int, cold_steps: int) -> dict:
     """Mean reward at the end of a run with each of RATES, on RATE_SEED; 'best' is the rate with the
     highest.
 
@@ -232,7 +231,7 @@ def rate_record(tried: list, *, steps: int, cold_steps: int) -> dict:
     return {"start": start, "size": size, "rates": rates, "best": max(found, key=found.get)}
 
 
-def dpo_rate_record(rate: float, *, steps: int, cold_steps: int) -> dict:
+def dpo_rate_record(rate: float, folder: Path, *, steps: int, cold_steps: int) -> dict:
     """Share of right greedy answers to fresh trained questions after DPO at a rate, on
     RATE_SEED.
     """
@@ -244,19 +243,10 @@ def dpo_rate_record(rate: float, *, steps: int, cold_steps: int) -> dict:
 
 
 def size_record(
-    seed: int,
-    folder: Path,
-    *,
-    steps: int,
-    cold_steps: int,
-    questions: int,
-    rates: dict[int, float],
-    progress: bool = False,
+    seed: int, folder: Path, *, steps: int, cold_steps: int, questions: int, rates: dict[str, float]
 ) -> dict:
     """One seed: GRPO from the same cold start with the gradient on 1, 2, 4, 8, 16 of 16 samples,
     each at a rate of its own.
-
-    folder, progress: as `by_seed` hands them on, not needed here.
     """
     cold, tested = (
         cold_start(seed, cold_steps),
@@ -264,7 +254,7 @@ def size_record(
     )
     found = {"cold": measured(cold, tested, seed)}
     for size in SIZES:
-        run = rewarded(cold, seed, steps, update=size, peak_lr=rates[size])
+        run = rewarded(cold, seed, steps, update=size, peak_lr=rates[str(size)])
         found[str(size)] = measured(run.lm, tested, seed) | {"curve": logged(run)}
     return {"sizes": found}
 
@@ -289,29 +279,22 @@ def size_estimands(record: dict) -> dict[str, np.ndarray]:
 # --- the studies ----------------------------------------------------------------------------------
 
 
-def rates_study(
-    folder: Path, *, steps: int = SIZE_STEPS, cold_steps: int = COLD_STEPS, progress: bool = False
-) -> list[dict]:
-    """A `rate_record` per size from the cold start, one from the base, and a `dpo_rate_record` per
-    rate of DPO.
+RATE = Study(
+    "rl-rates", rate_record, settings={"steps": SIZE_STEPS, "cold_steps": COLD_STEPS}, protocol="rl"
+)
+DPO_RATE = dataclasses.replace(RATE, name="dpo-rates", record=dpo_rate_record)
 
-    The folder keeps finished ones.
+
+def tried_rates(folder: Path, **settings) -> list[dict]:
+    """A `rate_record` per size from the cold start, one from the base, and a `dpo_rate_record` per
+    rate of DPO; the folder keeps them.
     """
-    key = {
-        "steps": steps,
-        "cold": cold_steps,
-        "base": checkpoint_digest(),
-        "protocol": ledger.protocol("rl"),
-    }
-    tried = [*(["cold", size] for size in SIZES), ["base", GROUP]]
-    found = []
-    for name, items, one in (
-        ("rl-rates", tried, rate_record),
-        ("dpo-rates", list(DPO_RATES), dpo_rate_record),
-    ):
-        one = functools.partial(one, steps=steps, cold_steps=cold_steps)
-        found += runtime.resumable(items, one, {"study": name} | key, folder, progress)[0]
-    return found
+    grid = [*(["cold", size] for size in SIZES), ["base", GROUP]]
+    return [
+        record
+        for study, items in ((RATE, grid), (DPO_RATE, DPO_RATES))
+        for record in study.run(items, folder, progress=True, **settings).records
+    ]
 
 
 def best(tried: Sequence[dict], start: str, size: int) -> float:
@@ -321,75 +304,74 @@ def best(tried: Sequence[dict], start: str, size: int) -> float:
     )
 
 
-def size_study(
-    seeds: Sequence[int],
-    folder: Path,
-    *,
-    steps: int = SIZE_STEPS,
-    cold_steps: int = COLD_STEPS,
-    questions: int = QUESTIONS,
-    progress: bool = False,
-) -> tuple[list[dict], list[dict], float]:
-    """One `size_record` per seed at the rates that `rates_study` finds best, these, and the seconds
-    spent on the records.
-    """
-    tried = rates_study(folder, steps=steps, cold_steps=cold_steps, progress=progress)
-    given = {"steps": steps, "cold_steps": cold_steps, "questions": questions}
-    given["rates"] = {size: best(tried, "cold", size) for size in SIZES}
-    records, seconds = by_seed("sizes", size_record, seeds, folder, progress=progress, **given)
-    return records, tried, seconds
-
-
-def rl_study(
-    seeds: Sequence[int],
-    folder: Path,
-    *,
-    steps: int = STEPS,
-    cold_steps: int = COLD_STEPS,
-    questions: int = QUESTIONS,
-    rate_steps: int = SIZE_STEPS,
-    progress: bool = False,
-) -> tuple[list[dict], list[dict], float]:
-    """One `rl_record` per seed, every arm at the rate that `rates_study` finds best for it, the
-    rates, and the seconds.
-    """
-    tried = rates_study(folder, steps=rate_steps, cold_steps=cold_steps, progress=progress)
+def chosen_rates(tried: Sequence[dict], study: str) -> dict[str, float]:
+    """The best rate for each arm of 'rl' or size of 'sizes'."""
+    if study == "sizes":
+        return {str(size): best(tried, "cold", size) for size in SIZES}
+    dpo_rate = max((row for row in tried if "dpo" in row), key=lambda row: row["right"])["dpo"]
     rates = {"warm": best(tried, "cold", GROUP), "zero": best(tried, "base", GROUP)}
-    rates["dpo"] = max((row for row in tried if "dpo" in row), key=lambda row: row["right"])["dpo"]
-    given = {"steps": steps, "cold_steps": cold_steps, "questions": questions, "rates": rates}
-    records, seconds = by_seed("rl", rl_record, seeds, folder, progress=progress, **given)
-    return records, tried, seconds
+    return rates | {"dpo": dpo_rate}
 
 
-def write_evidence(
-    folder: Path,
-    study: str,
-    records: list[dict],
-    tried: list[dict],
-    *,
-    command: str,
-    seconds: float,
-) -> Path:
-    """Write rl.tiny.json (study='rl': C4b, C5) or sizes.tiny.json (study='sizes': C8), with arms,
-    curves and rates.
+def make_evidence(
+    study: Study, seeds: int, folder: Path, *, command: str, rate_settings=None, **settings
+) -> Path | None:
+    """Evidence of `RL` or `SIZE` from so many seeds, at the rates that do best; None for 0 seeds.
+
+    rate_settings: of `tried_rates`, settings: of the study, where they are not its own.
     """
-    estimands = {"rl": rl_estimands, "sizes": size_estimands}[study]
-    found = [estimands(record) for record in records]
-    return ledger.write_evidence(
-        folder,
-        study,
-        "tiny",
-        {test: [seed[test].tolist() for seed in found] for test in found[0]},
-        command=command,
-        settings={
-            "seeds": len(records),
-            "prompts": PROMPTS,
-            "group": GROUP,
-            "base_sha256": checkpoint_digest(),
-        },
-        wall_seconds=seconds,
-        extra={"nested": True, "records": records, "rates": tried},
-    )
+    if not seeds:
+        return None
+    tried = tried_rates(folder, **(rate_settings or {}))
+    settings["rates"] = chosen_rates(tried, study.name)
+    made = study.run(range(seeds), folder, progress=True, **settings)
+    return study.write(made, folder, command=command, rates=tried)
+
+
+# --- replays --------------------------------------------------------------------------------------
+
+
+def _rl_again(evidence: dict, name: str) -> dict:
+    seed, rate = engine.place_of(name), best(evidence["rates"], "base", GROUP)
+    run = rewarded(models.load("tiny", device="cpu"), seed, engine.FIRST, peak_lr=rate)
+    stored = evidence["records"][seed]["curves"]["zero"]["reward"]
+    return engine.first_steps(stored, logged(run)["reward"], "reward")
+
+
+def _sizes_again(evidence: dict, name: str) -> dict:
+    seed, size = engine.place_of(name), random.Random(name).choice(SIZES)
+    cold, rate = cold_start(seed, COLD_STEPS), best(evidence["rates"], "cold", size)
+    curve = logged(rewarded(cold, seed, engine.FIRST, update=size, peak_lr=rate))
+    stored = evidence["records"][seed]["sizes"][str(size)]["curve"]["reward"]
+    return engine.first_steps(stored, curve["reward"], f"reward, n = {size},")
+
+
+def _said() -> dict:
+    return {"prompts": PROMPTS, "group": GROUP, "base_sha256": checkpoint_digest()}
+
+
+_rl_values, _size_values = map(engine.by_seed, (rl_estimands, size_estimands))
+RL = Study(
+    "rl",
+    rl_record,
+    _rl_values,
+    kept_whole,
+    settings={"steps": STEPS, "cold_steps": COLD_STEPS, "questions": QUESTIONS},
+    said=_said,
+    replays=(Replay(FIRST_STEPS, engine.seeds_of, _rl_again, 20), engine.records_again(_rl_values)),
+)
+SIZE = Study(
+    "sizes",
+    size_record,
+    _size_values,
+    kept_whole,
+    settings={"steps": SIZE_STEPS, "cold_steps": COLD_STEPS, "questions": QUESTIONS},
+    said=_said,
+    replays=(
+        Replay(FIRST_STEPS, engine.seeds_of, _sizes_again, 50),
+        engine.records_again(_size_values),
+    ),
+)
 
 
 # --- what notebook 12 works on --------------------------------------------------------------------

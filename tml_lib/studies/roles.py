@@ -8,7 +8,6 @@ none), and greedy trajectories cut after 160 tokens.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -18,22 +17,23 @@ from pathlib import Path
 import numpy as np
 
 from tml_lib import runtime
-from tml_lib.claims import ledger
 from tml_lib.data import gsm, programs
 from tml_lib.data.gsm import Reflecting
-from tml_lib.lm import adapters, models, sampling
+from tml_lib.lm import models, sampling
 from tml_lib.lm.answers import ANSWER_TEMPLATE, chat_prompt, grade
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure import token_roles
 from tml_lib.measure.probe import probe
 from tml_lib.records import Question
-from tml_lib.studies import lora, program_probes, trajectories
+from tml_lib.studies import engine, lora, program_probes, trajectories
+from tml_lib.studies.engine import Study
 from tml_lib.studies.program_probes import settled
 
 SHARES = (0.0, 0.25, 0.5, 0.75)  # of a trajectory's steps after which thinking is cut
 MOST_TOKENS = 160  # of a trajectory
 ANSWER_TOKENS = 12
 STRIDE = 8
+GROUP = 20  # questions of a record
 # C6 takes every so many questions: each of their tokens is probed, which costs ten times as much as
 # C3
 EVERY = 4
@@ -177,15 +177,12 @@ def forced(lm: LanguageModel, asked: Sequence[Question], thoughts: Sequence[str]
 # --- the study ------------------------------------------------------------------------------------
 
 
-def text_record(
-    start: int, folder: Path, lm: LanguageModel, asked: list[Question], *, group: int, seed: int
-) -> dict:
-    """The values of C3 and C6 for questions start..start + group, their curves by share of steps,
-    and the tokens' rows.
+def text_record(now: list[Question], folder: Path, *, lm: LanguageModel, seed: int) -> dict:
+    """The values of C3 and C6 for a group of questions, their curves by share of steps, and the
+    tokens' rows.
 
     C6 takes every EVERY-th question, and is NaN for the others.
     """
-    now = asked[start : start + group]
     cut_found, shares = cut_values(lm, now, seed)
     values, tokens = [], []
     for question in now[::EVERY]:
@@ -203,85 +200,42 @@ def text_record(
     }
 
 
-def study(
-    lm: LanguageModel,
-    n: int,
-    seed: int,
-    folder: Path,
-    *,
-    data: str = "",
-    group: int = 20,
-    progress: bool = False,
-) -> tuple[list[dict], float]:
-    """One `text_record` per `group` of n questions and the seconds spent.
-
-    The folder keeps finished groups; the same call with a larger n goes on from them.
-    """
-    asked = questions(n, seed, data)
-    key = {
-        "study": "text",
-        "model": adapters.fingerprint(lm.model),
-        "seed": seed,
-        "group": group,
-        "data": data,
-    }
-    key |= {"protocol": ledger.protocol("text")}
-    one = functools.partial(text_record, folder=folder, lm=lm, asked=asked, group=group, seed=seed)
-    return runtime.resumable(list(range(0, n, group)), one, key, folder, progress)
-
-
-def write_evidence(
-    folder: Path,
-    preset: str,
-    lm: LanguageModel,
-    records: Sequence[dict],
-    *,
-    n: int,
-    seed: int,
-    data: str = "",
-    command: str,
-    seconds: float,
-) -> Path:
-    """Write text.<scale>.json: values of C3 and C6, curves by share, token classes; scale:
-    `scale_name`.
-    """
+def _values(records: Sequence[dict], settings: dict) -> engine.Values:
     tests = records[0]["values"]
+    return {test: [[x for record in records for x in record["values"][test]]] for test in tests}
+
+
+def _kept(records: Sequence[dict]) -> dict:
+    """Share right and mean L̂ by the share of steps, over all groups, and the token classes."""
     asked = np.array([len(r["values"]["C3.optimum"]) for r in records])
     # a group that writes nothing has no L̂ to show
     drawn = asked - np.array([r["cuts"]["empty"] for r in records])
     cuts = {"shares": [*SHARES, 1.0], "empty": int(asked.sum() - drawn.sum())}
     for name, weights in (("right", asked), ("nll", drawn)):
-        kept = [
-            (r["cuts"][name], weight) for r, weight in zip(records, weights, strict=True) if weight
-        ]
-        cuts[name] = (
-            np.average([row for row, _ in kept], 0, [weight for _, weight in kept])
-            .round(4)
-            .tolist()
-            if kept
-            else []
-        )
-    return ledger.write_evidence(
-        folder,
-        "text",
-        trajectories.scale_name(preset, data, lm.name.endswith("+sft")),
-        {test: [[x for record in records for x in record["values"][test]]] for test in tests},
-        command=command,
-        settings={"model": lm.name, "seed": seed},
-        wall_seconds=seconds,
-        extra={
-            "templates": [question.template for question in questions(n, seed, data)],
-            "cuts": cuts,
-            "classes": token_roles.by_class(
-                [row for record in records for row in record["tokens"]]
-            ),
-        },
-    )
+        rows = [r["cuts"][name] for r, weight in zip(records, weights, strict=True) if weight]
+        mean = np.average(rows, 0, weights[weights > 0]).round(4).tolist() if rows else []
+        cuts[name] = mean
+    tokens = [row for record in records for row in record["tokens"]]
+    return {"cuts": cuts, "classes": token_roles.by_class(tokens)}
+
+
+def _again(evidence: dict, place: int) -> dict[str, float]:
+    seed = evidence["settings"]["seed"]
+    question = questions(len(evidence["templates"]), seed)[place]
+    lm = lora.embedded(evidence["settings"]["model"])
+    found = {test: column[0] for test, column in cut_values(lm, [question], seed)[0].items()}
+    if place % EVERY == 0:
+        reflecting = gsm.reflecting(question, seed)
+        found |= token_roles.role_values(lm, question, reflecting, token_roles.text_pieces)[0]
+    return found
+
+
+STUDY = Study("text", text_record, _values, _kept, replays=(engine.question_again(_again, 60),))
 
 
 def make_evidence(
     preset: str,
-    given: Material,
+    made: Material,
     *,
     n: int,
     seeds: int,
@@ -291,26 +245,23 @@ def make_evidence(
     data: str = "",
 ) -> Path | None:
     """The evidence at a preset: C1, C2, C3 and C6 from `seeds` tiny reasoners, or C3 and C6 from n
-    questions of text.
+    questions of text, GROUP at a time; the folder keeps finished groups.
 
     seeds=0 makes none. settings: the notebook's parameters, for the command that makes it again.
     """
+    if models.preset(preset).task == "programs":
+        command = runtime.run_command("07", {"study_seeds": seeds})
+        return program_probes.STUDY.evidence(range(seeds), folder, command=command)
     if not seeds:
         return None
-    if models.preset(preset).task == "programs":
-        records, seconds = program_probes.study(range(seeds), folder, progress=True)
-        command = runtime.run_command("07", {"study_seeds": seeds})
-        return program_probes.write_evidence(folder, records, command=command, seconds=seconds)
-    records, seconds = study(given.lm, n, seed, folder, data=data, progress=True)
-    command = runtime.run_command("07", settings)
-    return write_evidence(
+    asked = questions(n, seed, data)
+    groups = [asked[start : start + GROUP] for start in range(0, n, GROUP)]
+    found = STUDY.run(groups, folder, progress=True, inputs={"lm": made.lm}, seed=seed)
+    return STUDY.write(
+        found,
         folder,
-        preset,
-        given.lm,
-        records,
-        n=n,
-        seed=seed,
-        data=data,
-        command=command,
-        seconds=seconds,
+        command=runtime.run_command("07", settings),
+        scale=trajectories.scale_name(preset, data, made.lm.name.endswith("+sft")),
+        settings={"model": made.lm.name, "seed": seed},
+        templates=[question.template for question in asked],
     )

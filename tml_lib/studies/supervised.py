@@ -18,8 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib import runtime
-from tml_lib.claims import ledger
+from tml_lib.claims.replay import FIRST_STEPS, Replay
 from tml_lib.claims.stats import mg_pass_at_k, pass_at_k
 from tml_lib.data import programs, tiny
 from tml_lib.data.tiny import Row
@@ -27,6 +26,8 @@ from tml_lib.lm import models, sampling
 from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Question
+from tml_lib.studies import engine
+from tml_lib.studies.engine import Study
 
 BATCH = 64
 PEAK_LR = 1.5e-3
@@ -140,13 +141,14 @@ SAMPLED = ("long", "short", "none", "short_tokens", "none_tokens")
 ACROSS = ("long", "short", "none", "long_whole")  # arms that answer every split
 
 
-def sft_record(base: LanguageModel, seed: int, *, steps: int, questions: int) -> dict:
+def sft_record(seed: int, folder: Path, *, steps: int, questions: int) -> dict:
     """One seed: SFT on long, plain, short and no trajectories, at equal steps or with as many
     tokens of whole rows as long.
 
     'arms': per arm the measurements on held-out questions and the loss by 20 steps; 'splits':
     greedy answers of the base, some arms and, without thinking, long, on each split.
     """
+    base = models.load("tiny", device="cpu")
     sets = {
         split: programs.questions(questions, seed, split)
         for split in programs.SPLITS
@@ -223,14 +225,12 @@ def support_rows(seed: int, size: int, count: int) -> Callable[[int], list[Row]]
     return rows
 
 
-def support_record(
-    base: LanguageModel, seed: int, *, steps: int, count: int, questions: int
-) -> dict:
+def support_record(seed: int, folder: Path, *, steps: int, count: int, questions: int) -> dict:
     """One seed: SFT with 1, 2, ..., 32 distinct long trajectories per question; measurements and
     losses by size.
     """
+    base, found = models.load("tiny", device="cpu"), {}
     tested = programs.questions(questions, seed + 1000, "held_out")
-    found = {}
     for size in SIZES:
         lm, losses = tuned(base, support_rows(seed, size, count), steps)
         found[str(size)] = measured(lm, tested, seed) | {"loss": thinned(losses)}
@@ -282,57 +282,6 @@ def support_estimands(record: dict) -> dict[str, np.ndarray]:
     return found
 
 
-def study_values(
-    records: list[dict], estimands: Callable[[dict], dict[str, np.ndarray]]
-) -> dict[str, list[list[float]]]:
-    """test -> seeds -> questions, as the ledger takes it."""
-    seeds = [estimands(record) for record in records]
-    return {test: [seed[test].tolist() for seed in seeds] for test in seeds[0]}
-
-
-def sft_study(
-    seeds: Sequence[int],
-    folder: Path,
-    *,
-    steps: int = SFT_STEPS,
-    questions: int = TEST_QUESTIONS,
-    progress: bool = False,
-) -> tuple[list[dict], float]:
-    """One `sft_record` per seed and the seconds spent; a checkpoint in the folder keeps each
-    finished seed.
-    """
-    key = {
-        "study": "sft",
-        "seeds": list(seeds),
-        "steps": steps,
-        "questions": questions,
-        "base": checkpoint_digest(),
-    }
-    key |= {"protocol": ledger.protocol("sft")}
-    base = models.load("tiny", device="cpu")
-    one = functools.partial(sft_record, base, steps=steps, questions=questions)
-    return runtime.resumable(list(seeds), one, key, folder, progress)
-
-
-def support_study(
-    seeds: Sequence[int],
-    folder: Path,
-    *,
-    steps: int = SUPPORT_STEPS,
-    count: int = SUPPORT_QUESTIONS,
-    questions: int = TEST_QUESTIONS,
-    progress: bool = False,
-) -> tuple[list[dict], float]:
-    """One `support_record` per seed and the seconds spent; a checkpoint in the folder keeps each
-    finished seed.
-    """
-    given = {"steps": steps, "count": count, "questions": questions}
-    key = {"study": "support", "seeds": list(seeds), "base": checkpoint_digest()} | given
-    key |= {"protocol": ledger.protocol("support")}
-    one = functools.partial(support_record, models.load("tiny", device="cpu"), **given)
-    return runtime.resumable(list(seeds), one, key, folder, progress)
-
-
 def checkpoint_digest(name: str = "tiny-base") -> str:
     """sha256 of a shipped checkpoint's weights, by default of the base that all arms start from."""
     return hashlib.sha256(
@@ -340,31 +289,59 @@ def checkpoint_digest(name: str = "tiny-base") -> str:
     ).hexdigest()
 
 
-def write_sft_evidence(folder: Path, records: list[dict], *, command: str, seconds: float) -> Path:
-    """Write sft.tiny.json: values of C4a and C9, and the records for figures."""
-    return _write(folder, "sft", records, sft_estimands, command, seconds)
+def _said() -> dict:
+    return {"batch": BATCH, "peak_lr": PEAK_LR, "base_sha256": checkpoint_digest()}
 
 
-def write_support_evidence(
-    folder: Path, records: list[dict], *, command: str, seconds: float
-) -> Path:
-    """Write support.tiny.json: values of C7, and the records for figures."""
-    return _write(folder, "support", records, support_estimands, command, seconds)
+def kept_whole(records: list[dict]) -> dict:
+    """What evidence holds of a study of several seeds whose figures need the whole records."""
+    return {"nested": True, "records": records}
 
 
-def _write(folder, study, records, estimands, command, seconds) -> Path:
-    return ledger.write_evidence(
-        folder,
-        study,
-        "tiny",
-        study_values(records, estimands),
-        command=command,
-        settings={
-            "seeds": len(records),
-            "batch": BATCH,
-            "peak_lr": PEAK_LR,
-            "base_sha256": checkpoint_digest(),
-        },
-        wall_seconds=seconds,
-        extra={"nested": True, "records": records},
-    )
+def _first_steps(evidence: dict, seed: int, what: str, rows: dict[str, Callable], steps: int):
+    """The mean loss of the first steps of several trainings of a seed, stored and made again."""
+    found = {}
+    for name, made in rows.items():
+        losses = tuned(models.load("tiny", device="cpu"), made, steps, stop=engine.FIRST)[1]
+        stored = evidence["records"][seed][what][name]["loss"][0]
+        found[f"mean loss, {name}"] = (stored, float(np.mean(losses)))
+    return found
+
+
+def _sft_again(evidence: dict, name: str) -> dict:
+    seed = engine.place_of(name)
+    rows = {arm: arm_rows(seed, ARMS[arm][0]) for arm in ("long", "short", "none")}
+    return _first_steps(evidence, seed, "arms", rows, SFT_STEPS)
+
+
+def _support_again(evidence: dict, name: str) -> dict:
+    seed = engine.place_of(name)
+    rows = {str(size): support_rows(seed, size, SUPPORT_QUESTIONS) for size in (1, 32)}
+    return _first_steps(evidence, seed, "sizes", rows, SUPPORT_STEPS)
+
+
+_sft_values, _support_values = map(engine.by_seed, (sft_estimands, support_estimands))
+SFT = Study(
+    "sft",
+    sft_record,
+    _sft_values,
+    kept_whole,
+    settings={"steps": SFT_STEPS, "questions": TEST_QUESTIONS},
+    said=_said,
+    replays=(
+        Replay(FIRST_STEPS, engine.seeds_of, _sft_again, 15),
+        engine.records_again(_sft_values),
+    ),
+)
+SUPPORT = Study(
+    "support",
+    support_record,
+    _support_values,
+    kept_whole,
+    settings={"steps": SUPPORT_STEPS, "count": SUPPORT_QUESTIONS, "questions": TEST_QUESTIONS},
+    said=_said,
+    replays=(
+        Replay(FIRST_STEPS, engine.seeds_of, _support_again, 10),
+        engine.records_again(_support_values),
+    ),
+)

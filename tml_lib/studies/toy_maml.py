@@ -9,18 +9,20 @@ computed.
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tml_lib import runtime
-from tml_lib.claims import ledger
 from tml_lib.data import toy
 from tml_lib.measure import parameter_paths
 from tml_lib.meta import descent, maml, optimisers
 from tml_lib.records import TaskBatch
+from tml_lib.studies import engine
+from tml_lib.studies.engine import Study
 
 SIZES = (1, 40, 40, 1)  # Finn et al. (2017), §5.1
 META_BATCH = 25
@@ -66,7 +68,7 @@ def unseen_sinusoids(n: int, seed: int) -> TaskBatch:
 # --- sinusoids ------------------------------------------------------------------------------------
 
 
-def sinusoid_record(seed: int, *, meta_steps: int, optimiser_steps: int) -> dict:
+def sinusoid_record(seed: int, folder: Path, *, meta_steps: int, optimiser_steps: int) -> dict:
     """One seed of M1 and M2: starts by every method, a learned optimiser, and their query losses on
     unseen tasks.
 
@@ -192,39 +194,28 @@ def rule_curve(
     return found.nan_to_num(nan=float("inf"), posinf=float("inf"))
 
 
-def sinusoid_values(records: list[dict]) -> dict[str, list[list[float]]]:
-    """Estimands of M1 and M2: test -> seeds -> tasks."""
-
-    def difference(first: list[float], second: list[float]) -> list[float]:
-        return (np.array(first) - np.array(second)).tolist()
-
-    values: dict[str, list[list[float]]] = {}
-    for record in records:
-        five, rules = record["at_five"], record["optimisers"]
-        ours, learned = five["maml"], rules["at_end"]["learned"]
-        found = {
-            "M1.gain": difference(record["start"], ours),
-            **{
-                f"M1.over_{method}": difference(five[method], ours)
-                for method in ("joint", "fomaml", "reptile", "anil")
-            },
-            "M1.beyond": difference(ours, record["at_ten"]),
-            "M1.shots": difference(record["one_shot"], ours),
-            "M2.over_sgd": difference(rules["at_end"]["sgd"], learned),
-            "M2.over_adam": difference(rules["at_end"]["adam"], learned),
-            "M2.beyond": difference(learned, rules["beyond"]),
-            "M2.over_foreign": difference(rules["at_end"]["foreign"], learned),
-            "M2.over_blind": difference(record["blind"], learned),
-        }
-        for name, numbers in found.items():
-            values.setdefault(name, []).append(numbers)
-    return values
+def sinusoid_estimands(record: dict) -> dict[str, np.ndarray]:
+    """One seed's values of every test of M1 and M2, one number per task."""
+    five, rules = record["at_five"], record["optimisers"]
+    ours, learned = five["maml"], rules["at_end"]["learned"]
+    pairs = {
+        "M1.gain": (record["start"], ours),
+        **{f"M1.over_{m}": (five[m], ours) for m in ("joint", "fomaml", "reptile", "anil")},
+        "M1.beyond": (ours, record["at_ten"]),
+        "M1.shots": (record["one_shot"], ours),
+        "M2.over_sgd": (rules["at_end"]["sgd"], learned),
+        "M2.over_adam": (rules["at_end"]["adam"], learned),
+        "M2.beyond": (learned, rules["beyond"]),
+        "M2.over_foreign": (rules["at_end"]["foreign"], learned),
+        "M2.over_blind": (record["blind"], learned),
+    }
+    return {test: np.array(first) - np.array(second) for test, (first, second) in pairs.items()}
 
 
 # --- gradient descent written out -----------------------------------------------------------------
 
 
-def descent_record(seed: int, *, train_steps: int, maml_steps: int) -> dict:
+def descent_record(seed: int, folder: Path, *, train_steps: int, maml_steps: int) -> dict:
     """One seed of G1-G3: the four arms of `descent`, MAML on the same tasks, and what each does on
     unseen regressions.
 
@@ -516,11 +507,6 @@ def implicit_steps(
     return parameter_paths.path_steps(asked.lm, path, seed=seed * 10**4 + index)
 
 
-def descent_values(records: list[dict]) -> dict[str, list[list[float]]]:
-    """Estimands of G1-G3: test -> seeds -> tasks."""
-    return {name: [record["values"][name] for record in records] for name in records[0]["values"]}
-
-
 def _mean(table: torch.Tensor) -> list[float]:
     return _rounded(table.mean(0))
 
@@ -530,6 +516,11 @@ def _rounded(values) -> list[float]:
 
 
 # --- the first steps of the trainings, for replays ------------------------------------------------
+
+BUDGETS = {
+    "sinusoids": {"meta_steps": 3000, "optimiser_steps": 1500},
+    "descent": {"train_steps": 3000, "maml_steps": 1000},
+}
 
 
 def first_losses(name: str, seed: int, steps: int = 20) -> list[float]:
@@ -549,69 +540,42 @@ def first_losses(name: str, seed: int, steps: int = 20) -> list[float]:
     return maml.meta_train(new_network(seed), sample, seed=seed, stop=steps, **settings)[1]
 
 
-# --- whole studies, resumable ---------------------------------------------------------------------
-
-STUDIES = {  # name -> one seed's record, its estimands, parts that only the estimands need
-    "sinusoids": (
-        sinusoid_record,
-        sinusoid_values,
-        {"at_five", "start", "at_ten", "one_shot", "blind"},
-    ),
-    "descent": (descent_record, descent_values, {"values"}),
-}
-BUDGETS = {
-    "sinusoids": {"meta_steps": 3000, "optimiser_steps": 1500},
-    "descent": {"train_steps": 3000, "maml_steps": 1000},
-}
+# --- the studies ----------------------------------------------------------------------------------
 
 
-def run_study(
-    name: str,
-    seeds: int,
-    folder: Path,
-    *,
-    budget: dict[str, int] | None = None,
-    progress: bool = False,
-) -> tuple[list[dict], float]:
-    """Records of seeds 0, 1, ... of 'sinusoids' or 'descent', and the seconds spent; kept after
-    each seed and continued.
-    """
-    make, _, _ = STUDIES[name]
-    budget = BUDGETS[name] if budget is None else budget
-    key = {"study": name, **budget, "protocol": ledger.protocol(name)}
-    return runtime.resumable(
-        list(range(seeds)), lambda seed: make(seed, **budget), key, folder, progress
-    )
+def _kept(*dropped: str) -> Callable[[Sequence[dict]], dict]:
+    """The records without parts that only the estimands need."""
+
+    def keep(records: Sequence[dict]) -> dict:
+        found = []
+        for record in records:
+            parts = {name: part for name, part in record.items() if name not in dropped}
+            if "optimisers" in parts:
+                rules = record["optimisers"]
+                parts["optimisers"] = {name: rules[name] for name in ("rates", "curves")}
+            found.append(parts)
+        return {"records": found}
+
+    return keep
 
 
-def write_evidence(
-    folder: Path,
-    name: str,
-    records: list[dict],
-    *,
-    command: str,
-    seconds: float,
-    budget: dict[str, int] | None = None,
-) -> Path:
-    """Write `<name>.tiny.json`: estimands, and what the figures need."""
-    _, values, dropped = STUDIES[name]
-    kept = [{key: part for key, part in record.items() if key not in dropped} for record in records]
-    if name == "sinusoids":
-        kept = [
-            {
-                **record,
-                "optimisers": {key: record["optimisers"][key] for key in ("rates", "curves")},
-            }
-            for record in kept
-        ]
-    settings = {"seeds": len(records), **(BUDGETS[name] if budget is None else budget)}
-    given = {"command": command, "settings": settings, "wall_seconds": seconds}
-    return ledger.write_evidence(
-        folder,
+def _study(name: str, record: Callable, estimands: Callable, dropped: Sequence[str]) -> Study:
+    losses = functools.partial(first_losses, name)
+    return Study(
         name,
-        "tiny",
-        values(records),
-        extra={"records": kept}
-        | {"first_losses": [first_losses(name, seed) for seed in range(len(records))]},
-        **given,
+        record,
+        engine.by_seed(estimands),
+        _kept(*dropped),
+        settings=BUDGETS[name],
+        first_losses=losses,
+        replays=(engine.losses_again(losses, 15),),
     )
+
+
+SINUSOIDS = _study(
+    "sinusoids",
+    sinusoid_record,
+    sinusoid_estimands,
+    ("at_five", "start", "at_ten", "one_shot", "blind"),
+)
+DESCENT = _study("descent", descent_record, lambda record: record["values"], ("values",))

@@ -1,24 +1,20 @@
-"""Studies: the measurements behind the claims, question by question, resumable, with every control
-beside the claim.
+"""The trajectory study (C1, C2): L̂ along right and wrong trajectories of a text, with controls.
 
-The trajectory study (C1, C2) probes, for each question, the gold trajectory, two kinds of wrong
-ones and the controls that tell reasoning from copying (the answer's likelihood rises by copying
-alone once a trajectory has stated it).
+For each question it probes the gold trajectory, two kinds of wrong ones and the controls that tell
+reasoning from copying (the answer's likelihood rises by copying alone once a trajectory has stated
+it).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import hashlib
-import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from tml_lib.claims import ledger
 from tml_lib.claims.stats import trend
 from tml_lib.data import gsm, hub
 from tml_lib.lm import models, sampling
@@ -26,7 +22,8 @@ from tml_lib.lm.answers import chat_prompt, encode, extract, grade
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
 from tml_lib.records import ProbeCurve, Question, Trajectory
-from tml_lib.runtime import write_text
+from tml_lib.studies import engine, lora
+from tml_lib.studies.engine import Made, Study
 
 _STRANGERS = 64  # questions from which the trajectories of other questions are drawn
 _GROUP = 8  # questions sampled together, and so lost at most when a run is interrupted
@@ -231,72 +228,22 @@ def strangers(seed: int) -> list[Question]:
     return gsm.gsm_symbolic(_STRANGERS, seed)
 
 
-def trajectory_study(
-    lm: LanguageModel,
-    questions: list[Question],
-    *,
-    seed: int,
-    stride: int,
-    tries: int = 2,
-    checkpoint: Path | None = None,
-    progress: bool = False,
-) -> tuple[list[dict], float]:
-    """Probe every condition of every question; returns the records and the seconds spent on them.
-
-    checkpoint: a JSON file that is rewritten after every few questions and continued from when it
-    holds the same study (same model, questions and settings); ValueError where it holds another
-    one.
-    """
-    key = {
-        "model": lm.name,
-        "seed": seed,
-        "stride": stride,
-        "tries": tries,
-        "protocol": ledger.protocol("trajectories"),
-    }
-    key["questions"] = hashlib.sha256("".join(q.id for q in questions).encode()).hexdigest()[:12]
-    records, seconds = _resume(checkpoint, key)
-    for start in range(len(records), len(questions), _GROUP):
-        began = time.perf_counter()
-        group = questions[start : start + _GROUP]
-        wrong = wrong_samples(lm, group, seed=seed + start, tries=tries, progress=progress)
-        for question, sampled in zip(group, wrong, strict=True):
-            records.append(question_record(lm, question, sampled, seed=seed, stride=stride))
-            if progress:
-                kinds = ", ".join(records[-1]["curves"])
-                print(f"question {len(records)} of {len(questions)}: {kinds}", flush=True)
-        seconds += time.perf_counter() - began
-        if checkpoint is not None:
-            write_text(checkpoint, json.dumps({"key": key, "seconds": seconds, "records": records}))
-    return records, seconds
-
-
-def checkpoint_file(
+def group_record(
+    group: tuple[int, list[Question]],
     folder: Path,
-    lm: LanguageModel,
     *,
-    n_questions: int,
+    lm: LanguageModel,
     seed: int,
     stride: int,
     tries: int,
-    data: str = "",
-) -> Path:
-    """Where a study keeps its progress: a file of its own per model, settings and protocol."""
-    settings = (
-        f"{lm.name}{data}-{n_questions}-{seed}-{stride}-{tries}-{ledger.protocol('trajectories')}"
-    )
-    return Path(folder) / f"trajectories-{settings.replace('/', '_')}.checkpoint"
-
-
-def _resume(checkpoint: Path | None, key: dict) -> tuple[list[dict], float]:
-    if checkpoint is None or not Path(checkpoint).is_file():
-        return [], 0.0
-    held = json.loads(Path(checkpoint).read_text(encoding="utf8"))
-    if held["key"] != key:
-        raise ValueError(
-            f"checkpoint {checkpoint} holds another study ({held['key']}, not {key}): move it away"
-        )
-    return held["records"], held["seconds"]
+) -> list[dict]:
+    """The `question_record`s of a group of questions, of which the first has the place group[0]."""
+    start, questions = group
+    wrong = wrong_samples(lm, questions, seed=seed + start, tries=tries)
+    return [
+        question_record(lm, question, sampled, seed=seed, stride=stride)
+        for question, sampled in zip(questions, wrong, strict=True)
+    ]
 
 
 def _plain(curves: dict[str, ProbeCurve]) -> dict[str, dict]:
@@ -312,14 +259,6 @@ def _plain(curves: dict[str, ProbeCurve]) -> dict[str, dict]:
         }
         for whose, curve in curves.items()
     }
-
-
-def kept(questions: list[Question], records: list[dict]) -> dict[str, list]:
-    """What evidence keeps of the study beside its values: per question the template, all curves,
-    and the sampled text.
-    """
-    found = {name: [record[name] for record in records] for name in ("curves", "sampled")}
-    return {"templates": [question.template for question in questions]} | found
 
 
 def curve_of(record: dict, kind: str, whose: str = "right") -> ProbeCurve | None:
@@ -415,7 +354,56 @@ def _trend(curve: ProbeCurve | None, stride: int) -> float:
     return trend(curve.answer_nll[regular])
 
 
-def study_values(records: list[dict], stride: int) -> dict[str, list[list[float]]]:
-    """Estimands of all questions as evidence values: test -> one seed -> questions."""
-    table = [estimands(record, stride) for record in records]
-    return {name: [[row[name] for row in table]] for name in table[0]}
+# --- the study ------------------------------------------------------------------------------------
+
+
+def _again(evidence: dict, place: int) -> dict[str, float]:
+    """A question's estimands from the sampled text that evidence keeps; evidence of an earlier
+    version keeps none, and says nothing of sampled trajectories.
+    """
+    settings, kept = evidence["settings"], "sampled" in evidence
+    question = study_questions(settings["n_questions"], settings["seed"])[place]
+    text = evidence["sampled"][place] if kept else None
+    sampled = None if text is None else Trajectory(text, "sampled", extract(text), False)
+    lm, stride = lora.embedded(settings["model"]), settings["stride"]
+    record = question_record(lm, question, sampled, seed=settings["seed"], stride=stride)
+    found = estimands(record, stride)
+    return {test: x for test, x in found.items() if kept or not test.startswith("C2.sampled")}
+
+
+STUDY = Study(
+    "trajectories",
+    group_record,
+    engine.by_question(lambda record, settings: estimands(record, settings["stride"])),
+    lambda records: {part: [record[part] for record in records] for part in ("curves", "sampled")},
+    replays=(engine.question_again(_again, 40),),
+)
+
+
+def study(
+    lm: LanguageModel,
+    questions: list[Question],
+    folder: Path,
+    *,
+    seed: int,
+    stride: int,
+    tries: int = 2,
+    progress: bool = False,
+) -> Made:
+    """One `question_record` per question, every condition probed; the folder keeps finished groups
+    of questions.
+    """
+    places = range(0, len(questions), _GROUP)
+    groups = [(start, questions[start : start + _GROUP]) for start in places]
+    settings = {"seed": seed, "stride": stride, "tries": tries}
+    made = STUDY.run(groups, folder, progress=progress, inputs={"lm": lm}, **settings)
+    return dataclasses.replace(made, records=[one for group in made.records for one in group])
+
+
+def write_evidence(
+    made: Made, questions: list[Question], folder: Path, *, scale: str, command: str, settings: dict
+) -> Path:
+    """Write trajectories.<scale>.json: values of C1 and C2, all curves, and the sampled texts."""
+    templates = [question.template for question in questions]
+    more = {"settings": settings, "templates": templates}
+    return STUDY.write(made, folder, command=command, scale=scale, **more)

@@ -8,18 +8,17 @@ and on chains with a tiny decoder. Deviation from the paper: it measures none of
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import hashlib
-import json
 import math
 import random
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from tml_lib.claims import ledger
 from tml_lib.claims.stats import trend
 from tml_lib.data import gsm, toy
 from tml_lib.lm.answers import Suffix, chat_prompt
@@ -29,14 +28,14 @@ from tml_lib.measure.implicit import Update, cosine, gradient_update, logit_erro
 from tml_lib.measure.parameter_paths import LINE_SEARCH, PathSteps, path_from_ids, path_steps
 from tml_lib.measure.probe import naive_nll
 from tml_lib.records import Question
-from tml_lib.runtime import resumable
+from tml_lib.studies import engine, lora
 from tml_lib.studies import trajectories as trajectory_study
+from tml_lib.studies.engine import Made, Study
 from tml_lib.studies.trajectories import build_conditions
 
 # of gradient steps in the transfer test, in the update's norm
 STEP_LENGTHS = (1.0, 0.25, 0.0625, 0.015625, 0.00390625, 0.0)
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # of the trajectory, at which updates of all layers are made
-FIRST = 20  # steps of the tiny reasoner's training whose losses evidence keeps, for replays
 _POOL = 600  # questions among which siblings are looked for
 
 
@@ -342,14 +341,6 @@ def estimands(exact: dict[str, float], record: dict) -> dict[str, float]:
     return {name: float(number) for name, number in values.items()}
 
 
-def study_values(seeds: list[list[tuple[dict, dict]]]) -> dict[str, list[list[float]]]:
-    """Estimands as evidence values: test -> seeds -> questions. seeds: per seed, (exactness,
-    record) of each question.
-    """
-    table = [[estimands(exact, record) for exact, record in questions] for questions in seeds]
-    return {name: [[row[name] for row in rows] for rows in table] for name in table[0][0]}
-
-
 def _log10(error: float) -> float:
     return math.log10(max(error, 1e-17))
 
@@ -378,125 +369,29 @@ def study_cases(lm: LanguageModel, n: int, seed: int) -> list[Case]:
     ]
 
 
-def exactness_study(
-    lm: LanguageModel, cases: list[Case], folder: Path, *, progress: bool = False
-) -> tuple[list[dict], float]:
-    """`exactness` of every case and the seconds spent; kept in the folder after each and continued
-    from there.
-    """
-    return resumable(
-        cases, lambda case: exactness(lm.model, case), _key("exact", lm, cases), folder, progress
-    )
+def exactness_record(case: Case, folder: Path, *, lm: LanguageModel) -> dict:
+    """`exactness` of a case."""
+    return exactness(lm.model, case)
 
 
-def measurement_study(
-    lm: LanguageModel,
-    cases: list[Case],
-    folder: Path,
-    *,
-    stride: int,
-    seed: int,
-    progress: bool = False,
-) -> tuple[list[dict], float]:
-    """`measure` of every case and the seconds spent; kept in the folder after each and continued
-    from there.
-    """
-
-    def one(case: Case) -> dict:
-        return measure(lm.model, case, stride=stride, seed=seed)
-
-    return resumable(
-        cases, one, _key("measure", lm, cases) | {"stride": stride, "seed": seed}, folder, progress
-    )
+def case_record(case: Case, folder: Path, *, lm: LanguageModel, stride: int, seed: int) -> dict:
+    """`measure` of a case."""
+    return measure(lm.model, case, stride=stride, seed=seed)
 
 
-def toy_study(
-    seeds: int, n_questions: int, folder: Path, *, steps: int = 1500, progress: bool = False
-) -> tuple[list[list[tuple[dict, dict]]], float]:
-    """Train a reasoner per seed and measure n chains on each: per seed (exactness, record) pairs;
-    seconds spent.
-    """
-
-    def one(seed: int) -> dict:
-        model, _ = toy.train_reasoner(seed, steps=steps)
-        wide = wide_copy(model)
-        cases = [toy_case(question, seed) for question in toy.chains(n_questions, seed)]
-        made = [
+def toy_record(seed: int, folder: Path, *, questions: int, steps: int) -> dict:
+    """A reasoner trained, and (exactness, record) of each of its chains."""
+    model, _ = toy.train_reasoner(seed, steps=steps)
+    wide = wide_copy(model)
+    cases = [toy_case(question, seed) for question in toy.chains(questions, seed)]
+    return {
+        "made": [
             [exactness(wide, case), measure(model, case, stride=1, seed=seed)] for case in cases
         ]
-        return {"made": made}
-
-    key = {
-        "study": "chains",
-        "n_questions": n_questions,
-        "steps": steps,
-        "protocol": ledger.protocol("updates"),
-    }
-    records, seconds = resumable(list(range(seeds)), one, key, folder, progress)
-    return [record["made"] for record in records], seconds
-
-
-def _key(study: str, lm: LanguageModel, cases: list[Case]) -> dict:
-    """What a checkpoint must agree on: model, questions and code."""
-    questions = hashlib.sha256(json.dumps([asdict(case) for case in cases]).encode()).hexdigest()[
-        :12
-    ]
-    return {
-        "study": study,
-        "model": lm.name,
-        "questions": questions,
-        "protocol": ledger.protocol("updates"),
     }
 
 
-# --- evidence, and what figures need --------------------------------------------------------------
-
-
-def write_evidence(
-    folder: Path,
-    scale: str,
-    cases: list[Case],
-    exact: list[dict],
-    records: list[dict],
-    *,
-    command: str,
-    settings: dict,
-    seconds: float,
-) -> Path:
-    """Write `updates.<scale>.json` of a study on questions: estimands, and what the
-    figures need.
-    """
-    extra = {
-        "templates": [case.template for case in cases],
-        "records": [summary(record) for record in records],
-    }
-    values = study_values([list(zip(exact, records, strict=True))])
-    given = {"command": command, "settings": settings, "wall_seconds": seconds, "extra": extra}
-    return ledger.write_evidence(folder, "updates", scale, values, **given)
-
-
-def write_toy_evidence(folder: Path, seeds: list, *, command: str, seconds: float) -> Path:
-    """Write `updates.tiny.json` of a study on chains: estimands by seed, and means by token for the
-    figure.
-    """
-    means = {
-        kind: {
-            name: [by_token([r for _, r in pairs], kind, name) for pairs in seeds]
-            for name in ("answer_nll", "cosine")
-        }
-        for kind in ("gold", "foreign", "corrupted", "shuffled")
-    }
-    losses = [toy.train_reasoner(seed, stop=FIRST)[1] for seed in range(len(seeds))]
-    settings = {"tiny_seeds": len(seeds), "n_questions": len(seeds[0])}
-    given = {"command": command, "settings": settings, "wall_seconds": seconds}
-    return ledger.write_evidence(
-        folder,
-        "updates",
-        "tiny",
-        study_values(seeds),
-        extra={"by_token": means, "first_losses": losses},
-        **given,
-    )
+# --- what figures need ----------------------------------------------------------------------------
 
 
 def summary(record: dict) -> dict:
@@ -519,3 +414,78 @@ def by_token(records: list[dict], kind: str, name: str) -> list[float]:
     'cosine', 'drop').
     """
     return _rounded(np.nanmean([record["steps"][kind][name] for record in records], axis=0))
+
+
+# --- the studies ----------------------------------------------------------------------------------
+
+
+def _again(evidence: dict, place: int) -> dict[str, float]:
+    settings = evidence["settings"]
+    lm = lora.embedded(settings["model"])
+    case = study_cases(lm, settings["n_questions"], settings["seed"])[place]
+    exact = exactness(lora.embedded(settings["model"], "float64").model, case)
+    found = measure(lm.model, case, stride=settings["stride"], seed=settings["seed"])
+    return estimands(exact, found)
+
+
+def _toy_estimands(record: dict) -> dict[str, list[float]]:
+    rows = [estimands(exact, found) for exact, found in record["made"]]
+    return {test: [row[test] for row in rows] for test in rows[0]}
+
+
+def _toy_kept(records: Sequence[dict]) -> dict:
+    """Means by token, for the figure."""
+    seeds = [[found for _, found in record["made"]] for record in records]
+    means = {
+        kind: {
+            name: [by_token(found, kind, name) for found in seeds]
+            for name in ("answer_nll", "cosine")
+        }
+        for kind in ("gold", "foreign", "corrupted", "shuffled")
+    }
+    return {"by_token": means}
+
+
+def _first_losses(seed: int) -> list[float]:
+    return toy.train_reasoner(seed, stop=engine.FIRST)[1]
+
+
+EXACT = Study("exact", exactness_record, protocol="updates")
+MEASURED = Study("measured", case_record, protocol="updates")
+STUDY = Study(
+    "updates",
+    case_record,
+    engine.by_question(lambda record, settings: estimands(record["exact"], record)),
+    lambda records: {"records": [summary(record) for record in records]},
+    replays=(engine.question_again(_again, 120),),
+)
+TOY = Study(
+    "updates",
+    toy_record,
+    engine.by_seed(_toy_estimands),
+    _toy_kept,
+    settings={"questions": 64, "steps": 1500},
+    first_losses=_first_losses,
+    replays=(engine.losses_again(_first_losses, 15),),
+)
+
+
+def write_evidence(
+    exact: Made,
+    measured: Made,
+    cases: Sequence[Case],
+    folder: Path,
+    *,
+    scale: str,
+    command: str,
+    settings: dict,
+) -> Path:
+    """Write updates.<scale>.json from the records of `EXACT` and `MEASURED`."""
+    pairs = zip(exact.records, measured.records, strict=True)
+    made = dataclasses.replace(
+        measured,
+        records=[record | {"exact": one} for one, record in pairs],
+        seconds=exact.seconds + measured.seconds,
+    )
+    more = {"settings": settings, "templates": [case.template for case in cases]}
+    return STUDY.write(made, folder, command=command, scale=scale, **more)

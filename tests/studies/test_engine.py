@@ -1,0 +1,130 @@
+"""The frame of every study: records kept one by one, values, evidence, replay."""
+
+import json
+import math
+
+import pytest
+
+from tml_lib.claims import ledger, replay
+from tml_lib.data import gsm
+from tml_lib.studies import engine
+from tml_lib.studies.engine import Study
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """A study whose record of a seed is its test's values; `made` lists the seeds that were
+    measured.
+    """
+    made = []
+
+    def record(seed, folder, *, n, lm=None):
+        if seed == fail.get("at"):
+            fail.clear()
+            raise Interrupted
+        made.append(seed)
+        return {"values": {"C1.trend": [seed + k / 8 for k in range(n)]}}
+
+    values = engine.by_seed(lambda record: record["values"])
+    fail: dict = {}
+    one = Study(
+        "probes",
+        record,
+        values,
+        lambda records: {"nested": True, "records": records},
+        settings={"n": 2},
+        first_losses=lambda seed: [seed + 0.5] * engine.FIRST,
+        replays=(
+            engine.records_again(values),
+            engine.losses_again(lambda seed: [seed + 0.5] * engine.FIRST, 1),
+        ),
+    )
+    return one, made, fail
+
+
+def test_an_interrupted_study_resumes_after_the_last_finished_record(study, tmp_path, capsys):
+    one, made, fail = study
+    fail["at"] = 2
+    with pytest.raises(Interrupted):
+        one.run(range(4), tmp_path)
+    found = one.run(range(4), tmp_path, progress=True)
+    assert made == [0, 1, 2, 3]
+    assert [record["values"]["C1.trend"][0] for record in found.records] == [0, 1, 2, 3]
+    assert found.seconds > 0
+    assert capsys.readouterr().out == "probes: 3 of 4\nprobes: 4 of 4\n"
+
+
+def test_records_are_found_by_their_item_whatever_the_order(study, tmp_path):
+    one, made, _ = study
+    one.run([0, 1], tmp_path)
+    found = one.run([2, 1], tmp_path).records
+    assert [record["values"]["C1.trend"][0] for record in found] == [2, 1]
+    assert made == [0, 1, 2]
+
+
+@pytest.mark.parametrize("change", ["setting", "protocol", "model", "question"])
+def test_another_setting_protocol_or_model_starts_afresh(
+    study, tmp_path, monkeypatch, tiny_lm, lm, change
+):
+    one, made, _ = study
+    items = gsm.gsm_symbolic(2, 0) if change == "question" else [0]
+    if change == "question":
+        one = Study("probes", lambda question, folder: made.append(question.id) or {})
+    inputs = {"lm": tiny_lm} if change == "model" else {}
+    one.run(items[:1], tmp_path, inputs=inputs)
+    if change == "protocol":
+        monkeypatch.setattr(ledger, "protocol", lambda name: f"{name}/0")
+    settings = {"n": 3} if change == "setting" else {}
+    one.run(items[-1:], tmp_path, inputs={"lm": lm} if change == "model" else inputs, **settings)
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"records": []}', '{"seconds": 1}', "[" * 10_000]
+)
+def test_a_damaged_checkpoint_is_named_with_what_to_do(study, tmp_path, text):
+    one, _, _ = study
+    one.run([0], tmp_path)
+    (checkpoint,) = tmp_path.glob("*.checkpoint")
+    checkpoint.write_text(text)
+    with pytest.raises(ValueError, match=rf"{checkpoint.name} is damaged .*: delete it, and its"):
+        one.run([0], tmp_path)
+
+
+def test_evidence_holds_values_settings_and_first_losses(study, tmp_path):
+    one, _, _ = study
+    path = one.evidence(range(2), tmp_path, command="a test", n=3)
+    found = ledger.read_evidence(path)
+    assert path.name == "probes.tiny.json"
+    assert found["values"] == {"C1.trend": [[0, 0.125, 0.25], [1, 1.125, 1.25]]}
+    assert found["settings"] == {"seeds": 2, "n": 3}
+    assert [losses[0] for losses in found["first_losses"]] == [0.5, 1.5]
+    assert one.evidence([], tmp_path, command="a test") is None
+
+
+def test_its_replays_agree_and_find_a_changed_value(study, tmp_path):
+    one, _, _ = study
+    path = one.evidence(range(2), tmp_path, command="a test")
+    checks = list(replay.verify(path, one.replays, records=2))
+    assert {check.kind for check in checks} == {replay.ESTIMANDS, replay.FIRST_STEPS}
+    assert all(check.ok for check in checks)
+    held = json.loads(path.read_text())
+    held["values"]["C1.trend"][1][1] += 0.01
+    held["first_losses"][0] = [0.6] * engine.FIRST
+    path.write_text(json.dumps(held))
+    wrong = [c for c in replay.verify(path, one.replays, records=2) if not c.ok]
+    assert {(c.record, c.kind) for c in wrong} == {
+        ("seed 1", replay.ESTIMANDS),
+        ("seed 0", replay.FIRST_STEPS),
+    }
+
+
+def test_values_of_questions_are_one_seed_and_keep_what_is_missing():
+    values = engine.by_question(lambda record, settings: {"C1.trend": record * settings["by"]})
+    found = values([1.0, math.nan], {"by": 2})["C1.trend"]
+    assert found[0][0] == 2
+    assert math.isnan(found[0][1])

@@ -1,0 +1,243 @@
+"""The frame of every study, stated once: items -> records -> values -> evidence -> replay.
+
+An item is what one record is about: a seed, an arm, a question. A study says how a record is made,
+what its values are, what figures need of it, and how a stored record is made again; the rest is
+here. Records are kept in a checkpoint one by one, so an interrupted study resumes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tml_lib import runtime
+from tml_lib.claims import ledger
+from tml_lib.claims.replay import ESTIMANDS, FIRST_STEPS, RECORD, Pairs, Replay
+from tml_lib.lm import adapters
+from tml_lib.lm.models import LanguageModel
+
+FIRST = 20  # losses that evidence keeps of a training, for replays
+
+Values = dict[str, list[list[float]]]  # test ('C1.trend') -> seeds -> questions
+
+
+@dataclass(frozen=True)
+class Made:
+    """The records of a study's items, in their order."""
+
+    records: list[dict]
+    seconds: float  # spent on them, earlier runs included
+    settings: dict  # that they were made with
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a subject adds to the common frame."""
+
+    name: str  # in protocols.toml; evidence is <name>.<scale>.json
+    record: Callable[..., dict]  # (item, folder, **settings, **inputs) -> JSON can hold it
+    values: Callable[[Sequence[dict], dict], Values] | None = None  # (records, settings)
+    keep: Callable[[Sequence[dict]], dict] = lambda records: {}  # evidence beside the values
+    settings: dict = dataclasses.field(default_factory=dict)  # of `record`, where none are said
+    said: Callable[[], dict] = dict  # constants that evidence names beside the settings
+    first_losses: Callable[[int], list[float]] | None = None  # seed -> FIRST losses of its training
+    replays: tuple[Replay, ...] = ()
+    protocol: str = ""  # in protocols.toml, where it is not the name
+
+    def run(
+        self, items: Sequence, folder: Path, *, progress: bool = False, inputs=None, **settings
+    ) -> Made:
+        """One record per item; the folder keeps each, and anything that `record` puts there.
+
+        settings: what JSON can hold, in place of the study's. inputs: by name, what `record` needs
+        beside them (a model, questions). A checkpoint is found again by study, protocol, settings
+        and inputs. progress: print a line per record. Raises ValueError for a damaged checkpoint.
+        """
+        settings, inputs = self.settings | settings, inputs or {}
+        key = {"study": self.name, "protocol": ledger.protocol(self.protocol or self.name)}
+        key |= {"said": self.said(), "settings": _identity(settings), "inputs": _identity(inputs)}
+        checkpoint = Path(folder) / f"{self.name}-{_hash(key)}.checkpoint"
+        held, wanted = _read(checkpoint), [_hash(_identity(item)) for item in items]
+        for item, name in zip(items, wanted, strict=True):
+            if name in held["records"]:
+                continue
+            began = time.perf_counter()
+            record = self.record(item, Path(folder), **settings, **inputs)
+            held["records"][name] = json.loads(json.dumps(record))
+            held["seconds"] += time.perf_counter() - began
+            runtime.write_text(checkpoint, json.dumps(held))
+            if progress:
+                print(f"{self.name}: {len(held['records'])} of {len(items)}", flush=True)
+        return Made([held["records"][name] for name in wanted], held["seconds"], settings)
+
+    def write(self, made: Made, folder: Path, *, command: str, scale: str = "tiny", **more) -> Path:
+        """Write <name>.<scale>.json. more: further parts of the evidence, 'settings' among them."""
+        settings = more.pop("settings", {"seeds": len(made.records)} | made.settings)
+        kept = self.keep(made.records) | more
+        if self.first_losses:
+            kept["first_losses"] = [self.first_losses(seed) for seed in range(len(made.records))]
+        return ledger.write_evidence(
+            folder,
+            self.name,
+            scale,
+            self.values(made.records, made.settings),
+            command=command,
+            settings=self.said() | settings,
+            wall_seconds=made.seconds,
+            extra=kept,
+        )
+
+    def evidence(self, items: Sequence, folder: Path, *, command: str, **settings) -> Path | None:
+        """`run` with a line per record, then `write`, at scale `tiny`; None without items."""
+        if not items:
+            return None
+        made = self.run(items, folder, progress=True, **settings)
+        return self.write(made, folder, command=command)
+
+
+def _identity(value):
+    """What tells a model, questions or plain data from others, as JSON can hold it."""
+    if isinstance(value, LanguageModel):
+        return adapters.fingerprint(value.model)
+    if dataclasses.is_dataclass(value):
+        return _hash(dataclasses.asdict(value))
+    if isinstance(value, list | tuple):
+        return [_identity(part) for part in value]
+    if isinstance(value, dict):
+        return {str(key): _identity(part) for key, part in value.items()}
+    return value
+
+
+def _hash(value) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+
+
+def _read(checkpoint: Path) -> dict:
+    if not checkpoint.is_file():
+        return {"seconds": 0.0, "records": {}}
+    try:
+        held = json.loads(checkpoint.read_text(encoding="utf8"))
+        if not isinstance(held["records"], dict):
+            raise ValueError("its records have no names")
+        return {"seconds": float(held["seconds"]), "records": held["records"]}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"checkpoint {checkpoint} is damaged ({type(error).__name__}: {error}): delete it, and"
+            " its records are made again"
+        ) from error
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def by_seed(estimands: Callable[[dict], dict[str, Sequence[float]]]) -> Callable:
+    """Values where a record is a seed. estimands: record -> test -> a number per question."""
+
+    def values(records: Sequence[dict], settings: dict) -> Values:
+        seeds = [estimands(record) for record in records]
+        return {test: [_floats(seed[test]) for seed in seeds] for test in seeds[0]}
+
+    return values
+
+
+def by_question(estimands: Callable[[dict, dict], dict[str, float]]) -> Callable:
+    """Values where a record is a question of one seed. estimands: (record, settings) -> test -> a
+    number.
+    """
+
+    def values(records: Sequence[dict], settings: dict) -> Values:
+        rows = [estimands(record, settings) for record in records]
+        return {test: [_floats([row[test] for row in rows])] for test in rows[0]}
+
+    return values
+
+
+def _floats(numbers) -> list[float]:
+    return np.asarray(numbers, dtype=float).tolist()
+
+
+# --- replays --------------------------------------------------------------------------------------
+
+
+def seeds_of(evidence: dict) -> list[str]:
+    """The records of evidence with one record per seed."""
+    return [f"seed {k}" for k in range(len(next(iter(evidence["values"].values()))))]
+
+
+def questions_of(evidence: dict) -> list[str]:
+    """The questions of a study of the embedded model; evidence of another model has none."""
+    known = evidence["scale"] in ("small", "small-sft") and "templates" in evidence
+    return [f"question {k}" for k in range(len(evidence["templates"]))] if known else []
+
+
+def question_again(restore: Callable[[dict, int], dict[str, float]], seconds: float) -> Replay:
+    """A question is measured again. restore: (evidence, its place) -> test -> value."""
+
+    def again(evidence: dict, name: str) -> Pairs:
+        place = place_of(name)
+        return {
+            test: (_number(evidence["values"][test][0][place]), float(value))
+            for test, value in restore(evidence, place).items()
+        }
+
+    return Replay(RECORD, questions_of, again, seconds)
+
+
+def values_again(values: Callable[[dict], Values], seconds: float = 1) -> Replay:
+    """The values of a seed are computed again from the records that evidence keeps; of each test
+    the mean's place takes the number that lies farthest. values: evidence -> as `Study.values`.
+    """
+
+    def again(evidence: dict, name: str) -> Pairs:
+        seed, found = place_of(name), {}
+        for test, seeds in values(evidence).items():
+            stored = np.array([_number(x) for x in evidence["values"][test][seed]])
+            made = np.array(seeds[seed], dtype=float)
+            missing = np.isnan(stored) != np.isnan(made)
+            far = int(np.where(missing, math.inf, np.nan_to_num(np.abs(stored - made))).argmax())
+            found[test] = (float(stored[far]), float(made[far]))
+        return found
+
+    return Replay(ESTIMANDS, seeds_of, again, seconds)
+
+
+def records_again(values: Callable[[Sequence[dict], dict], Values]) -> Replay:
+    """`values_again` from a study's `values` alone."""
+    return values_again(lambda evidence: values(evidence["records"], evidence["settings"]))
+
+
+def losses_again(first_losses: Callable[[int], list[float]], seconds: float) -> Replay:
+    """A seed's training is begun again, and its FIRST losses are compared with those kept."""
+
+    def again(evidence: dict, name: str) -> Pairs:
+        seed = place_of(name)
+        return first_steps(evidence["first_losses"][seed], first_losses(seed))
+
+    def names(evidence: dict) -> list[str]:
+        return [f"seed {k}" for k in range(len(evidence.get("first_losses", ())))]
+
+    return Replay(FIRST_STEPS, names, again, seconds)
+
+
+def first_steps(stored: Sequence[float], made: Sequence[float], what: str = "loss") -> Pairs:
+    """First, middle and last of the losses, and their mean."""
+    last = len(made) - 1
+    pairs = {f"{what} of step {k + 1}": (stored[k], made[k]) for k in (0, last // 2, last)}
+    return pairs | {f"mean {what}": (float(np.mean(stored[: last + 1])), float(np.mean(made)))}
+
+
+def place_of(name: str) -> int:
+    """'question 7' -> 7."""
+    return int(name.split()[-1])
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
