@@ -167,7 +167,7 @@ def test_differences_are_the_rivals_minus_ours():
     }
     assert set(found) == set(wanted)
     for name, values in wanted.items():
-        assert found[name][0] == pytest.approx(values), name
+        assert found[name].tolist() == pytest.approx(values), name
 
 
 def test_rates_are_chosen_on_the_tasks_given():
