@@ -67,9 +67,13 @@ def test_no_number_is_met_by_no_number_only(stored, replayed, ok):
 
 def test_tolerances_depend_on_the_kind_of_replay():
     rules = ledger.protocols()["chain"]
-    assert replay.tolerance("chain", RECORD, 5.0) == pytest.approx(rules["tolerance"], abs=1e-4)
-    assert replay.tolerance("chain", FIRST_STEPS, 5.0) == 5 * rules["loss_tolerance"]
-    assert replay.tolerance("chain", ESTIMANDS, 5.0) == replay.ROUNDING
+    assert replay.tolerance("chain", RECORD, "C5s.room", 5.0) == pytest.approx(
+        rules["tolerance"], abs=1e-4
+    )
+    assert replay.tolerance("chain", FIRST_STEPS, "loss", 5.0) == 5 * rules["loss_tolerance"]
+    assert replay.tolerance("chain", ESTIMANDS, "C5s.room", 5.0) == replay.ROUNDING
+    wide = replay.tolerance("updates", RECORD, "C11.exact", -13.0)
+    assert wide == pytest.approx(0.5, abs=1e-4), "a test may have a tolerance of its own"
 
 
 def test_a_check_is_a_row_of_json_and_a_line_of_text():

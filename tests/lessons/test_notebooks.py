@@ -3,6 +3,7 @@ generated parts.
 """
 
 import ast
+import errno
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ import time
 
 import nbformat
 import papermill
+import psutil
 import pytest
 import yaml
 
@@ -351,6 +353,89 @@ def test_an_interrupted_run_keeps_what_finished_and_resumes(
     assert executed == ["01_slow"]
     assert all(result.ok for result in results)
     assert (out / "00_quick.ipynb").read_bytes() == kept
+
+
+TERMINATED = """
+import sys, time
+from pathlib import Path
+from tml_lib.lessons import notebooks
+from tml_lib.tools import cli
+books, out = map(Path, sys.argv[1:])
+notebooks.folder = lambda: books
+notebooks.new_run = lambda: out
+sys.exit(cli.main(["run", "-p", "wait", "120"]))
+"""
+
+
+def test_sigterm_ends_papermill_and_its_kernel_and_keeps_what_finished(tiny_books, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    command = [sys.executable, "-c", TERMINATED, str(notebooks.folder()), str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:
+        while not (out / "state" / "00_quick.json").exists():
+            time.sleep(0.1)
+        below = []
+        while not any("ipykernel_launcher" in " ".join(p.cmdline()) for p in below):
+            time.sleep(0.1)
+            below = psutil.Process(child.pid).children(recursive=True)
+        child.send_signal(signal.SIGTERM)
+        said = child.communicate(timeout=60)[1].decode()
+    assert child.returncode == 143
+    assert "what had finished is kept, and `python -m tml_lib run --resume` goes on" in said
+    assert psutil.wait_procs(below, timeout=5)[1] == []
+    assert (out / "00_quick.ipynb").is_file()
+    assert not (out / "01_slow.ipynb").exists()
+
+
+def test_a_full_disk_is_told_and_the_other_notebooks_finish(tiny_books, tmp_path, monkeypatch):
+    real = runtime.write_text
+
+    def full(path, text):
+        if path.name == "01_slow.html":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, text)
+
+    monkeypatch.setattr(runtime, "write_text", full)
+    given = notebooks.check_given(tiny_books, {})
+    found = notebooks.run(tiny_books, given, tmp_path / "run", jobs=1)
+    assert [result.ok for result in found] == [True, False]
+    assert found[1].message.startswith("the disk is full: free some space, then")
+    monkeypatch.undo()
+    assert all(result.ok for result in notebooks.run(tiny_books, given, tmp_path / "run", jobs=1))
+
+
+@pytest.mark.parametrize(
+    ("written", "tail", "said"),
+    [
+        ('{"cells": [', "OSError: [Errno 28] No space left on device", "the disk is full"),
+        ('{"cells": [', "Killed", "papermill ended with status 1: Killed"),
+        (None, "", "papermill ended with status 1: it said nothing"),
+    ],
+)
+def test_a_notebook_cut_short_does_not_hide_why(tmp_path, written, tail, said):
+    partial = tmp_path / "05.partial.ipynb"
+    if written is not None:
+        partial.write_text(written)
+    assert notebooks._explain(partial, tail, 1).startswith(said)
+
+
+def test_runs_that_begin_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda form: "20260101-000000")
+    made = [notebooks.new_run() for _ in range(3)]
+    assert len(set(made)) == 3
+    assert notebooks.newest_run() == made[-1]
+    assert all((folder / "evidence").is_dir() for folder in made)
+
+
+def test_the_index_of_a_run_escapes_names_and_messages(tmp_path):
+    path = notebooks.stored_evidence() / "published.published.json"
+    (tmp_path / "evidence").mkdir()
+    (tmp_path / "evidence" / "<img src=x>.json").write_text(path.read_text())
+    bad = notebooks.Result("05_x", False, 1.0, 2, {}, "<script>alert(1)</script>")
+    page = notebooks.write_index(tmp_path, [bad]).read_text()
+    assert "<script>" not in page
+    assert "<img" not in page
 
 
 def test_a_failing_notebook_is_reported_and_the_others_finish(tiny_books, tmp_path):

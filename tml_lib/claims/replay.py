@@ -72,14 +72,14 @@ class Check:
         }
 
 
-def tolerance(study: str, kind: str, stored: float) -> float:
-    """How far a replay may lie from a stored value, in the value's unit (protocols.toml)."""
+def tolerance(study: str, kind: str, test: str, stored: float) -> float:
+    """How far a test's replay may lie from its stored value, in its unit (protocols.toml)."""
     rules = ledger.protocols()[study]
     if kind == ESTIMANDS:
         return ROUNDING
     if kind == FIRST_STEPS:
         return rules["loss_tolerance"] * max(abs(stored), 1.0)
-    return rules["tolerance"] + ROUNDING
+    return rules.get("tolerances", {}).get(test, rules["tolerance"]) + ROUNDING
 
 
 def verify(
@@ -99,7 +99,7 @@ def verify(
         draw = random.Random(f"{seed}/{Path(path).name}/{replay.kind}")
         for name in draw.sample(names, min(records, len(names))):
             for test, (stored, replayed) in replay.again(evidence, name).items():
-                limit = tolerance(evidence["study"], replay.kind, stored)
+                limit = tolerance(evidence["study"], replay.kind, test, stored)
                 yield Check(Path(path).name, name, replay.kind, test, stored, replayed, limit)
 
 

@@ -4,6 +4,8 @@ and an index page.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import html
 import json
 import os
@@ -15,6 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from tml_lib import runtime
 from tml_lib.lm import presets
@@ -139,10 +142,17 @@ def check_given(books: list[Notebook], given: dict[str, object]) -> dict[str, di
 
 
 def new_run() -> Path:
-    """A fresh folder runs/<time>/."""
-    out = runtime.project_root() / "runs" / time.strftime("%Y%m%d-%H%M%S")
-    (out / "evidence").mkdir(parents=True)
-    return out
+    """A fresh folder runs/<time>/; runs/<time>-1/ where another run began in that second."""
+    start = runtime.project_root() / "runs" / time.strftime("%Y%m%d-%H%M%S")
+    for tail in ("", *(f"-{k}" for k in range(1, 10))):
+        out = start.with_name(start.name + tail)
+        try:
+            out.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        (out / "evidence").mkdir()
+        return out
+    raise FileExistsError(f"ten runs began in the second of {start}: wait a second, and try again")
 
 
 def newest_run() -> Path:
@@ -172,10 +182,12 @@ def run(
 
     def one(book: Notebook) -> None:
         held = _finished(out, book.name, parameters[book.name])
-        results[book.name] = held or _execute(
-            book, parameters[book.name], out, jobs, board, children
-        )
-        board.done(results[book.name], again=held is None)
+        try:
+            made = held or _execute(book, parameters[book.name], out, jobs, board, children)
+        except OSError as error:  # of this notebook's files: the others may still be whole
+            made = Result(book.name, False, 0.0, 0, parameters[book.name], _told(error))
+        results[book.name] = made
+        board.done(made, again=held is None)
 
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -184,7 +196,7 @@ def run(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in children:
-                child.kill()
+                _kill(child)
             raise
     return [results[book.name] for book in books]
 
@@ -241,6 +253,25 @@ def _execute(
     return result
 
 
+def _kill(child: subprocess.Popen) -> None:
+    """End papermill and the kernel that it started, which is in a session of its own."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in [*psutil.Process(child.pid).children(recursive=True), child]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+FULL = "the disk is full: free some space, then `python -m tml_lib run --resume`"
+
+
+def _told(error: OSError) -> str:
+    return (
+        FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"{type(error).__name__}: {error}"
+    )
+
+
 def _threads(jobs: int) -> str:
     return str(max(1, runtime.usable_cores() // jobs))
 
@@ -259,7 +290,9 @@ def _explain(partial: Path, tail: str, code: int) -> str:
     """The error of the failed cell, else the end of what papermill said."""
     import nbformat
 
-    if partial.exists():
+    if os.strerror(errno.ENOSPC) in tail or os.strerror(errno.EDQUOT) in tail:
+        return FULL
+    with contextlib.suppress(OSError, ValueError, nbformat.reader.NotJSONError):  # cut short
         for cell in nbformat.read(partial, as_version=4).cells:
             for output in cell.get("outputs", []):
                 if output.output_type == "error":
@@ -338,7 +371,7 @@ def write_index(out: Path, results: list[Result]) -> Path:
             f" s<td>{result.memory_mb / 1000:.2f} GB"
         )
     files = "".join(
-        f'<li><a href="evidence/{p.name}">{p.name}</a>'
+        f'<li><a href="evidence/{quote(p.name)}">{html.escape(p.name)}</a>'
         for p in sorted((out / "evidence").glob("*.json"))
     )
     table = html.escape(ledger.to_text(ledger.rows([out / "evidence", stored_evidence()])))
@@ -346,9 +379,9 @@ def write_index(out: Path, results: list[Result]) -> Path:
         "body{font:16px/1.5 system-ui;margin:2rem auto;max-width:70rem}td{padding:.2rem 1rem .2rem"
         " 0}pre{overflow:auto}"
     )
-    page = f"""<!doctype html><meta charset="utf-8"><title>Run {out.name}</title>
+    page = f"""<!doctype html><meta charset="utf-8"><title>Run {html.escape(out.name)}</title>
 <style>{style}</style>
-<h1>Run {out.name}</h1>
+<h1>Run {html.escape(out.name)}</h1>
 <table><tr><th>notebook<th>state<th>time<th>peak memory{"".join(lines)}</table>
 <h2>Evidence of this run</h2><ul>{files}</ul>
 <h2>Ledger (this run's evidence and the stored one)</h2><pre>{table}</pre>

@@ -9,7 +9,9 @@ import argparse
 import ast
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,21 +20,31 @@ from tml_lib.lessons import notebooks
 from tml_lib.lm import presets
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as batch systems and containers send it before they kill."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns 0 only if all went well. Errors of use are printed on standard error,
-    without a traceback.
+    without a traceback. Ctrl-C ends with status 130, SIGTERM with 143: children end first.
     """
     options = _parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         return options.command(options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         again = (
             "`python -m tml_lib run --resume` goes on"
             if options.command is _run
             else "the same command goes on"
         )
         print(f"\ninterrupted; what had finished is kept, and {again}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(error, Terminated) else 130
     except (ValueError, TypeError, LookupError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
