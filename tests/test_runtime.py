@@ -3,6 +3,7 @@ folders.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -194,3 +195,18 @@ print(full - psutil.Process().memory_info().rss)
         ).stdout
     )
     assert freed > 0.8 * 2000 * 60_000
+
+
+def test_a_command_is_quoted_for_a_shell_and_leaves_out_what_is_empty():
+    settings = {"model": "/data/my models/X; rm -rf y", "data": "", "seed": 0}
+    said = runtime.run_command("05", settings)
+    assert shlex.split(said)[4:] == [
+        "05", "-p", "model", "/data/my models/X; rm -rf y", "-p", "seed", "0"
+    ]  # fmt: skip
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TML_CACHE", "~/cache")
+    assert runtime.evidence_folder("~/x") == tmp_path / "x"
+    assert runtime.cache_folder() == tmp_path / "cache"

@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -49,14 +50,16 @@ def project_root() -> Path:
 
 def cache_folder() -> Path:
     """Where converted weights are kept: $TML_CACHE, else ~/.cache/tml_lib."""
-    return Path(os.environ.get("TML_CACHE") or Path.home() / ".cache" / "tml_lib")
+    named = os.environ.get("TML_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "tml_lib"
 
 
 def evidence_folder(named: str = "") -> Path:
     """Where a notebook writes its evidence: the named folder, else $TML_EVIDENCE (set by headless
     runs), else runs/live.
     """
-    return Path(named or os.environ.get("TML_EVIDENCE") or project_root() / "runs" / "live")
+    where = named or os.environ.get("TML_EVIDENCE") or project_root() / "runs" / "live"
+    return Path(where).expanduser()
 
 
 def versions() -> dict[str, str]:
@@ -188,15 +191,11 @@ def check_names(names: Iterable[str], declared: Iterable[str]) -> None:
 
 
 def run_command(number: str, settings: Mapping[str, object]) -> str:
-    """The command that runs a notebook with these parameters, as evidence keeps it; empty strings
-    are left out.
+    """The command that runs a notebook with these parameters, as evidence keeps it and a shell
+    takes it; empty strings are left out.
     """
-    return " ".join(
-        [
-            f"python -m tml_lib run {number}",
-            *(f"-p {k} {v}" for k, v in settings.items() if v != ""),
-        ]
-    )
+    given = [f"-p {k} {shlex.quote(str(v))}" for k, v in settings.items() if v != ""]
+    return " ".join([f"python -m tml_lib run {number}", *given])
 
 
 def check_parameters(namespace: Mapping[str, object]) -> dict[str, object]:

@@ -20,6 +20,7 @@ import papermill
 import psutil
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 
 from tml_lib import runtime
 from tml_lib.claims import ledger
@@ -436,6 +437,20 @@ def test_the_index_of_a_run_escapes_names_and_messages(tmp_path):
     page = notebooks.write_index(tmp_path, [bad]).read_text()
     assert "<script>" not in page
     assert "<img" not in page
+
+
+def test_an_executed_page_runs_nothing_that_a_models_name_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "folder", lambda: tmp_path)
+    body = (
+        "from IPython.display import Markdown\nMarkdown('<img src=x onerror=alert(1)> **7** $x$')"
+    )
+    tiny_book(tmp_path, "00_name", body)
+    books = notebooks.discover()
+    (result,) = notebooks.run(books, {"00_name": {}}, tmp_path / "run")
+    page = (tmp_path / "run" / "00_name.html").read_text()
+    assert result.ok
+    assert not BeautifulSoup(page, "html.parser").find_all("img")
+    assert "<strong>7</strong>" in page
 
 
 def test_a_failing_notebook_is_reported_and_the_others_finish(tiny_books, tmp_path):

@@ -304,9 +304,22 @@ def _explain(partial: Path, tail: str, code: int) -> str:
 
 
 def _html(path: Path) -> str:
+    import nbformat
     from nbconvert import HTMLExporter
 
-    return HTMLExporter(embed_images=True).from_filename(str(path))[0]
+    book = nbformat.read(path, as_version=4)
+    for cell in book.cells:
+        for output in cell.get("outputs", []):
+            escape_markdown(output.get("data", {}))
+    return HTMLExporter(embed_images=True).from_notebook_node(book)[0]
+
+
+def escape_markdown(data: dict) -> None:
+    """Tags in a Markdown output become text: a model's name or a question may hold anything, and
+    the kit's own tables hold no HTML.
+    """
+    if "text/markdown" in data:
+        data["text/markdown"] = data["text/markdown"].replace("<", "&lt;")
 
 
 class _Board:

@@ -147,7 +147,8 @@ def _link_outputs(cell, front: str) -> None:
     the pages.
     """
     for output in cell.get("outputs", []):
-        if "text/markdown" in (data := output.get("data", {})):
+        notebooks.escape_markdown(data := output.get("data", {}))
+        if "text/markdown" in data:
             text = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", data["text/markdown"])
             data["text/markdown"] = text.replace(f"]({front}.html)", "](index.html)")
 

@@ -72,7 +72,8 @@ def _runs(given: dict, stem: str) -> dict[Path, dict]:
         _book(given["notebook"]) if "notebook" in given else _loop(given["outer"])
     )
     grid, fixed = _grid(given, declared)
-    out = runtime.project_root() / str(given.get("out") or f"runs/sweeps/{stem}")
+    where = Path(str(given.get("out") or f"runs/sweeps/{stem}")).expanduser()
+    out = runtime.project_root() / where
     runs: dict[Path, dict] = {}
     for values in itertools.product(*grid.values()):
         varied = dict(zip(grid, values, strict=True))
