@@ -8,14 +8,14 @@ import pytest
 from tml_lib.lessons.exercises import explicit_inner_loop
 
 
-def slope(theta, a, s, b, q, inner_lr, steps):
+def outer_gradient(theta, a, s, b, q, inner_lr, steps):
     for _ in range(steps):
         theta = theta - inner_lr * a * (theta - s)
     return b * (theta - q)
 
 
 def gradient(theta, a, s, b, q, inner_lr, steps):
-    return slope(theta, a, s, b, q, inner_lr, steps) * (1 - inner_lr * a) ** steps
+    return outer_gradient(theta, a, s, b, q, inner_lr, steps) * (1 - inner_lr * a) ** steps
 
 
 def share(before, sibling, foreign):
@@ -25,17 +25,21 @@ def share(before, sibling, foreign):
 GRADIENTS = [
     (None, None, "not attempted"),
     (gradient, True, "right: FOMAML leaves out"),
-    (slope, False, "FOMAML's estimate"),
-    (lambda *given: slope(*given[:6], 0), False, "gradient of the outer loss at theta;"),
+    (outer_gradient, False, "FOMAML's estimate"),
+    (lambda *given: outer_gradient(*given[:6], 0), False, "gradient of the outer loss at theta;"),
     (
-        lambda *g: slope(*g[:6], 0) * (1 - g[5] * g[1]) ** g[6],
+        lambda *g: outer_gradient(*g[:6], 0) * (1 - g[5] * g[1]) ** g[6],
         False,
-        "the outer loss's slope is wanted at theta'",
+        "the outer loss's gradient is wanted at theta'",
     ),
     (lambda *g: gradient(*g[:6], 1), False, "take as many as asked"),
-    (lambda *g: slope(*g) * (1 - g[5] * g[1]), False, "each inner step brings its own factor"),
-    (lambda *g: slope(*g) * (1 - g[5] * g[3]) ** g[6], False, "its curvature is a"),
-    (lambda *g: slope(*g) * (1 + g[5] * g[1]) ** g[6], False, "an inner step subtracts"),
+    (
+        lambda *g: outer_gradient(*g) * (1 - g[5] * g[1]),
+        False,
+        "each inner step brings its own factor",
+    ),
+    (lambda *g: outer_gradient(*g) * (1 - g[5] * g[3]) ** g[6], False, "its curvature is a"),
+    (lambda *g: outer_gradient(*g) * (1 + g[5] * g[1]) ** g[6], False, "an inner step subtracts"),
     (lambda *g: -gradient(*g), False, "the descent against it comes later"),
     (lambda *g: 0.0, False, "write theta' as a formula"),
 ]

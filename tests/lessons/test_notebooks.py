@@ -165,9 +165,9 @@ def test_exercises_are_checked_by_the_module_of_the_notebooks_name(book):
         for found in vars(importlib.import_module(f"tml_lib.lessons.exercises.{name}"))
         if found.startswith("check_")
     }
-    for given in ("attempt", r"(?:solution|lambda .+)"):
+    for settings in ("attempt", r"(?:solution|lambda .+)"):
         assert (
-            set(re.findall(rf"^exercises\.(check_\w+)\({given}[,):]", source, re.MULTILINE))
+            set(re.findall(rf"^exercises\.(check_\w+)\({settings}[,):]", source, re.MULTILINE))
             == checkers
         )
 
@@ -212,11 +212,11 @@ def test_costs_are_kept_under_the_preset_that_was_run(monkeypatch):
     monkeypatch.setattr(generated, "measured", lambda: {"notebooks": {}})
     monkeypatch.setattr(generated, "record", lambda **parts: kept.update(parts["notebooks"]))
     names = {book.name[:2]: book for book in BOOKS}
-    given = {"02": {}, "05": {"seed": 3}, "01": {"preset": "gpu"}}
+    settings = {"02": {}, "05": {"seed": 3}, "01": {"preset": "gpu"}}
     generated.record_notebooks(
         [
             notebooks.Result(names[k].name, True, 1.0, 2.0, parameters)
-            for k, parameters in given.items()
+            for k, parameters in settings.items()
         ]
     )
     assert {name[:2]: list(costs) for name, costs in kept.items()} == {
@@ -289,10 +289,14 @@ def test_stored_evidence_is_current_and_large_enough():
     ("given", "message"),
     [({"sede": 1}, "did you mean 'seed'"), ({"seed": "zero"}, "declares seed: int")],
 )
-def test_papermill_itself_stops_at_a_bad_parameter(given, message, tmp_path):
+def test_papermill_itself_stops_at_a_bad_parameter(settings, message, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match=re.escape(message)):
         papermill.execute_notebook(
-            BOOKS[0].path, tmp_path / "out.ipynb", given, cwd=notebooks.folder(), progress_bar=False
+            BOOKS[0].path,
+            tmp_path / "out.ipynb",
+            settings,
+            cwd=notebooks.folder(),
+            progress_bar=False,
         )
 
 
@@ -382,7 +386,7 @@ def test_sigterm_ends_papermill_and_its_kernel_and_keeps_what_finished(tiny_book
         child.send_signal(signal.SIGTERM)
         said = child.communicate(timeout=60)[1].decode()
     assert child.returncode == 143
-    assert "what had finished is kept, and `python -m tml_lib run --resume` goes on" in said
+    assert "what had finished is kept, and `python -m tml_lib run --resume` resumes" in said
     assert psutil.wait_procs(below, timeout=5)[1] == []
     assert (out / "00_quick.ipynb").is_file()
     assert not (out / "01_slow.ipynb").exists()
@@ -397,12 +401,14 @@ def test_a_full_disk_is_told_and_the_other_notebooks_finish(tiny_books, tmp_path
         return real(path, text)
 
     monkeypatch.setattr(runtime, "write_text", full)
-    given = notebooks.check_given(tiny_books, {})
-    found = notebooks.run(tiny_books, given, tmp_path / "run", jobs=1)
+    settings = notebooks.check_given(tiny_books, {})
+    found = notebooks.run(tiny_books, settings, tmp_path / "run", jobs=1)
     assert [result.ok for result in found] == [True, False]
     assert found[1].message.startswith("the disk is full: free some space, then")
     monkeypatch.undo()
-    assert all(result.ok for result in notebooks.run(tiny_books, given, tmp_path / "run", jobs=1))
+    assert all(
+        result.ok for result in notebooks.run(tiny_books, settings, tmp_path / "run", jobs=1)
+    )
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def descend(rate=1.0):
         (descend(2), False, "cancels the square's factor 2"),
         (descend(3), False, "divide by n"),
         (descend(-1), False, "not along"),
-        (lambda *given: descend()(*given)[1:], False, "as rows, 4 × 2"),
+        (lambda *settings: descend()(*settings)[1:], False, "as rows, 4 × 2"),
         (lambda X, y, w_0, inner_lr, steps: X @ y, False, "the shapes do not fit"),
         (lambda *_: np.zeros((4, 2)), False, "compare w_1"),
     ],

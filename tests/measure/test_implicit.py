@@ -146,8 +146,8 @@ def test_rows_that_rounding_alone_tells_apart_do_not_count_as_exact():
     """The same token over and over gives equal rows but for position, which float32 cannot resolve
     here.
     """
-    given = [7] * 9, [8, 9, 10], Suffix((7,) * 8, 4, "")
-    single = update_from_ids(models.random_model("llama"), *given)
+    settings = [7] * 9, [8, 9, 10], Suffix((7,) * 8, 4, "")
+    single = update_from_ids(models.random_model("llama"), *settings)
     assert not single.exact
     assert single.layers[0].row_rank < single.layers[0].rows == 16
 
@@ -158,10 +158,10 @@ def test_a_real_model_in_float64_for_all_answer_tokens_at_once(questions):
     question = next(q for q in questions if len(q.answer) == 3 and len(gsm.gold(q).text) < 120)
     prompt, text = chat_prompt(lm.tokenizer, question.text), gsm.gold(question).text
     encoded = encode(lm.tokenizer, prompt, text, [question.answer])
-    given = (encoded.prompt, encoded.trajectory, encoded.suffixes[0])
+    settings = (encoded.prompt, encoded.trajectory, encoded.suffixes[0])
     for layers in ("last", "all"):
         update = trajectory_update(lm, prompt, text, question.answer, layers=layers)
-        assert logit_error(lm.model, update, *given) < 1e-9
+        assert logit_error(lm.model, update, *settings) < 1e-9
         assert update.exact
         assert max(len(item.V) for item in update.layers) == 3
         assert len(update.layers) == (1 if layers == "last" else 30)

@@ -131,7 +131,7 @@ def test_reflections_are_compared_with_all_else_by_hand(reasoner, asked, monkeyp
             self.answer_nll = np.array(nll)
 
     monkeypatch.setattr(
-        token_roles, "probe", lambda lm, prompt, text, answer, **given: Curve(text.split())
+        token_roles, "probe", lambda lm, prompt, text, answer, **settings: Curve(text.split())
     )
     found = token_roles.reflecting(asked[0], 0)
     values, rows = token_roles.role_values(reasoner, asked[0], found, token_roles.program_pieces)

@@ -146,14 +146,14 @@ def test_values_compare_modes_question_by_question(asked, monkeypatch):
     assert set(record["budget"].values()) == {0}
 
 
-def test_the_whole_study_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_the_whole_study_runs_and_resumes_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(efficiency, "LEARNT_FROM", 2)
-    given = {"questions": 2, "steps": 2}
-    made = efficiency.STUDY.run([0, 1], tmp_path, **given)
+    settings = {"questions": 2, "steps": 2}
+    made = efficiency.STUDY.run([0, 1], tmp_path, **settings)
     records = made.records
     with monkeypatch.context() as untrained:
         untrained.setattr(supervised, "tuned", None)
-        assert efficiency.STUDY.run([0, 1], tmp_path, **given).records == records
+        assert efficiency.STUDY.run([0, 1], tmp_path, **settings).records == records
     efficiency.STUDY.write(made, tmp_path, command="a test")
     rows = ledger.rows([tmp_path])
     assert {row.verdict for row in rows} == {"too few"}

@@ -78,18 +78,18 @@ def test_values_compare_the_arms_question_by_question():
     assert counted["C4s.greedy"][[0, 2, 3]].tolist() == [1, 0, 0]
 
 
-def test_the_whole_study_runs_and_goes_on_where_it_stopped(tiny_lm, tmp_path, monkeypatch):
+def test_the_whole_study_runs_and_resumes_where_it_stopped(tiny_lm, tmp_path, monkeypatch):
     monkeypatch.setattr(lora, "MOST_TOKENS", 4)
     monkeypatch.setattr(lora, "SAMPLES", 8)
-    given = {"steps": 2, "questions": 4, "seed": 0}
-    path = lora.make_evidence(tiny_lm, "small", tmp_path, command="a test", **given)
+    settings = {"steps": 2, "questions": 4, "seed": 0}
+    path = lora.make_evidence(tiny_lm, "small", tmp_path, command="a test", **settings)
     records = json.loads(path.read_text())["records"]
     assert [record["arm"] for record in records] == list(lora.ARMS)
     assert [len(record["log"]) for record in records] == [0, 2, 2]
     assert all(np.isfinite(record["nll"]).all() for record in records)
     assert records[0]["nll"] != records[2]["nll"], "training changed nothing"
     monkeypatch.setattr(lora, "measured", None)  # nothing is left to make
-    lora.make_evidence(tiny_lm, "small", tmp_path, command="a test", **given)
+    lora.make_evidence(tiny_lm, "small", tmp_path, command="a test", **settings)
     assert json.loads(path.read_text())["settings"]["steps"] == 2
     rows = ledger.rows([tmp_path])
     assert {row.claim for row in rows} == {"C4s"}

@@ -224,13 +224,13 @@ def test_a_reasoner_is_trained_once_and_then_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("study", "claims"), [(program_probes, {"C1", "C2", "C3", "C6"}), (paths, {"C12"})]
 )
-def test_the_whole_study_runs_and_goes_on_where_it_stopped(study, claims, tmp_path, monkeypatch):
-    given = {"questions": 3, "steps": 2}
-    made = study.STUDY.run([0, 1], tmp_path, **given)
+def test_the_whole_study_runs_and_resumes_where_it_stopped(study, claims, tmp_path, monkeypatch):
+    settings = {"questions": 3, "steps": 2}
+    made = study.STUDY.run([0, 1], tmp_path, **settings)
     records = made.records
     with monkeypatch.context() as untrained:
         untrained.setattr(supervised, "tuned", None)
-        again = study.STUDY.run([0, 1], tmp_path, **given).records
+        again = study.STUDY.run([0, 1], tmp_path, **settings).records
         assert json.dumps(again) == json.dumps(records)
     path = study.STUDY.write(made, tmp_path, command="a test")
     rows = ledger.rows([tmp_path])
@@ -279,7 +279,7 @@ def test_material_is_a_presets_own_and_its_paths_descend_or_not(
     preset, reasoner, tiny_lm, monkeypatch
 ):
     stand_in = {"tiny": reasoner, "small": tiny_lm}[preset]
-    monkeypatch.setattr(paths.models, "load", lambda name, **given: stand_in)
+    monkeypatch.setattr(paths.models, "load", lambda name, **settings: stand_in)
     lm, found = paths.material(preset, "", 2, 0)
     assert lm is stand_in
     for question, texts in found:
@@ -332,7 +332,7 @@ def test_a_text_path_without_a_plane_gives_nan(tiny_lm, tmp_path, monkeypatch):
     monkeypatch.setattr(
         paths,
         "descents",
-        lambda *given: {"gold": {"plane": -0.5, "unstated": -0.1, "explained": 0.9}},
+        lambda *settings: {"gold": {"plane": -0.5, "unstated": -0.1, "explained": 0.9}},
     )
     values = paths.text_record((None, {}), tmp_path, lm=tiny_lm, stride=1)
     assert values["C12.descends"] == -0.5

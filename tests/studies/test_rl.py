@@ -110,10 +110,10 @@ def test_rates_are_tried_once_and_the_best_is_taken(small, tmp_path, monkeypatch
     assert rl.tried_rates(tmp_path, steps=2, cold_steps=2) == tried
 
 
-def test_a_whole_study_runs_and_goes_on_where_it_stopped(small, tmp_path, monkeypatch):
-    given = {"steps": 4, "cold_steps": 2, "questions": 3, "command": "a test"}
-    given["rate_settings"] = {"steps": 2, "cold_steps": 2}
-    path = rl.make_evidence(rl.RL, 2, tmp_path, **given)
+def test_a_whole_study_runs_and_resumes_where_it_stopped(small, tmp_path, monkeypatch):
+    settings = {"steps": 4, "cold_steps": 2, "questions": 3, "command": "a test"}
+    settings["rate_settings"] = {"steps": 2, "cold_steps": 2}
+    path = rl.make_evidence(rl.RL, 2, tmp_path, **settings)
     records = json.loads(path.read_text())["records"]
     arms = records[0]["arms"]
     assert {name: arm["steps"] for name, arm in arms.items() if name != "zero_wall"} == {
@@ -129,7 +129,8 @@ def test_a_whole_study_runs_and_goes_on_where_it_stopped(small, tmp_path, monkey
     assert len(json.loads(path.read_text())["rates"]) == 4
     monkeypatch.setattr(rl, "rewarded", None)
     assert (
-        json.loads(rl.make_evidence(rl.RL, 2, tmp_path, **given).read_text())["records"] == records
+        json.loads(rl.make_evidence(rl.RL, 2, tmp_path, **settings).read_text())["records"]
+        == records
     )
 
 
@@ -166,30 +167,32 @@ def test_the_base_leaves_something_to_learn_from():
 
 
 def test_material_of_the_tiny_reasoner_trains_and_asks_all_lengths():
-    given = rl.material("tiny", n=7, seed=2)
-    assert given.lm.name == "tiny-short"
+    material = rl.material("tiny", n=7, seed=2)
+    assert material.lm.name == "tiny-short"
     statements = [
         len(programs.parse(question.text).statements) // programs.CHAINS
-        for question in given.held_out
+        for question in material.held_out
     ]
     assert statements == [1, 2, 3, 1, 2, 3, 1]
-    assert all(programs.is_held_out(programs.parse(question.text)) for question in given.held_out)
-    assert [q.text for q in given.trained] == [q.text for q in rl.questions(rl.SHOWN, 2)]
+    assert all(
+        programs.is_held_out(programs.parse(question.text)) for question in material.held_out
+    )
+    assert [q.text for q in material.trained] == [q.text for q in rl.questions(rl.SHOWN, 2)]
     assert [q.text for q in rl.material("tiny", n=3, seed=2).held_out] == [
-        q.text for q in given.held_out[:3]
+        q.text for q in material.held_out[:3]
     ]
-    assert given.reward("\n\n**Final Answer**\n\\boxed{ a=1 }", "a=1") == 1
-    assert (given.rate("grpo", 4), given.rate("grpo", 0)) == (3e-3, 3e-4)
+    assert material.reward("\n\n**Final Answer**\n\\boxed{ a=1 }", "a=1") == 1
+    assert (material.rate("grpo", 4), material.rate("grpo", 0)) == (3e-3, 3e-4)
 
 
 def test_material_of_a_text_model_trains_on_no_question_that_it_asks(tiny_lm, monkeypatch):
-    monkeypatch.setattr(rl.models, "load", lambda name, **given: tiny_lm)
-    given = rl.material("small", n=40, seed=0)
-    assert given.lm is tiny_lm
-    assert len(given.held_out) == 40
-    assert len(given.trained) > 200
-    assert not {q.text for q in given.trained} & {q.text for q in given.held_out}
-    assert given.reward("It is \\boxed{4}.", "4") == 1
+    monkeypatch.setattr(rl.models, "load", lambda name, **settings: tiny_lm)
+    material = rl.material("small", n=40, seed=0)
+    assert material.lm is tiny_lm
+    assert len(material.held_out) == 40
+    assert len(material.trained) > 200
+    assert not {q.text for q in material.trained} & {q.text for q in material.held_out}
+    assert material.reward("It is \\boxed{4}.", "4") == 1
     with pytest.raises(ValueError, match="n=0 questions"):
         rl.material("small", n=0, seed=0)
     with pytest.raises(ValueError, match="adapter='stored' is for text models"):
@@ -197,14 +200,14 @@ def test_material_of_a_text_model_trains_on_no_question_that_it_asks(tiny_lm, mo
 
 
 def test_passes_share_the_samples_of_a_step_evenly():
-    given = rl.material("tiny", n=1, seed=0)
-    assert [given.passes(update) for update in (1, 3, 16)] == [1, 1, 1]
+    material = rl.material("tiny", n=1, seed=0)
+    assert [material.passes(update) for update in (1, 3, 16)] == [1, 1, 1]
     for preset, budget in rl.BUDGETS.items():
         assert set(budget) == set(rl.BUDGETS["tiny"])
         rl.models.preset(preset)
         for update in range(1, rl.GROUP + 1):
             passes = dataclasses.replace(
-                given, prompts=budget["prompts"], rows=budget["rows"]
+                material, prompts=budget["prompts"], rows=budget["rows"]
             ).passes(update)
             assert budget["prompts"] * math.gcd(rl.GROUP, update) % passes == 0, (
                 "trl would drop the rest"

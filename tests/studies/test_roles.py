@@ -75,10 +75,10 @@ def test_questions_of_the_paper_can_be_reflected_on_too(tmp_path):
 
 def test_material_is_a_presets_own(tiny_lm, monkeypatch):
     assert roles.material("tiny", n=2, seed=0).pieces is roles.token_roles.program_pieces
-    monkeypatch.setattr(lora.models, "load", lambda name, **given: tiny_lm)
-    given = roles.material("small", n=2, seed=0)
-    assert given.lm is tiny_lm
-    assert len(given.questions) == len(given.found) == len(given.words) == 2
+    monkeypatch.setattr(lora.models, "load", lambda name, **settings: tiny_lm)
+    settings = roles.material("small", n=2, seed=0)
+    assert settings.lm is tiny_lm
+    assert len(settings.questions) == len(settings.found) == len(settings.words) == 2
     with pytest.raises(ValueError, match="n=0 questions have no tokens"):
         roles.material("small", n=0, seed=0)
     with pytest.raises(ValueError, match="is for text models"):
@@ -90,7 +90,7 @@ def test_material_is_a_presets_own(tiny_lm, monkeypatch):
 
 
 def test_an_adapter_trained_here_is_put_on(tiny_lm, monkeypatch, tmp_path):
-    monkeypatch.setattr(lora.models, "load", lambda name, **given: tiny_lm)
+    monkeypatch.setattr(lora.models, "load", lambda name, **settings: tiny_lm)
     rows = sft.question_rows(tiny_lm, roles.questions(2, 0))
     run = sft.sft(tiny_lm, rows, tmp_path, steps=1, batch=2, lora_rank=2, peak_lr=0.1)
     got = lora.load("small", adapter=str(tmp_path))
@@ -98,7 +98,7 @@ def test_an_adapter_trained_here_is_put_on(tiny_lm, monkeypatch, tmp_path):
         assert (a == b).all()
 
 
-def test_the_whole_study_runs_and_goes_on_where_it_stopped(tiny_lm, tmp_path, monkeypatch):
+def test_the_whole_study_runs_and_resumes_where_it_stopped(tiny_lm, tmp_path, monkeypatch):
     monkeypatch.setattr(roles, "MOST_TOKENS", 4)
     settings = {
         "preset": "small",

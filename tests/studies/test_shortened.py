@@ -40,19 +40,19 @@ def test_ways_have_the_summarys_length_and_their_names():
 
 
 def test_a_program_is_shortened_as_in_the_study(reasoner):
-    given = shortened.material("tiny", n=4, seed=3, worth={"value": 1.0})
-    assert given.programs
-    found = efficiency.own_trajectories(reasoner, given.questions, 3, 1)
-    for question, words, ways in zip(given.questions, found, given.ways, strict=True):
+    settings = shortened.material("tiny", n=4, seed=3, worth={"value": 1.0})
+    assert settings.programs
+    found = efficiency.own_trajectories(reasoner, settings.questions, 3, 1)
+    for question, words, ways in zip(settings.questions, found, settings.ways, strict=True):
         asked = efficiency.asked_letters(question)
         assert ways["full"] == " ".join(words)
         assert ways["withheld"].split() == [words[k] for k in efficiency.withheld(words, asked)]
         used = {letter for letter in programs.LETTERS if letter in question.text}
         assert not used & {c for c in ways["foreign"] if c in programs.LETTERS}
-    assert set(given.ways[0]) == set(efficiency.MODES)
-    full = given.right("full")
-    assert full == efficiency.finished(reasoner, given.questions, found, at_once=True)[0]
-    assert sum(given.right("at_once")) <= sum(full)
+    assert set(settings.ways[0]) == set(efficiency.MODES)
+    full = settings.right("full")
+    assert full == efficiency.finished(reasoner, settings.questions, found, at_once=True)[0]
+    assert sum(settings.right("at_once")) <= sum(full)
 
 
 def test_a_text_model_writes_its_own_summary_and_finishes(tiny_lm, monkeypatch):

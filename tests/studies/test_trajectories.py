@@ -321,7 +321,7 @@ def study(lm, questions, monkeypatch):
 
 
 @pytest.mark.parametrize("fail_at", [0, 3, 4, 6])
-def test_an_interrupted_study_goes_on_where_it_was(study, tmp_path, questions, fail_at):
+def test_an_interrupted_study_resumes_where_it_was(study, tmp_path, questions, fail_at):
     uninterrupted = study(tmp_path / "whole")
     sampled = list(study.sampled)
     assert len({seed for seed, _ in sampled}) == 4  # each group has a seed of its own

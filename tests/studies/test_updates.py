@@ -274,9 +274,9 @@ def test_summary_and_means_by_token(measured):
 
 def test_evidence_of_questions_holds_values_templates_and_summaries(measured, tmp_path):
     _, case, found = measured
-    given = {"command": "c", "settings": {}, "scale": "small"}
+    settings = {"command": "c", "settings": {}, "scale": "small"}
     exact = Made([{"last": 1e-10, "all": 1e-9}], 1.0, {})
-    path = updates.write_evidence(exact, Made([found], 2.0, {}), [case], tmp_path, **given)
+    path = updates.write_evidence(exact, Made([found], 2.0, {}), [case], tmp_path, **settings)
     evidence = ledger.read_evidence(path)
     assert path.name == "updates.small.json"
     assert evidence["values"]["C11.exact"] == [[-10.0]]

@@ -153,7 +153,7 @@ def test_the_landscape_is_compared_with_adding_in_place(monkeypatch, tiny_lm):
     monkeypatch.setattr(
         bench.models,
         "load",
-        lambda name, **given: tiny_lm if name == "small" else real(name, **given),
+        lambda name, **settings: tiny_lm if name == "small" else real(name, **settings),
     )
     monkeypatch.setattr(bench.gsm, "gsm_symbolic", lambda n, seed: asked)
     monkeypatch.setattr(bench.landscape, "axis", lambda points: np.array([-0.5, 0.0]))

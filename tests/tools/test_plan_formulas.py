@@ -61,7 +61,7 @@ def test_a_shape_gives_the_published_count_of_parameters(name):
 
 def test_a_shape_of_another_count_than_published_is_refused():
     with pytest.raises(
-        ValueError, match=r"small has 1352 parameters, published are 1000: mend plan\.toml"
+        ValueError, match=r"small has 1352 parameters, published are 1000: fix plan\.toml"
     ):
         replace(SMALL, published=1000)
 
@@ -153,11 +153,11 @@ def test_lora_trains_two_thirds_and_its_adapter(counted):
 def test_a_packed_probe_equals_counted_operations(counted):
     model, shape = counted
     ids = torch.randint(3, 190, (120,), generator=torch.Generator().manual_seed(0)).tolist()
-    given = model, ids[:20], ids[20:84], [Suffix(tuple(ids[90:103]), 10, "")], range(65)
-    prefix_nll(*given)  # the check of a model's first use
+    settings = model, ids[:20], ids[20:84], [Suffix(tuple(ids[90:103]), 10, "")], range(65)
+    prefix_nll(*settings)  # the check of a model's first use
     stage = Stage("probe", 1, 1, 64, prompt=20, suffix=13, answer=3)
     assert planned(stage, shape, replace(UNIT, name="cpu")) == pytest.approx(
-        operations(lambda: prefix_nll(*given)), rel=0.1
+        operations(lambda: prefix_nll(*settings)), rel=0.1
     )
 
 
@@ -186,13 +186,13 @@ def test_sampling_equals_counted_operations(start):
 
 
 def test_dpo_and_grpo_are_sums_of_what_they_do():
-    given = {"questions": 4, "each": 8, "length": 30.0, "prompt": 10, "batch": 2}
-    first, dpo, grpo = (planned(Stage(kind, **given), SMALL) for kind in ("sft", "dpo", "grpo"))
+    settings = {"questions": 4, "each": 8, "length": 30.0, "prompt": 10, "batch": 2}
+    first, dpo, grpo = (planned(Stage(kind, **settings), SMALL) for kind in ("sft", "dpo", "grpo"))
     assert dpo == pytest.approx(first * 2 * (1 + 1 / 3))  # two texts, read by the start, trained on
-    sampled = planned(Stage("sample", **given), SMALL)
+    sampled = planned(Stage("sample", **settings), SMALL)
     row = plan_formulas.forward_flops(SMALL, 40, 20, 40)
     assert grpo == pytest.approx(sampled + 32 * row + 32 * 3 * row)
-    half = planned(Stage("grpo", **given, update=0.5), SMALL)
+    half = planned(Stage("grpo", **settings, update=0.5), SMALL)
     assert half == pytest.approx(sampled + 32 * row + 16 * 3 * row)
 
 

@@ -219,7 +219,7 @@ def test_the_checker_passes_hyperlinks_and_local_files(planted):
     [
         (
             '<a href="gone.html">x</a>',
-            "index.html: 'gone.html' leads to no file of the site: mend the link",
+            "index.html: 'gone.html' leads to no file of the site: fix the link",
         ),
         ('<a href="/other.html">x</a>', "'/other.html' leads to no file"),
         ('<a href="../index.html">x</a>', "'../index.html' leads to no file"),
@@ -227,7 +227,7 @@ def test_the_checker_passes_hyperlinks_and_local_files(planted):
         ('<img src="gone.png">', "'gone.png' leads to no file"),
         (
             '<a href="#gone">x</a>',
-            "index.html: '#gone' leads to no place on that page: mend what follows #",
+            "index.html: '#gone' leads to no place on that page: fix what follows #",
         ),
         ('<a href="other.html#here">x</a>', "'other.html#here' leads to no place"),
         (

@@ -68,9 +68,9 @@ def books(tmp_path, monkeypatch):
 def file(tmp_path):
     """Writes a sweep file of the given keys."""
 
-    def write(**given):
+    def write(**settings):
         path = tmp_path / "tried.yaml"
-        path.write_text(yaml.safe_dump({"out": str(tmp_path / "out")} | given, sort_keys=False))
+        path.write_text(yaml.safe_dump({"out": str(tmp_path / "out")} | settings, sort_keys=False))
         return path
 
     return write
@@ -128,12 +128,12 @@ def test_the_grid_is_covered_once_and_only_what_failed_is_run_again(
     books, file, tmp_path, in_this_process
 ):
     log = tmp_path / "log"
-    given = {
+    settings = {
         "notebook": "00",
         "grid": {"fate": ["fine", "error"], "seed": [0, 1]},
         "fixed": {"log": str(log), "rate": 1},
     }
-    runs = sweep.read(file(**given))
+    runs = sweep.read(file(**settings))
     rows = sweep.execute(runs)
     assert executed(log) == [
         f"{fate} 1.0 {seed} 1" for fate in ("error", "fine") for seed in (0, 1)
@@ -149,14 +149,14 @@ def test_the_grid_is_covered_once_and_only_what_failed_is_run_again(
     assert "| ValueError: as \\| told |" in text
     assert json.loads((tmp_path / "out" / "table.json").read_text()) == rows
     (tmp_path / "log.mended").touch()
-    again = sweep.execute(sweep.read(file(**given)))
+    again = sweep.execute(sweep.read(file(**settings)))
     assert again[:2] == rows[:2]
     assert [row["state"] for row in again] == ["finished"] * 4
     assert len(executed(log)) == 6
-    assert sweep.execute(sweep.read(file(**given))) == again
+    assert sweep.execute(sweep.read(file(**settings))) == again
     assert len(executed(log)) == 6
     write_book(books, "00_fates", BODY + "\n1 + 1")
-    assert not sweep.read(file(**given)).keys() & runs.keys()
+    assert not sweep.read(file(**settings)).keys() & runs.keys()
 
 
 def test_an_engine_that_breaks_off_without_progress_is_an_error(books, file, monkeypatch):
@@ -268,8 +268,8 @@ BAD = [
 
 
 @pytest.mark.parametrize(("given", "message"), BAD)
-def test_a_bad_file_is_refused_with_what_is_amiss(given, message, books, file):
-    path = file(**given)
+def test_a_bad_file_is_refused_with_what_is_amiss(settings, message, books, file):
+    path = file(**settings)
     with pytest.raises(
         (ValueError, TypeError), match=f"^{re.escape(str(path))}: .*{re.escape(message)}"
     ):

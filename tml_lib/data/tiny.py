@@ -174,7 +174,7 @@ def _without_values(program: Program, dangling: int, rng: random.Random) -> Prog
     have a value.
     """
     gone = set(rng.sample([letter for letter, _ in program.inputs], dangling))
-    inputs = tuple(given for given in program.inputs if given[0] not in gone)
+    inputs = tuple(settings for settings in program.inputs if settings[0] not in gone)
     reached = [s.name for s in program.statements if s.operand not in gone]
     return replace(program, inputs=inputs, asked=tuple(rng.sample(reached, 2)))
 

@@ -121,16 +121,16 @@ def select(wanted: list[str]) -> list[Notebook]:
     return chosen or found
 
 
-def check_given(books: list[Notebook], given: dict[str, object]) -> dict[str, dict[str, object]]:
+def check_given(books: list[Notebook], settings: dict[str, object]) -> dict[str, dict[str, object]]:
     """Parameters per notebook. Each must be declared, with that type, by at least one of them, and
     goes to those.
     """
-    runtime.check_names(given, dict.fromkeys(name for book in books for name in book.parameters))
+    runtime.check_names(settings, dict.fromkeys(name for book in books for name in book.parameters))
     for book in books:
-        for name in given.keys() & book.parameters.keys():
-            runtime.check_value(name, given[name], book.parameters[name])
-    if "preset" in given:
-        wanted = presets.preset(given["preset"]).name
+        for name in settings.keys() & book.parameters.keys():
+            runtime.check_value(name, settings[name], book.parameters[name])
+    if "preset" in settings:
+        wanted = presets.preset(settings["preset"]).name
         for book in books:
             if book.preset and wanted not in book.presets:
                 known = " or ".join(book.presets)
@@ -138,7 +138,9 @@ def check_given(books: list[Notebook], given: dict[str, object]) -> dict[str, di
                     f"notebook {book.name} does not ask the questions of preset {wanted!r}: give it"
                     f" {known}"
                 )
-    return {book.name: {k: v for k, v in given.items() if k in book.parameters} for book in books}
+    return {
+        book.name: {k: v for k, v in settings.items() if k in book.parameters} for book in books
+    }
 
 
 def new_run() -> Path:
@@ -213,7 +215,7 @@ def _execute(
     book: Notebook, parameters: dict, out: Path, jobs: int, board: _Board, children: list
 ) -> Result:
     partial, final = out / f"{book.name}.partial.ipynb", out / f"{book.name}.ipynb"
-    given = runtime.write_text(
+    settings = runtime.write_text(
         out / "state" / f"{book.name}.parameters.json", json.dumps(parameters)
     )
     command = [
@@ -225,7 +227,7 @@ def _execute(
         "--cwd",
         str(book.path.parent),
     ]
-    command += ["--progress-bar", "-f", str(given)] if parameters else ["--progress-bar"]
+    command += ["--progress-bar", "-f", str(settings)] if parameters else ["--progress-bar"]
     environment = os.environ | {
         "TML_EVIDENCE": str(out / "evidence"),
         "OMP_NUM_THREADS": _threads(jobs),

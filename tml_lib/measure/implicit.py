@@ -261,7 +261,7 @@ def update_from_ids(
     wanted: dict[int, torch.Tensor] = {}
     hooks = [watch(blocks[k], wanted, k, count) for k in chosen]
     logits = run(model, [*prompt, *trajectory, *suffix.ids[:-1]], count, hooks)
-    # 2. without it: layer by layer, solve for the update and go on with its effect
+    # 2. without it: layer by layer, solve for the update, and keep its effect below
     inputs: dict[int, torch.Tensor] = {}
     made: list[LayerUpdate] = []
 

@@ -177,7 +177,7 @@ def answer_loss(
     """
     norm, head, weight = final_norm(model), model.get_output_embeddings(), next(model.parameters())
     flat, wanted = states.reshape(-1, states.shape[-1]), targets.repeat(len(states))
-    losses, slopes = [], []
+    losses, row_gradients = [], []
     with frozen(model), torch.set_grad_enabled(gradients):
         for rows, aims in zip(flat.split(_ROWS), wanted.split(_ROWS), strict=True):
             rows = rows.to(weight.device, weight.dtype).requires_grad_(gradients)
@@ -188,9 +188,11 @@ def answer_loss(
             )
             losses.append(loss.detach().cpu().double())
             if gradients:
-                slopes.append(torch.autograd.grad(loss.sum(), rows)[0].cpu().double())
+                row_gradients.append(torch.autograd.grad(loss.sum(), rows)[0].cpu().double())
     nll = torch.cat(losses).view(len(states), -1).mean(1)
-    return (nll, torch.cat(slopes).view(states.shape) / states.shape[1]) if gradients else nll
+    return (
+        (nll, torch.cat(row_gradients).view(states.shape) / states.shape[1]) if gradients else nll
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,20 +255,20 @@ def path_steps(
         torch.linalg.inv(K),
         V @ V.T if path.exact(protect=True) else torch.full_like(K, torch.nan),
     )
-    slope, inner = _length(g, K), -(moves * g).sum((1, 2))
+    gradient_length, inner = _length(g, K), -(moves * g).sum((1, 2))
     noise = torch.randn(
         moves.shape, generator=torch.Generator().manual_seed(seed), dtype=moves.dtype
     )
     length = _length(moves, free)
-    drops = [] if fractions else [torch.full_like(slope, torch.nan)]
+    drops = [] if fractions else [torch.full_like(gradient_length, torch.nan)]
     for fraction in fractions:  # the states after a step of that length along -∇L: h - c K g
-        after = before - (fraction * length / slope)[:, None, None] * (K @ g)
+        after = before - (fraction * length / gradient_length)[:, None, None] * (K @ g)
         drops.append(nll[:-1] - answer_loss(model, after, path.targets))
     return PathSteps(
-        cosine=(inner / (length * slope)).numpy(),
-        cosine_protected=(inner / (_length(moves, protected) * slope)).numpy(),
-        cosine_random=(-(noise * g).sum((1, 2)) / (_length(noise, free) * slope)).numpy(),
-        ceiling=(_length(g, _inverse(protected)) / slope).numpy(),
+        cosine=(inner / (length * gradient_length)).numpy(),
+        cosine_protected=(inner / (_length(moves, protected) * gradient_length)).numpy(),
+        cosine_random=(-(noise * g).sum((1, 2)) / (_length(noise, free) * gradient_length)).numpy(),
+        ceiling=(_length(g, _inverse(protected)) / gradient_length).numpy(),
         norm=(length / path.weight_norm).numpy(),
         drop=(nll[:-1] - nll[1:]).numpy(),
         gradient_drop=drops[0].numpy(),

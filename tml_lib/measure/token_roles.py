@@ -46,15 +46,15 @@ def reflecting(question: Question, seed: int) -> list[Reflecting] | None:
         ).text.split()
         at = words.index(mark)
         before, ends = " ".join(words[:at]) + " ", len(" ".join(words[: at + 2]))
-        given = {}
+        settings = {}
         if mark == "Wait":
             needless = " ".join([*words[: at - 1], words[at + 1], mark, words[at + 1]])
-            given = {
+            settings = {
                 "slip": len(before) - 1 - len(words[at - 1]),
                 "repaired": ends,
                 "needless": needless,
             }
-        found.append(Reflecting(" ".join(words), mark, len(before), f"{before}.", **given))
+        found.append(Reflecting(" ".join(words), mark, len(before), f"{before}.", **settings))
     return found
 
 

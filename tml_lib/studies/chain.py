@@ -95,7 +95,7 @@ def trained(
     lm: LanguageModel, folder: Path, arm: str, seed: int, *, steps: int, cold_steps: int
 ) -> tuple[LanguageModel, list]:
     """The model of an arm, and a log of rewards where it has one; what is trained stays in the
-    folder and is gone on with.
+    folder, and training resumes from it.
     """
     shown = sums(steps * BATCH, seed)
     if arm in ("long", "cold"):

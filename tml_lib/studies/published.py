@@ -157,9 +157,9 @@ def write_evidence(folder: Path, command: str, seconds: float) -> Path:
     found = models()
     values = {test: [numbers] for test, numbers in estimands(found).items()}
     extra = {"models": [asdict(m) for m in found]}
-    given = {"command": command, "wall_seconds": seconds, "extra": extra}
+    settings = {"command": command, "wall_seconds": seconds, "extra": extra}
     return ledger.write_evidence(
-        folder, "published", "published", values, settings={"questions": AIME_QUESTIONS}, **given
+        folder, "published", "published", values, settings={"questions": AIME_QUESTIONS}, **settings
     )
 
 

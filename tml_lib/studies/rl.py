@@ -3,7 +3,7 @@ that GRPO's gradient is of.
 
 All arms of a seed start from the same base, `tiny-base`, take as many optimiser steps with as many
 sequences each (64), and answer the same held-out questions as the study of C4a does. A *cold start*
-is a short SFT on long trajectories; DPO and one of the GRPO arms go on from it, the other GRPO arm
+is a short SFT on long trajectories; DPO and one of the GRPO arms start from it, the other GRPO arm
 starts at the base. Training on trajectories is `tiny.train`, the rest trl.
 Deviations from the paper: a reward by exact match (Eq. 21), rates tuned on a grid with a seed of
 their own, no KL term.
@@ -72,7 +72,7 @@ def rewarded(
 ) -> OuterRun:
     """GRPO for `steps` steps, each on PROMPTS questions of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        given = {
+        settings = {
             "steps": steps,
             "prompts": PROMPTS,
             "group": GROUP,
@@ -81,7 +81,7 @@ def rewarded(
             "seed": seed,
         }
         return grpo.grpo(
-            lm, questions(steps * PROMPTS, seed), program_reward, Path(folder), **given
+            lm, questions(steps * PROMPTS, seed), program_reward, Path(folder), **settings
         )
 
 

@@ -152,9 +152,9 @@ def exactness(model, case: Case) -> dict[str, float]:
 
     The model should compute in float64.
     """
-    given = (case.prompt, case.trajectories["gold"], case.suffix)
-    last = logit_error(model, update_from_ids(model, *given), *given)
-    return {"last": last, "all": update_from_ids(model, *given, layers="all").logit_error}
+    settings = (case.prompt, case.trajectories["gold"], case.suffix)
+    last = logit_error(model, update_from_ids(model, *settings), *settings)
+    return {"last": last, "all": update_from_ids(model, *settings, layers="all").logit_error}
 
 
 def wide_copy(model):

@@ -104,13 +104,15 @@ def path_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[di
     try:
         lm = models.load("small", device="cpu")
         prompt, trajectory, suffix = _text(lm, PATH_LENGTH)
-        given = lm.model, prompt, trajectory
+        arguments = lm.model, prompt, trajectory
         # warm-up, and the checks of the model's first use
-        path_from_ids(*given, suffix, [0, PATH_LENGTH])
+        path_from_ids(*arguments, suffix, [0, PATH_LENGTH])
         ratios, forward_ratios, seconds = [], [], []
         for turn in range(rounds):
             packed = _time(
-                lambda: path_from_ids(*given, suffix, range(PATH_LENGTH + 1)).right(protect=True)
+                lambda: path_from_ids(*arguments, suffix, range(PATH_LENGTH + 1)).right(
+                    protect=True
+                )
             )
             places = _places(turn, rounds, PATH_LENGTH)
             scratch = [
@@ -118,7 +120,7 @@ def path_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[di
                 for i in places
             ]
             forward = [
-                _time(lambda i=i: naive_nll(*given, suffix, i, few_logits=True)) for i in places
+                _time(lambda i=i: naive_nll(*arguments, suffix, i, few_logits=True)) for i in places
             ]
             ratios.append(sum(scratch) / 4 * (PATH_LENGTH + 1) / packed)
             forward_ratios.append(sum(forward) / 4 * (PATH_LENGTH + 1) / packed)
@@ -189,7 +191,7 @@ def maml_rows(*, rounds: int = 5, say: Callable[[str], None] = print) -> list[di
             rows += _rows(figures, setting)
         say("a training run")
         trained: list = []
-        given = {
+        arguments = {
             "meta_steps": MAML_TRAINING,
             "inner_lr": 0.02,
             "steps": 5,
@@ -198,7 +200,7 @@ def maml_rows(*, rounds: int = 5, say: Callable[[str], None] = print) -> list[di
         }
         seconds = _time(
             lambda: trained.append(
-                maml.meta_train(theta, lambda g: toy.sinusoids(25, 10, g), **given)[0]
+                maml.meta_train(theta, lambda g: toy.sinusoids(25, 10, g), **arguments)[0]
             )
         )
         unseen = toy.sinusoids(600, 10, torch.Generator().manual_seed(1), queries=100)
@@ -388,9 +390,9 @@ def grpo_rows(
         programs.questions(2 * steps),
     )
 
-    def theirs(trainer, *given, **settings):
+    def theirs(trainer, *arguments, **settings):
         began = time.perf_counter()
-        found = grpo.GRPOTrainer._generate_single_turn(trainer, *given, **settings)
+        found = grpo.GRPOTrainer._generate_single_turn(trainer, *arguments, **settings)
         trainer._metrics["train"]["seconds_sampling"].append(time.perf_counter() - began)
         return found
 
@@ -450,12 +452,14 @@ def landscape_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> li
             plane, grid, ratios = landscape.random_plane(lm.model, 0), landscape.axis(3), []
             held = [p.detach().clone() for p in lm.model.parameters()]
             for turn in range(rounds):
-                in_place = _time(lambda given=(lm, asked, plane, grid): _landscape_in_place(*given))
+                in_place = _time(
+                    lambda arguments=(lm, asked, plane, grid): _landscape_in_place(*arguments)
+                )
                 with torch.no_grad():
                     for p, before in zip(lm.model.parameters(), held, strict=True):
                         p.copy_(before)
                 ours = _time(
-                    lambda given=(lm, asked, plane, grid, grid): landscape.landscape(*given)
+                    lambda arguments=(lm, asked, plane, grid, grid): landscape.landscape(*arguments)
                 )
                 ratios.append(in_place / ours)
                 say(
@@ -474,10 +478,19 @@ def landscape_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> li
     setting = "tiny-long, 4 questions, 3 × 3 points, filter normalisation"
     for dtype in ("float32", "bfloat16"):
         lm = models.load("tiny", model=tiny, device="cpu", dtype=dtype)
-        given = lm, programs.questions(4, 0), landscape.random_plane(lm.model, 0), landscape.axis(3)
+        arguments = (
+            lm,
+            programs.questions(4, 0),
+            landscape.random_plane(lm.model, 0),
+            landscape.axis(3),
+        )
         for way, call, bar in (
-            ("ours", lambda given=given: landscape.landscape(*given, given[-1]), "0"),
-            ("in place", lambda given=given: _landscape_in_place(*given), ""),
+            (
+                "ours",
+                lambda arguments=arguments: landscape.landscape(*arguments, arguments[-1]),
+                "0",
+            ),
+            ("in place", lambda arguments=arguments: _landscape_in_place(*arguments), ""),
         ):
             before = [p.detach().clone() for p in lm.model.parameters()]
             call()

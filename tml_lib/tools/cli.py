@@ -39,9 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         return options.command(options)
     except KeyboardInterrupt as error:
         again = (
-            "`python -m tml_lib run --resume` goes on"
+            "`python -m tml_lib run --resume` resumes"
             if options.command is _run
-            else "the same command goes on"
+            else "the same command resumes"
         )
         print(f"\ninterrupted; what had finished is kept, and {again}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
@@ -68,9 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a notebook parameter",
     )
     run.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the newest run: finished notebooks are kept",
+        "--resume", action="store_true", help="resume the newest run: finished notebooks are kept"
     )
     run.add_argument("--jobs", type=int, help="notebooks side by side (default: one per core)")
     run.add_argument(
@@ -192,22 +190,22 @@ def _run(options) -> int:
 
     began = time.perf_counter()
     books = notebooks.select(options.notebook)
-    given = notebooks.check_given(books, {name: _value(text) for name, text in options.p})
-    if any(given[book.name].get("preset", book.preset) == "small" for book in books):
+    settings = notebooks.check_given(books, {name: _value(text) for name, text in options.p})
+    if any(settings[book.name].get("preset", book.preset) == "small" for book in books):
         from tml_lib.lm import models
 
         # converted here once rather than by two notebooks at the same time
         models.embedded_folder()
     out = notebooks.newest_run() if options.resume else notebooks.new_run()
     print(f"{len(books)} notebooks into {_short(out)}", file=sys.stderr)
-    results = notebooks.run(books, given, out, jobs=options.jobs)
+    results = notebooks.run(books, settings, out, jobs=options.jobs)
     index = notebooks.write_index(out, results)
     seconds = time.perf_counter() - began
     if options.store:
         own = {
             book.name
             for book in books
-            if given[book.name].get("preset", book.preset) == book.preset
+            if settings[book.name].get("preset", book.preset) == book.preset
         }
         for result in results:
             if result.ok and result.name in own:  # at another preset only the costs are kept

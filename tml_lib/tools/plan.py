@@ -105,9 +105,9 @@ def stages(claim: str, scale: str = "paper") -> list[Stage]:
     if scale not in MACHINE:
         raise ValueError(f"scale={scale!r} is unknown: choose one of {', '.join(MACHINE)}")
     lengths, common = tables()["lengths"], tables()["common"][scale]
-    given = [common[fields["kind"]] | fields for fields in tables()["claims"][claim][scale]]
+    settings = [common[fields["kind"]] | fields for fields in tables()["claims"][claim][scale]]
     return [
-        Stage(**(fields | {"length": lengths.get(fields.get("length"), 0)})) for fields in given
+        Stage(**(fields | {"length": lengths.get(fields.get("length"), 0)})) for fields in settings
     ]
 
 

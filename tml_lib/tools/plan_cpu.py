@@ -110,7 +110,7 @@ def _launches(layers: int) -> tuple[float, float]:
     }
     model = models.random_model("llama", **size, num_hidden_layers=layers, vocab_size=32)
     optimiser, ids = torch.optim.AdamW(model.parameters()), torch.zeros(2, 2, dtype=torch.long)
-    given = {
+    arguments = {
         "input_ids": ids[:, :1],
         "attention_mask": ids[:, :1] + 1,
         "position_ids": ids[:, :1],
@@ -119,7 +119,7 @@ def _launches(layers: int) -> tuple[float, float]:
 
     @torch.inference_mode()
     def decode():
-        model(**given, past_key_values=DynamicCache(config=model.config), logits_to_keep=1)
+        model(**arguments, past_key_values=DynamicCache(config=model.config), logits_to_keep=1)
 
     def step():
         optimiser.zero_grad()
@@ -227,16 +227,20 @@ def _tiny_cases() -> list[Case]:
 def _probing(lm: models.LanguageModel, model: Shape, prompt: str, text: str) -> Case:
     """The first 64 tokens of a text probed after every prefix."""
     found = encode(lm.tokenizer, prompt, text, ["42"])
-    suffix, given = (
+    suffix, arguments = (
         found.suffixes[0],
         (lm.model, found.prompt, found.trajectory[:64], found.suffixes, range(65)),
     )
-    prefix_nll(*given)
+    prefix_nll(*arguments)
     stage = Stage(
         "probe", 1, 1, 64, 64, len(found.prompt), len(suffix.ids), len(suffix.ids) - suffix.start
     )
     return Case(
-        "probe", f"{model.name}, 64 tokens, all prefixes", stage, model, lambda: prefix_nll(*given)
+        "probe",
+        f"{model.name}, 64 tokens, all prefixes",
+        stage,
+        model,
+        lambda: prefix_nll(*arguments),
     )
 
 

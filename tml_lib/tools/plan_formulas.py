@@ -71,7 +71,7 @@ class Shape:
         if self.published not in (0, self.parameters):
             raise ValueError(
                 f"{self.name} has {self.parameters} parameters, published are {self.published}:"
-                " mend plan.toml"
+                " fix plan.toml"
             )
 
     @property

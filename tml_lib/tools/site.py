@@ -196,7 +196,7 @@ def _run_sphinx(source: Path, site: Path, doctrees: Path) -> None:
         app.build()
     if said := strip_escape_sequences(warnings.getvalue()).replace(f"{source}/", "").strip():
         raise ValueError(
-            f"Sphinx warns, so mend the notebook or README that it names and build again:\n{said}"
+            f"Sphinx warns, so fix the notebook or README that it names, and build again:\n{said}"
         )
 
 
@@ -291,7 +291,7 @@ def _fault(site: Path, file: Path, link: str, loads: bool, places: dict[Path, se
         return ""
     target = (file.parent / unquote(parts.path)).resolve() if parts.path else file
     if parts.scheme or not target.is_file() or not target.is_relative_to(site):
-        return "leads to no file of the site: mend the link in its notebook or in README.md"
+        return "leads to no file of the site: fix the link in its notebook or in README.md"
     if target in places and unquote(parts.fragment) not in places[target] | {"", "top"}:
-        return "leads to no place on that page: mend what follows # in its notebook or in README.md"
+        return "leads to no place on that page: fix what follows # in its notebook or in README.md"
     return ""

@@ -87,9 +87,9 @@ def _runs(given: dict, stem: str) -> dict[Path, dict]:
     return runs
 
 
-def _grid(given: dict, declared: dict[str, str]) -> tuple[dict[str, list], dict]:
+def _grid(settings: dict, declared: dict[str, str]) -> tuple[dict[str, list], dict]:
     """What varies and what is fixed, each value of its declared type."""
-    grid, fixed = given["grid"], given.get("fixed", {})
+    grid, fixed = settings["grid"], settings.get("fixed", {})
     for name, values in grid.items():
         _need(
             isinstance(values, list) and values,
@@ -107,14 +107,14 @@ def _need(fulfilled: object, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_keys(given: object) -> None:
-    _need(isinstance(given, dict), f"holds {given!r}: give the keys {', '.join(KEYS)}")
-    for key, value in given.items():
+def _check_keys(settings: object) -> None:
+    _need(isinstance(settings, dict), f"holds {settings!r}: give the keys {', '.join(KEYS)}")
+    for key, value in settings.items():
         _need(key in KEYS, f"unknown key {key!r}: choose among {', '.join(KEYS)}")
         if key in ("grid", "fixed"):
             _need(isinstance(value, dict), f"{key} is {value!r}: write {key}: {{name: ...}}")
-    _need(("notebook" in given) != ("outer" in given), "give either `notebook` or `outer`")
-    _need(given.get("grid"), "the grid is empty: write for example grid: {seed: [0, 1, 2]}")
+    _need(("notebook" in settings) != ("outer" in settings), "give either `notebook` or `outer`")
+    _need(settings.get("grid"), "the grid is empty: write for example grid: {seed: [0, 1, 2]}")
 
 
 def _book(start: object) -> tuple[dict, dict[str, str], Callable[[dict], None]]:
@@ -261,7 +261,7 @@ def _drive(folders: list[Path], engine: str, workers: int, ready: Callable[[], o
             idle = 0
             if error:
                 print(
-                    f"engine {engine} broke off ({type(error).__name__}): going on with what is"
+                    f"engine {engine} broke off ({type(error).__name__}): resuming what is"
                     " unfinished",
                     file=sys.stderr,
                 )

@@ -203,15 +203,15 @@ def _sft(
     lora_rank: int = 0,
     seed: int = 0,
 ):
-    """SFT on trajectories of a style ('none': on answers alone); a killed try's newest checkpoint
-    is gone on from.
+    """SFT on trajectories of a style ('none': on answers alone), resumed from the newest checkpoint
+    of a killed try.
     """
     from tml_lib.studies import supervised
     from tml_lib.train import sft
 
     batch = supervised.arm_rows(seed, None if style == "none" else style)
     rows = [row for step in range(steps) for row in batch(step)]
-    given = {
+    settings = {
         "steps": steps,
         "batch": supervised.BATCH,
         "peak_lr": peak_lr,
@@ -219,7 +219,7 @@ def _sft(
         "seed": seed,
     }
     return sft.sft(
-        lm, rows, folder, **given, save_every=max(steps // 10, 1), log_every=min(steps, 10)
+        lm, rows, folder, **settings, save_every=max(steps // 10, 1), log_every=min(steps, 10)
     )
 
 

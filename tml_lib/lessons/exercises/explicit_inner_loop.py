@@ -23,39 +23,39 @@ def check_outer_gradient(attempt: Callable | None) -> bool | None:
     theta, a, s, b, q, inner_lr = 1.0, 2.0, -0.5, 3.0, 0.8, 0.15
     factor = 1 - inner_lr * a
 
-    def slope(steps):
+    def outer_gradient(steps):
         return b * (s + factor**steps * (theta - s) - q)
 
     for steps in (1, 3, 0):
         got, wanted = (
             float(attempt(theta, a, s, b, q, inner_lr, steps)),
-            slope(steps) * factor**steps,
+            outer_gradient(steps) * factor**steps,
         )
         if np.isclose(got, wanted):
             continue
         hints = {
-            slope(steps): (
+            outer_gradient(steps): (
                 "that is FOMAML's estimate: moving theta moves theta' too, by a factor for each"
                 " inner step"
             ),
-            slope(0): (
+            outer_gradient(0): (
                 "that is the gradient of the outer loss at theta; it is wanted at theta', times"
                 " dtheta'/dtheta"
             ),
-            slope(0) * factor**steps: (
-                "the factor is right, but the outer loss's slope is wanted at theta', after the"
+            outer_gradient(0) * factor**steps: (
+                "the factor is right, but the outer loss's gradient is wanted at theta', after the"
                 " inner steps"
             ),
-            slope(1) * factor: (
+            outer_gradient(1) * factor: (
                 "that is one inner step; take as many as asked, each from where the last one ended"
             ),
-            slope(steps) * factor: "each inner step brings its own factor 1 - inner_lr a",
-            slope(steps)
+            outer_gradient(steps) * factor: "each inner step brings its own factor 1 - inner_lr a",
+            outer_gradient(steps)
             * (1 - inner_lr * b)
             ** steps: "the inner step goes down the support's loss, so its curvature is a",
-            slope(steps)
+            outer_gradient(steps)
             * (1 + inner_lr * a)
-            ** steps: "the sign: an inner step subtracts inner_lr times the slope",
+            ** steps: "the sign: an inner step subtracts inner_lr times the gradient",
             -wanted: "the sign: this is the gradient, and the descent against it comes later",
         }
         hint = next(

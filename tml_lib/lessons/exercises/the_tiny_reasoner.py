@@ -29,9 +29,11 @@ def check_orders(attempt: Callable | None) -> bool | None:
         math.factorial(2 * bad): "that counts orders in which a chain runs backwards",
         math.factorial(2 * bad)
         // math.factorial(bad): "only one of the chains keeps its order in your count",
-        2**bad: "at each step either chain may go on, but there are 2n steps, and both must end",
+        2**bad: "at each step either chain may continue, but there are 2n steps, and both must end",
         2
-        ** (2 * bad): "at each step either chain may go on, but each must be taken exactly n times",
+        ** (
+            2 * bad
+        ): "at each step either chain may continue, but each must be taken exactly n times",
     }
     hint = hints.get(got[bad], "list them for n = 2: AABB, ABAB, ...")
     return say(
