@@ -95,8 +95,31 @@ def test_truncated_weights_are_refused_by_path(folder, kept):
 
 def test_absent_weights_are_refused_by_path(folder):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=f"model '{folder}' cannot be loaded"):
+    with pytest.raises(FileNotFoundError, match=f"{folder} has no weights in safetensors"):
         load(folder)
+
+
+def test_weights_that_would_be_unpickled_are_refused(folder):
+    """A pickle runs code while it is read."""
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="nothing is unpickled here"):
+        load(folder)
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"word{k}" for k in range(1000)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"has \d+ words and its model \d+, so they do not"):
+        load(folder)
+
+
+@pytest.mark.parametrize("model", [3, None, ["a"]])
+def test_a_model_that_is_no_name_is_refused(model):
+    with pytest.raises(TypeError, match="give a folder or a hub name"):
+        models.load("tiny", model=model)
 
 
 def test_a_missing_tensor_is_refused_by_name(folder):

@@ -132,7 +132,7 @@ def test_settings_go_to_the_loader(monkeypatch, folder, full):
     monkeypatch.setitem(
         sys.modules, "bitsandbytes", SimpleNamespace(supported_torch_devices={"cpu"})
     )
-    monkeypatch.setattr(quantised.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     lm = quantised.load_4bit(str(folder), device="cpu")
     assert lm.name == "tiny (4 bit)"
     assert (given["source"], given["device_map"], given["local_files_only"]) == (
@@ -149,14 +149,13 @@ def test_what_the_loader_says_is_passed_on_with_the_next_step(monkeypatch, folde
     monkeypatch.setitem(
         sys.modules, "bitsandbytes", SimpleNamespace(supported_torch_devices={"cpu"})
     )
-    monkeypatch.setattr(quantised.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: 1 / 0)
     with pytest.raises(
-        ValueError,
-        match=rf"{folder}' cannot be loaded in 4 bits \(ZeroDivisionError.*save the folder again",
+        ValueError, match=rf"{folder}' cannot be loaded \(ZeroDivisionError.*save the folder again"
     ):
         quantised.load_4bit(str(folder), device="cpu")
     lacking = lambda *_, **__: (full.model, {"missing_keys": {"model.norm.weight"}})  # noqa: E731
-    monkeypatch.setattr(quantised.AutoModelForCausalLM, "from_pretrained", lacking)
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lacking)
     with pytest.raises(ValueError, match=r"lacks 1 weights \(first: model\.norm\.weight\)"):
         quantised.load_4bit(str(folder), device="cpu")
 
@@ -208,5 +207,5 @@ def test_truncated_weights_are_refused_by_path(folder, tmp_path):
     for file in folder.iterdir():
         data = file.read_bytes()
         (tmp_path / file.name).write_bytes(data[:1000] if file.suffix == ".safetensors" else data)
-    with pytest.raises(ValueError, match=f"model '{tmp_path}' cannot be loaded in 4 bits"):
+    with pytest.raises(ValueError, match=f"model '{tmp_path}' cannot be loaded"):
         quantised.load_4bit(str(tmp_path), device="cpu")

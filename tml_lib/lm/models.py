@@ -104,7 +104,9 @@ def load(
     with it and what to do.
     """
     chosen = preset(preset_name)
-    name = model or chosen.model
+    if not isinstance(model, str | Path):
+        raise TypeError(f"model={model!r} is a {type(model).__name__}: give a folder or a hub name")
+    name = str(model) or chosen.model
     torch_dtype = getattr(torch, dtype or chosen.dtype, None)
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(
@@ -115,7 +117,7 @@ def load(
         stored = torch.float32 if torch_dtype == torch.float64 else torch_dtype
         lm = _load_folder(embedded_folder(), stored, target, "SmolLM2-135M-Instruct")
         return lm if stored == torch_dtype else _widen(lm, embedded_folder())
-    if Path(name).is_dir() or name.startswith((".", "/", "~")):
+    if is_folder(name):
         return _load_folder(Path(name).expanduser(), torch_dtype, target, Path(name).name)
     return _load(name, torch_dtype, target, name, local_only=False)
 
@@ -167,42 +169,67 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
+def is_folder(name: str) -> bool:
+    """Whether a model's name means a folder on this machine, not a name on the hub."""
+    return Path(name).expanduser().is_dir() or name.startswith((".", "/", "~"))
+
+
 def _load_folder(
     folder: Path, dtype: torch.dtype, device: torch.device, name: str
 ) -> LanguageModel:
-    if not (folder / "config.json").is_file():
-        state = "has no config.json" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(
-            f"model folder {folder} {state}: give a folder written by `save_pretrained`"
-        )
     return _load(str(folder), dtype, device, name, local_only=True)
 
 
 def _load(
     source: str, dtype: torch.dtype, device: torch.device, name: str, *, local_only: bool
 ) -> LanguageModel:
+    model, tokenizer = read(source, local_only=local_only, dtype=dtype)
+    if dtype == torch.float64:
+        widen_norms(model)
+    lm = LanguageModel(model.to(device).eval(), tokenizer, name)
+    check_tokenizer(lm)
+    return lm
+
+
+def read(source: str, *, local_only: bool, **settings) -> tuple[torch.nn.Module, object]:
+    """Model and tokenizer of a folder or of a name on the hub; settings: of `from_pretrained`.
+
+    Only safetensors are read, nothing is unpickled. Raises FileNotFoundError where a folder is
+    none of a model, ValueError that names the model, what is wrong and the next step.
+    """
+    if local_only and not (Path(source) / "config.json").is_file():
+        state = "has no config.json" if Path(source).is_dir() else "does not exist"
+        raise FileNotFoundError(
+            f"model folder {source} {state}: give a folder written by `save_pretrained`"
+        )
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source, local_files_only=local_only)
             check_causal(config, source)
+            if local_only and not list(Path(source).glob("*.safetensors")):
+                raise NoSafetensors(
+                    f"model folder {source} has no weights in safetensors (nothing is unpickled"
+                    " here): load it once with transformers and write it with `save_pretrained`"
+                )
             model, info = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
-                dtype=dtype,
                 local_files_only=local_only,
                 output_loading_info=True,
+                use_safetensors=True,
+                **settings,
             )
             tokenizer = AutoTokenizer.from_pretrained(
                 tokenizer_source(source), local_files_only=local_only
             )
-    except NotCausal:
+    except (NotCausal, NoSafetensors):
         raise
-    # safetensors, json, hub and OS errors all mean: these files cannot be read
+    # safetensors, json, hub, memory and OS errors all mean: these files cannot be read
     except Exception as error:
         step = (
             "copy or save the folder again"
             if local_only
-            else "check the name, the network and your hub login"
+            else "check the name, the network, the memory and your hub login"
         )
         raise ValueError(
             f"model {source!r} cannot be loaded ({type(error).__name__}: {error}); {step}"
@@ -213,9 +240,7 @@ def _load(
             f" {sorted(info['missing_keys'])[0]}), which would be left random: copy or save the"
             " folder again"
         )
-    if dtype == torch.float64:
-        widen_norms(model)
-    return LanguageModel(model.to(device).eval(), tokenizer, name)
+    return model, tokenizer
 
 
 def _widen(lm: LanguageModel, folder: Path) -> LanguageModel:
@@ -243,7 +268,11 @@ def widen_norms(model: torch.nn.Module) -> None:
 
 
 class NotCausal(ValueError):
-    pass
+    """A model that does not read from left to right."""
+
+
+class NoSafetensors(FileNotFoundError):
+    """A model folder whose weights would have to be unpickled, or that has none."""
 
 
 def check_causal(config, source: str) -> None:

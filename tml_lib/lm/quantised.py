@@ -13,7 +13,7 @@ import logging
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 
 from tml_lib.lm import models
 from tml_lib.lm.models import LanguageModel
@@ -42,47 +42,14 @@ def load_4bit(name: str, device: str | None = None) -> LanguageModel:
     target = pick_device(device)
     _check_backend(target)
     folder = models.embedded_folder() if name == "embedded" else Path(name).expanduser()
-    local = folder.is_dir() or name.startswith((".", "/", "~"))
-    if local and not (folder / "config.json").is_file():
-        state = "has no config.json" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(
-            f"model folder {folder} {state}: give a folder written by `save_pretrained`"
-        )
-    source = str(folder) if local else name
-    try:
-        with models.quiet():
-            config = AutoConfig.from_pretrained(source, local_files_only=local)
-            models.check_causal(config, source)
-            given = {
-                "config": config,
-                "quantization_config": settings(),
-                "dtype": torch.bfloat16,
-                "device_map": str(target),
-            }
-            model, info = AutoModelForCausalLM.from_pretrained(
-                source, local_files_only=local, output_loading_info=True, **given
-            )
-            tokenizer = AutoTokenizer.from_pretrained(
-                models.tokenizer_source(source), local_files_only=local
-            )
-    except models.NotCausal:
-        raise
-    # safetensors, json, hub, memory and OS errors all mean: not in this form, not here
-    except Exception as error:
-        step = (
-            "copy or save the folder again"
-            if local
-            else "check the name, the network, the memory and your hub login"
-        )
-        raise ValueError(
-            f"model {source!r} cannot be loaded in 4 bits ({type(error).__name__}: {error}); {step}"
-        ) from error
-    if info["missing_keys"]:
-        raise ValueError(
-            f"model {source!r} lacks {len(info['missing_keys'])} weights (first:"
-            f" {sorted(info['missing_keys'])[0]}), which would be left random: copy or save the"
-            " folder again"
-        )
+    local = name == "embedded" or models.is_folder(name)
+    model, tokenizer = models.read(
+        str(folder) if local else name,
+        local_only=local,
+        quantization_config=settings(),
+        dtype=torch.bfloat16,
+        device_map=str(target),
+    )
     return LanguageModel(model.eval(), tokenizer, f"{folder.name if local else name} (4 bit)")
 
 

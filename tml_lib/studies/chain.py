@@ -14,7 +14,6 @@ most texts end by themselves.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -168,40 +167,27 @@ def arm_record(
     cold_steps: int,
     questions: int,
 ) -> dict:
-    """Train an arm and ask it held-out sums."""
+    """Train an arm and ask it held-out sums; an arm of ROOM_ARMS also with `room` to finish."""
     held_out = sums(questions, seed + HELD_OUT, avoid=sums(steps * BATCH, seed))
     log: list[dict] = []
     if arm != "base":
         lm, log = trained(lm, folder, arm, seed, steps=steps, cold_steps=cold_steps)
-    return {"arm": arm, "log": log} | asked(lm, held_out, seed)
+    more = {"room": room(lm, held_out, seed)} if arm in ROOM_ARMS else {}
+    return {"arm": arm, "log": log} | asked(lm, held_out, seed) | more
 
 
-def room_record(
-    arm: str,
-    folder: Path,
-    *,
-    lm: LanguageModel,
-    seed: int,
-    steps: int,
-    cold_steps: int,
-    questions: int,
-) -> dict:
-    """A trained arm's samples with ROOM tokens: right or not, whether they end in a box, and their
-    tokens, read back.
+def room(lm: LanguageModel, held_out: Sequence[Question], seed: int) -> dict:
+    """Samples with ROOM tokens: right or not, whether they end in a box, and their tokens, read
+    back.
     """
-    held_out = sums(questions, seed + HELD_OUT, avoid=sums(steps * BATCH, seed))
-    if arm != "base":
-        lm, _ = trained(lm, folder, arm, seed, steps=steps, cold_steps=cold_steps)
     prompts = [answers.chat_prompt(lm.tokenizer, question.text) for question in held_out]
     seeds = sampling.row_seeds(seed, len(prompts))
     texts = sampling.texts(
         lm, sampling.sample(lm, prompts, seeds, max_new_tokens=ROOM, batch_size=200)
     )
+    pairs = list(zip(texts, held_out, strict=True))
     return {
-        "right": [
-            answers.grade(text, question.answer)
-            for text, question in zip(texts, held_out, strict=True)
-        ],
+        "right": [answers.grade(text, question.answer) for text, question in pairs],
         "boxed": [rewards.boxed_at_the_end(text) for text in texts],
         "tokens": [
             len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
@@ -244,23 +230,13 @@ STUDY = Study(
     settings={"steps": STEPS, "cold_steps": COLD_STEPS, "questions": 200, "seed": 0},
     replays=(engine.records_again(_values),),
 )
-_ROOM = dataclasses.replace(STUDY, name="chain-room", record=room_record, protocol="chain")
 
 
 def make_evidence(
     lm: LanguageModel, scale: str, folder: Path, *, command: str, seed: int = 0, **settings
 ) -> Path:
-    """Write chain.<scale>.json: every arm's record, with its `room_record` as 'room' where it has
-    one. The folder keeps finished arms and training steps.
-    """
-    settings |= {"progress": True, "inputs": {"lm": lm}, "seed": seed}
-    made, rooms = STUDY.run(ARMS, folder, **settings), _ROOM.run(ROOM_ARMS, folder, **settings)
-    records = {record["arm"]: record for record in made.records}
-    for arm, room in zip(ROOM_ARMS, rooms.records, strict=True):
-        records[arm]["room"] = room
-    whole = dataclasses.replace(
-        made, records=list(records.values()), seconds=made.seconds + rooms.seconds
-    )
+    """Write chain.<scale>.json; the folder keeps finished arms and training steps."""
+    made = STUDY.run(ARMS, folder, progress=True, inputs={"lm": lm}, seed=seed, **settings)
     said = {
         "model": lm.name,
         "seed": seed,
@@ -272,4 +248,4 @@ def make_evidence(
         "samples": SAMPLES,
         "most_tokens": MOST_TOKENS,
     }
-    return STUDY.write(whole, folder, command=command, scale=scale, settings=said)
+    return STUDY.write(made, folder, command=command, scale=scale, settings=said)
