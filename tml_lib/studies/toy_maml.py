@@ -19,7 +19,7 @@ from tml_lib import runtime
 from tml_lib.claims import ledger
 from tml_lib.data import toy
 from tml_lib.measure import parameter_paths
-from tml_lib.meta import descent, maml, optimisers
+from tml_lib.meta import descent, maml, maml_mlp, optimisers
 from tml_lib.records import TaskBatch
 
 SIZES = (1, 40, 40, 1)  # Finn et al. (2017), §5.1
@@ -51,9 +51,9 @@ def sample(draw: torch.Generator) -> TaskBatch:
     return toy.sinusoids(META_BATCH, SHOTS, draw)
 
 
-def new_network(seed: int) -> maml.Theta:
+def new_network(seed: int) -> maml_mlp.Theta:
     """A fresh 2 × 40 network."""
-    return maml.new_mlp(SIZES, seed)
+    return maml_mlp.new_mlp(SIZES, seed)
 
 
 def unseen_sinusoids(n: int, seed: int) -> TaskBatch:
@@ -79,7 +79,7 @@ def sinusoid_record(seed: int, *, meta_steps: int, optimiser_steps: int) -> dict
     for method in maml.METHODS:
         began, rate = time.perf_counter(), FOMAML_INNER_LR if method == "fomaml" else INNER_LR
         given = {"meta_steps": meta_steps, "inner_lr": rate, "steps": STEPS, "outer_lr": OUTER_LR}
-        starts[method], _ = maml.meta_train(
+        starts[method], _ = maml_mlp.meta_train(
             new_network(seed), sample, seed=seed, method=method, **given
         )
         record["seconds"][method] = time.perf_counter() - began
@@ -111,13 +111,13 @@ def sinusoid_record(seed: int, *, meta_steps: int, optimiser_steps: int) -> dict
 
 
 def inner_curve(
-    start: maml.Theta, tasks: TaskBatch, inner_lr: float, method: str = "maml"
+    start: maml_mlp.Theta, tasks: TaskBatch, inner_lr: float, method: str = "maml"
 ) -> torch.Tensor:
     """Query losses after 0..10 inner steps, (B, 11)."""
-    return maml.adaptation_curve(start, tasks, inner_lr=inner_lr, steps=10, method=method)
+    return maml_mlp.adaptation_curve(start, tasks, inner_lr=inner_lr, steps=10, method=method)
 
 
-def best_rate(start: maml.Theta, tasks: TaskBatch, method: str = "maml") -> float:
+def best_rate(start: maml_mlp.Theta, tasks: TaskBatch, method: str = "maml") -> float:
     """The swept inner_lr with the lowest query loss after 5 steps on tasks that are not
     measured.
     """
@@ -128,7 +128,7 @@ def best_rate(start: maml.Theta, tasks: TaskBatch, method: str = "maml") -> floa
 
 
 def by_shots(
-    start: maml.Theta, tasks: TaskBatch, others: TaskBatch
+    start: maml_mlp.Theta, tasks: TaskBatch, others: TaskBatch
 ) -> dict[int, tuple[float, torch.Tensor]]:
     """For every number of shots the best inner_lr on other tasks, and the query losses along the
     inner loop with it.
@@ -140,7 +140,7 @@ def by_shots(
     return found
 
 
-def harmed(start: maml.Theta, tasks: TaskBatch) -> float:
+def harmed(start: maml_mlp.Theta, tasks: TaskBatch) -> float:
     """Share of tasks whose query loss is higher after 5 steps at the trained inner_lr than before
     them.
     """
@@ -185,7 +185,7 @@ def optimiser_record(seed: int, tasks: TaskBatch, others: TaskBatch, meta_steps:
 
 @torch.no_grad()
 def rule_curve(
-    rule: optimisers.Rule, networks: maml.Theta, tasks: TaskBatch, steps: int
+    rule: optimisers.Rule, networks: maml_mlp.Theta, tasks: TaskBatch, steps: int
 ) -> torch.Tensor:
     """Query losses along a rule's moves, (B, steps + 1); infinite where it diverged."""
     found = optimisers.query_losses(optimisers.unroll(rule, networks, tasks, steps), tasks)
@@ -409,16 +409,16 @@ def maml_comparison(writer: descent.Writer, batch: TaskBatch, seed: int, meta_st
     """
     found: dict[str, list[float]] = {"maml": [], "written": [], "start": []}
     for steps in range(1, descent.STEPS + 1):
-        theta, _ = maml.meta_train(
-            [maml.new_mlp((descent.D, 1), seed)[0], torch.zeros(1, 1)],
+        theta, _ = maml_mlp.meta_train(
+            [maml_mlp.new_mlp((descent.D, 1), seed)[0]._replace(bias=torch.zeros(1, 1))],
             lambda draw: mirrored(descent.draw_tasks(META_BATCH, draw, queries=QUERIES)[0]),
             meta_steps=meta_steps,
             inner_lr=descent.INNER_LR / 2,
             steps=steps,
             seed=seed,
         )
-        w_0 = theta[0].T.expand(len(batch), -1)
-        curve = maml.adaptation_curve(
+        w_0 = theta[0].weight.T.expand(len(batch), -1)
+        curve = maml_mlp.adaptation_curve(
             theta, mirrored(batch), inner_lr=descent.INNER_LR / 2, steps=steps
         )
         found["maml"].append(float(curve[:, -1].mean()))
@@ -546,7 +546,7 @@ def first_losses(name: str, seed: int, steps: int = 20) -> list[float]:
         "outer_lr": OUTER_LR,
         "meta_steps": BUDGETS[name]["meta_steps"],
     }
-    return maml.meta_train(new_network(seed), sample, seed=seed, stop=steps, **settings)[1]
+    return maml_mlp.meta_train(new_network(seed), sample, seed=seed, stop=steps, **settings)[1]
 
 
 # --- whole studies, resumable ---------------------------------------------------------------------
