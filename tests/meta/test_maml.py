@@ -192,8 +192,9 @@ def test_both_paths_train_alike_and_adapt_alike(method):
 
 
 @pytest.mark.parametrize("method", ["maml", "fomaml", "anil"])
-def test_any_module_and_loss_agree_with_unrolled_autograd(method):
-    """A classifier with LayerNorm, several outputs and cross-entropy, one task after another."""
+@pytest.mark.parametrize("norm", [nn.GroupNorm(1, 5), nn.RMSNorm(5)])
+def test_any_module_and_loss_agree_with_unrolled_autograd(method, norm):
+    """A classifier with a norm, several outputs and cross-entropy, one task after another."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(3, 6, 4, generator=draw, dtype=torch.float64)
     y = torch.randint(3, (3, 6, 1), generator=draw)
@@ -202,7 +203,7 @@ def test_any_module_and_loss_agree_with_unrolled_autograd(method):
     def classified(logits, y):
         return nn.functional.cross_entropy(logits, y[:, 0])
 
-    parts = nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3)
+    parts = nn.Linear(4, 5), norm, nn.Tanh(), nn.Linear(5, 3)
     model = nn.Sequential(*parts).double()
     names, start = zip(*model.named_parameters(), strict=True)
     total = 0.0
@@ -223,8 +224,13 @@ def test_any_module_and_loss_agree_with_unrolled_autograd(method):
     value, found = maml.meta_gradient(
         loss, maml.parameters(model), tasks, inner_lr=0.5, steps=2, method=method
     )
-    assert float(value) == pytest.approx(float(total), rel=1e-12)
+    assert float(value) == pytest.approx(float(total.detach()), rel=1e-12)
     torch.testing.assert_close(list(found.values()), list(wanted), rtol=1e-10, atol=1e-14)
+
+
+def test_a_model_whose_second_derivatives_vmap_gets_wrong_is_refused():
+    with pytest.raises(ValueError, match=r"LayerNorm.*use nn\.GroupNorm"):
+        maml.task_loss(nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5)))
 
 
 def test_the_scalar_meta_gradient_by_hand():

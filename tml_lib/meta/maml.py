@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
-from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
@@ -41,7 +41,15 @@ def parameters(model: torch.nn.Module) -> Parameters:
 
 
 def task_loss(model: torch.nn.Module, loss: Callable = mse_loss) -> Loss:
-    """The loss of one task as a function of the parameters: (theta, x, y) -> loss(model(x), y)."""
+    """The loss of one task as a function of the parameters: (theta, x, y) -> loss(model(x), y).
+
+    ValueError for a model with nn.LayerNorm: torch's vmap drops terms of its second derivative.
+    """
+    if any(isinstance(part, torch.nn.LayerNorm) for part in model.modules()):
+        raise ValueError(
+            "the model has LayerNorm, through which torch's vmap computes wrong second"
+            " derivatives: use nn.GroupNorm(1, width), which computes the same, or nn.RMSNorm"
+        )
     return lambda theta, x, y: loss(functional_call(model, theta, (x,)), y)
 
 
@@ -109,17 +117,15 @@ def meta_gradient(
         adapted = inner_loop(loss, theta, support_x, support_y, **settings)[-1]
         return loss(adapted, query_x, query_y), adapted
 
-    def mean_loss(theta):  # over the tasks
-        losses, adapted = vmap(query_loss, (None, 0, 0, 0, 0))(theta, *_parts(batch))
-        return losses.mean(), adapted
-
+    theta = {name: part.detach().requires_grad_() for name, part in theta.items()}
+    losses, adapted = vmap(query_loss, (None, 0, 0, 0, 0))(theta, *_parts(batch))
+    value = losses.mean()  # over the tasks
+    check_finite(value.detach(), inner_lr, steps)
     if method == "reptile":
-        value, adapted = mean_loss(theta)
-        direction = {name: part - adapted[name].mean(0) for name, part in theta.items()}
+        found = [(part - adapted[name].mean(0)).detach() for name, part in theta.items()]
     else:
-        direction, (value, _) = grad_and_value(mean_loss, has_aux=True)(theta)
-    check_finite(value, inner_lr, steps)
-    return value, direction
+        found = torch.autograd.grad(value, list(theta.values()))
+    return value.detach(), dict(zip(theta, found, strict=True))
 
 
 @torch.no_grad()
