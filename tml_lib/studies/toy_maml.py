@@ -2,7 +2,7 @@
 gradient descent.
 
 Each seed is one record: everything is trained anew from it and measured on unseen tasks of its own.
-Kept after every seed, so that an interrupted study goes on. Deviation from the paper: none of this
+Kept after every seed, so that an interrupted study resumes. Deviation from the paper: none of this
 is in it; it makes its table of analogies and its Eq. 4 literal, in models where both sides can be
 computed.
 """
@@ -77,11 +77,8 @@ def sinusoid_record(seed: int, *, meta_steps: int, optimiser_steps: int) -> dict
     record: dict = {"curves": {}, "at_five": {}, "seconds": {}, "rates": {}}
     starts = {}
     for method in maml.METHODS:
-        began, rate = time.perf_counter(), FOMAML_INNER_LR if method == "fomaml" else INNER_LR
-        given = {"meta_steps": meta_steps, "inner_lr": rate, "steps": STEPS, "outer_lr": OUTER_LR}
-        starts[method], _ = maml_mlp.meta_train(
-            new_network(seed), sample, seed=seed, method=method, **given
-        )
+        began = time.perf_counter()
+        starts[method], _ = _train(seed, method, meta_steps=meta_steps)
         record["seconds"][method] = time.perf_counter() - began
         rate = record["rates"][method] = best_rate(starts[method], others.with_shots(SHOTS), method)
         curve = inner_curve(starts[method], tasks.with_shots(SHOTS), rate, method)
@@ -108,6 +105,23 @@ def sinusoid_record(seed: int, *, meta_steps: int, optimiser_steps: int) -> dict
             seed, tasks.with_shots(SHOTS), others.with_shots(SHOTS), optimiser_steps
         )
     }
+
+
+def _train(
+    seed: int, method: str, *, meta_steps: int, stop: int | None = None
+) -> tuple[maml_mlp.Theta, list[float]]:
+    """The start that a method finds with the study's settings, and its losses."""
+    return maml_mlp.meta_train(
+        new_network(seed),
+        sample,
+        meta_steps=meta_steps,
+        inner_lr=FOMAML_INNER_LR if method == "fomaml" else INNER_LR,
+        outer_lr=OUTER_LR,
+        steps=STEPS,
+        seed=seed,
+        method=method,
+        stop=stop,
+    )
 
 
 def inner_curve(
@@ -161,7 +175,7 @@ def optimiser_record(seed: int, tasks: TaskBatch, others: TaskBatch, meta_steps:
     )
     draw = torch.Generator().manual_seed(3 * 10**6 + seed)
     networks, tuning = (
-        optimisers.fresh_networks(new_network, len(given), draw) for given in (tasks, others)
+        optimisers.fresh_networks(new_network, len(some), draw) for some in (tasks, others)
     )
     rules, rates = {"learned": rule}, {}
     for name, make in (("sgd", optimisers.sgd), ("adam", optimisers.adam)):
@@ -231,63 +245,34 @@ def descent_record(seed: int, *, train_steps: int, maml_steps: int) -> dict:
     'values': per-task estimands; the rest are means over tasks for figures.
     """
     models = {arm: descent.train(arm, seed, train_steps=train_steps)[0] for arm in descent.ARMS}
-    writer = models["writer"]
-    batch, w_0 = unseen_regressions(seed)
+    writer, (batch, w_0), end = models["writer"], unseen_regressions(seed), descent.STEPS
     explicit = descent.gradient_descent(batch, w_0, LONGEST)
     written = descent.write(writer, batch, w_0, LONGEST)
-    asked = descent.answer_nll(writer, batch, written)
-    late = descent.answer_nll(
-        models["late"], batch, descent.write(models["late"], batch, w_0, descent.STEPS)
-    )
-    foreign = {
-        arm: descent.answer_nll(
-            models[arm],
-            batch,
-            foreign_iterates(descent.write(models[arm], batch, w_0, descent.STEPS)),
-        )
-        for arm in ("writer", "late")
-    }
-    direct = direct_nll(models["direct"], batch)
     explicit_nll = descent.explicit_nll(batch, explicit)
-    end = descent.STEPS
-    shifted = {
-        "noisy": end_distance(writer, *unseen_regressions(seed, noise=1.0)),
-        "conditioned": end_distance(writer, *unseen_regressions(seed, condition=30.0)),
-        "far_start": end_distance(writer, batch, 3 * w_0),
-    }
-    values = {
-        "G1.iterate": relative_distance(written[:, end], explicit[:, end], w_0),
-        "G1.response": response_error(writer, batch, written[:, : end + 1], seed),
-        "G1.reciter_response": response_error(
-            models["reciter"],
-            batch,
-            descent.write(models["reciter"], batch, torch.zeros_like(w_0), end),
-            seed,
-        ),
-        "G1.cosine": step_cosines(batch, written[:, : end + 1]).mean(1),
-        "G1.longer": relative_distance(written[:, 2 * end], explicit[:, 2 * end], w_0),
-        "G1.longest": relative_distance(written[:, LONGEST], explicit[:, LONGEST], w_0),
-        **{f"G1.{name}": found for name, found in shifted.items()},
+    asked = descent.answer_nll(writer, batch, written)
+    late_written = descent.write(models["late"], batch, w_0, end)
+    late = descent.answer_nll(models["late"], batch, late_written)["answer"]
+    foreign = descent.answer_nll(writer, batch, foreign_iterates(written[:, : end + 1]))
+    foreign_late = descent.answer_nll(models["late"], batch, foreign_iterates(late_written))
+    direct = direct_nll(models["direct"], batch)
+    values = iterate_values(models, batch, w_0, explicit, written, seed) | {
         "G1.readout_fall": asked["readout"][:, 0] - asked["readout"][:, end],
         "G1.readout_gap": asked["readout"][:, end] - explicit_nll[:, end],
         "G2.fall": asked["answer"][:, 0] - asked["answer"][:, end],
-        "G2.content": foreign["writer"]["answer"][:, end] - asked["answer"][:, end],
-        "G2.late_content": foreign["late"]["answer"][:, end] - late["answer"][:, end],
-        "G2.late_over_direct": direct - late["answer"][:, end],
+        "G2.content": foreign["answer"][:, end] - asked["answer"][:, end],
+        "G2.late_content": foreign_late["answer"][:, end] - late[:, end],
+        "G2.late_over_direct": direct - late[:, end],
         "G2.over_direct": direct - asked["answer"][:, end],
-        "G2.readout_content": foreign["writer"]["readout"][:, end] - asked["readout"][:, end],
+        "G2.readout_content": foreign["readout"][:, end] - asked["readout"][:, end],
     }
     implicit, steps = implicit_values(writer, batch, written[:, : end + 1], seed)
+    losses = {"explicit": explicit, "written": written}
     return {
         "values": {name: _rounded(found) for name, found in {**values, **implicit}.items()},
-        "loss": {
-            "explicit": _mean(descent.query_loss(batch, explicit)),
-            "written": _mean(descent.query_loss(batch, written)),
-        },
+        "loss": {name: _mean(descent.query_loss(batch, w)) for name, w in losses.items()},
         "nll": {
-            "explicit": _mean(explicit_nll),
-            **{kind: _mean(found) for kind, found in asked.items()},
-            "late": _mean(late["answer"]),
+            name: _mean(found)
+            for name, found in {"explicit": explicit_nll, **asked, "late": late}.items()
         },
         "direct": float(direct.mean()),
         "maml": maml_comparison(writer, batch, seed, maml_steps),
@@ -297,6 +282,33 @@ def descent_record(seed: int, *, train_steps: int, maml_steps: int) -> dict:
         },
         "shifts": shift_tables(writer, seed),
         "implicit": steps,
+    }
+
+
+def iterate_values(
+    models: dict[str, descent.Writer],
+    batch: TaskBatch,
+    w_0: torch.Tensor,
+    explicit: torch.Tensor,
+    written: torch.Tensor,
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    """G1's per-task estimands of the iterates themselves: whether each is a gradient step."""
+    writer, end = models["writer"], descent.STEPS
+    recited = descent.write(models["reciter"], batch, torch.zeros_like(w_0), end)
+    noisy, conditioned = (
+        unseen_regressions(seed, **shift) for shift in ({"noise": 1.0}, {"condition": 30.0})
+    )
+    return {
+        "G1.iterate": relative_distance(written[:, end], explicit[:, end], w_0),
+        "G1.response": response_error(writer, batch, written[:, : end + 1], seed),
+        "G1.reciter_response": response_error(models["reciter"], batch, recited, seed),
+        "G1.cosine": step_cosines(batch, written[:, : end + 1]).mean(1),
+        "G1.longer": relative_distance(written[:, 2 * end], explicit[:, 2 * end], w_0),
+        "G1.longest": relative_distance(written[:, LONGEST], explicit[:, LONGEST], w_0),
+        "G1.noisy": end_distance(writer, *noisy),
+        "G1.conditioned": end_distance(writer, *conditioned),
+        "G1.far_start": end_distance(writer, batch, 3 * w_0),
     }
 
 
@@ -536,17 +548,11 @@ def first_losses(name: str, seed: int, steps: int = 20) -> list[float]:
     """The losses of the first steps of a seed's training: MAML's on 'sinusoids', the writer's on
     'descent'.
     """
+    budget = BUDGETS[name]
     if name == "descent":
-        return descent.train("writer", seed, train_steps=BUDGETS[name]["train_steps"], stop=steps)[
-            1
-        ]
-    settings = {
-        "inner_lr": INNER_LR,
-        "steps": STEPS,
-        "outer_lr": OUTER_LR,
-        "meta_steps": BUDGETS[name]["meta_steps"],
-    }
-    return maml_mlp.meta_train(new_network(seed), sample, seed=seed, stop=steps, **settings)[1]
+        train_steps = budget["train_steps"]
+        return descent.train("writer", seed, train_steps=train_steps, stop=steps)[1]
+    return _train(seed, "maml", meta_steps=budget["meta_steps"], stop=steps)[1]
 
 
 # --- whole studies, resumable ---------------------------------------------------------------------
@@ -597,21 +603,19 @@ def write_evidence(
     _, values, dropped = STUDIES[name]
     kept = [{key: part for key, part in record.items() if key not in dropped} for record in records]
     if name == "sinusoids":
-        kept = [
-            {
-                **record,
-                "optimisers": {key: record["optimisers"][key] for key in ("rates", "curves")},
-            }
-            for record in kept
-        ]
-    settings = {"seeds": len(records), **(BUDGETS[name] if budget is None else budget)}
-    given = {"command": command, "settings": settings, "wall_seconds": seconds}
+        for record in kept:
+            rules = record["optimisers"]
+            record["optimisers"] = {key: rules[key] for key in ("rates", "curves")}
     return ledger.write_evidence(
         folder,
         name,
         "tiny",
         values(records),
-        extra={"records": kept}
-        | {"first_losses": [first_losses(name, seed) for seed in range(len(records))]},
-        **given,
+        command=command,
+        settings={"seeds": len(records), **(BUDGETS[name] if budget is None else budget)},
+        wall_seconds=seconds,
+        extra={
+            "records": kept,
+            "first_losses": [first_losses(name, seed) for seed in range(len(records))],
+        },
     )
