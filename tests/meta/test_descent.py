@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tml_lib.measure import parameter_paths, probe
-from tml_lib.meta import descent, maml
+from tml_lib.meta import descent, maml_mlp
 from tml_lib.records import TaskBatch
 
 
@@ -41,12 +41,12 @@ def test_it_is_the_inner_loop_of_maml_on_mirrored_tasks():
     batch, w_0 = drawn()
     parts = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
     mirrored = TaskBatch(*(torch.cat([p, -p], 1) for p in parts))
-    start = [w_0[:, :, None], torch.zeros(len(batch), 1, 1)]
-    found = maml.adapt(start, mirrored, inner_lr=descent.INNER_LR / 2, steps=4)
+    start = [maml_mlp.Layer(w_0[:, :, None], torch.zeros(len(batch), 1, 1))]
+    found = maml_mlp.adapt(start, mirrored, inner_lr=descent.INNER_LR / 2, steps=4)
     explicit = descent.gradient_descent(batch, w_0, 4)
-    for step in range(5):
-        torch.testing.assert_close(found[step][0][:, :, 0], explicit[:, step], rtol=1e-5, atol=1e-5)
-        assert float(found[step][1].abs().max()) < 1e-5
+    for step, (layer,) in enumerate(found):
+        torch.testing.assert_close(layer.weight[:, :, 0], explicit[:, step], rtol=1e-5, atol=1e-5)
+        assert float(layer.bias.abs().max()) < 1e-5
 
 
 def test_query_loss_and_explicit_nll_by_hand():

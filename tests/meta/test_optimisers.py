@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from tml_lib.data import toy
-from tml_lib.meta import maml, optimisers
+from tml_lib.meta import maml_mlp, optimisers
 
 
 def new(seed):
-    return maml.new_mlp([1, 8, 1], seed, dtype=torch.float64)
+    return maml_mlp.new_mlp([1, 8, 1], seed, dtype=torch.float64)
 
 
 def single(seed):
-    return maml.new_mlp([1, 8, 1], seed)
+    return maml_mlp.new_mlp([1, 8, 1], seed)
 
 
 def batch(n=3):
@@ -34,26 +34,30 @@ def test_rules_take_the_steps_of_torch(rule, reference):
     found = optimisers.unroll(rule, networks, tasks, 7)
     assert len(found) == 8
     for task in range(len(tasks)):
-        parts = [part[task].clone().requires_grad_() for part in networks]
+        own = [
+            maml_mlp.Layer(*(part[task].clone().requires_grad_() for part in layer))
+            for layer in networks
+        ]
+        parts = [part for layer in own for part in layer]
         optimiser = reference(parts)
         for _ in range(7):
             optimiser.zero_grad()
-            maml.mse(parts, tasks.support_x[task], tasks.support_y[task]).backward()
+            maml_mlp.mse(own, tasks.support_x[task], tasks.support_y[task]).backward()
             optimiser.step()
-        for ours, theirs in zip(found[-1], parts, strict=True):
-            torch.testing.assert_close(ours[task], theirs.detach(), rtol=1e-9, atol=1e-12)
+        ours = [part[task] for layer in found[-1] for part in layer]
+        torch.testing.assert_close(ours, [p.detach() for p in parts], rtol=1e-9, atol=1e-12)
 
 
 def test_query_losses_are_those_of_the_networks():
     tasks = batch()
     networks = optimisers.fresh_networks(new, len(tasks), torch.Generator().manual_seed(2))
-    losses = optimisers.query_losses(
+    losses = maml_mlp.query_losses(
         optimisers.unroll(optimisers.sgd(0.01), networks, tasks, 3), tasks
     )
     assert losses.shape == (3, 4)
-    one = [part[1] for part in networks]
+    one = [maml_mlp.Layer(*(part[1] for part in layer)) for layer in networks]
     assert float(losses[1, 0]) == pytest.approx(
-        float(maml.mse(one, tasks.query_x[1], tasks.query_y[1]))
+        float(maml_mlp.mse(one, tasks.query_x[1], tasks.query_y[1]))
     )
 
 
@@ -78,7 +82,7 @@ def test_training_makes_it_better_than_it_started_and_is_repeatable():
     with torch.no_grad():
         ends = [
             float(
-                optimisers.query_losses(optimisers.unroll(r, networks, unseen, 5), unseen)[
+                maml_mlp.query_losses(optimisers.unroll(r, networks, unseen, 5), unseen)[
                     :, -1
                 ].mean()
             )

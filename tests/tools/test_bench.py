@@ -12,7 +12,7 @@ from tml_lib.lessons import generated
 from tml_lib.lm import models
 from tml_lib.lm.answers import Suffix, chat_prompt
 from tml_lib.lm.sampling import Sampled
-from tml_lib.meta import maml
+from tml_lib.meta import maml_mlp
 from tml_lib.tools import bench
 
 
@@ -94,14 +94,12 @@ def test_recording_one_benchmark_keeps_the_others(monkeypatch):
 
 @pytest.mark.parametrize("steps", [1, 5])
 def test_higher_computes_the_meta_gradient_that_it_is_timed_for(steps):
-    theta, batch = (
-        maml.new_mlp([1, 40, 40, 1], 0),
-        toy.sinusoids(3, 10, torch.Generator().manual_seed(0)),
-    )
-    _, wanted = maml.meta_gradient(theta, batch, inner_lr=0.01, steps=steps)
-    for ours, theirs in zip(
-        wanted, bench._higher_gradient(theta, batch, inner_lr=0.01, steps=steps), strict=True
-    ):
+    theta = maml_mlp.new_mlp([1, 40, 40, 1], 0)
+    batch = toy.sinusoids(3, 10, torch.Generator().manual_seed(0))
+    _, wanted = maml_mlp.meta_gradient(theta, batch, inner_lr=0.01, steps=steps)
+    found = bench._higher_gradient(maml_mlp.as_module(theta), batch, inner_lr=0.01, steps=steps)
+    named = dict(enumerate(found))
+    for ours, theirs in zip(wanted, maml_mlp.from_parameters(named), strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6)
 
 

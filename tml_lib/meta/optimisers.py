@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from tml_lib.meta.maml import Sampler, Theta, forward, gradient
+from tml_lib.meta.maml import Sampler
+from tml_lib.meta.maml_mlp import Layer, Theta, gradient, query_losses
 from tml_lib.records import TaskBatch
 
 # (gradient (B, P), parameters (B, P), step from 0, state of earlier steps) -> (move (B, P), state)
@@ -77,32 +78,30 @@ class LearnedOptimiser(nn.Module):
 
 def unroll(rule: Rule, theta: Theta, batch: TaskBatch, steps: int) -> list[Theta]:
     """Networks after 0..steps moves of a rule on the support losses; theta: one network per task,
-    (B, in, out) and (B, 1, out).
+    layers with a leading task axis.
 
     Moves may carry autograd history, the gradients that the rule is fed do not. ValueError for a
     negative number of steps.
     """
     if steps < 0:
         raise ValueError(f"steps={steps} is negative: an inner loop takes 0 or more steps")
-    shapes = [part.shape for part in theta]
-    flat = torch.cat([part.flatten(1) for part in theta], 1)
-    found, state = [theta], {}
+    found, flat, state = [theta], _flat(theta), {}
     for step in range(steps):
         with torch.no_grad():
-            slopes, _, _ = gradient(found[-1], batch.support_x, batch.support_y)
-            slope = torch.cat([part.flatten(1) for part in slopes], 1)
-        move, state = rule(slope, flat.detach(), step, state)
+            gradients, _, _ = gradient(found[-1], batch.support_x, batch.support_y)
+        move, state = rule(_flat(gradients), flat.detach(), step, state)
         flat = flat + move
-        pieces = flat.split([math.prod(shape[1:]) for shape in shapes], 1)
-        found.append([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)])
+        found.append(_shaped(flat, theta))
     return found
 
 
-def query_losses(found: list[Theta], batch: TaskBatch) -> torch.Tensor:
-    """Query loss of every task at every point of an unrolled loop: (B, steps + 1)."""
-    return torch.stack(
-        [((forward(theta, batch.query_x) - batch.query_y) ** 2).mean((1, 2)) for theta in found], 1
-    )
+def _flat(theta: Theta) -> torch.Tensor:
+    return torch.cat([part.flatten(1) for layer in theta for part in layer], 1)
+
+
+def _shaped(flat: torch.Tensor, like: Theta) -> Theta:
+    pieces = iter(flat.split([part[0].numel() for layer in like for part in layer], 1))
+    return [Layer(*(next(pieces).view(part.shape) for part in layer)) for layer in like]
 
 
 def train_optimiser(
@@ -156,7 +155,8 @@ def train_optimiser(
 
 def fresh_networks(new_network: Callable[[int], Theta], n: int, draw: torch.Generator) -> Theta:
     """n networks of seeds drawn from the generator, stacked along a task axis."""
-    seeds = torch.randint(2**31, (n,), generator=draw).tolist()
+    networks = [new_network(seed) for seed in torch.randint(2**31, (n,), generator=draw).tolist()]
     return [
-        torch.stack(parts) for parts in zip(*(new_network(seed) for seed in seeds), strict=True)
+        Layer(*(torch.stack(parts) for parts in zip(*layers, strict=True)))
+        for layers in zip(*networks, strict=True)
     ]

@@ -2,7 +2,7 @@
 gradient descent.
 
 Each seed is one record: everything is trained anew from it and measured on unseen tasks of its own.
-Kept after every seed, so that an interrupted study goes on. Deviation from the paper: none of this
+Kept after every seed, so that an interrupted study resumes. Deviation from the paper: none of this
 is in it; it makes its table of analogies and its Eq. 4 literal, in models where both sides can be
 computed.
 """
@@ -19,7 +19,7 @@ import torch
 
 from tml_lib.data import toy
 from tml_lib.measure import parameter_paths
-from tml_lib.meta import descent, maml, optimisers
+from tml_lib.meta import descent, maml, maml_mlp, optimisers
 from tml_lib.records import TaskBatch
 from tml_lib.studies import engine
 from tml_lib.studies.engine import Study
@@ -53,9 +53,9 @@ def sample(draw: torch.Generator) -> TaskBatch:
     return toy.sinusoids(META_BATCH, SHOTS, draw)
 
 
-def new_network(seed: int) -> maml.Theta:
+def new_network(seed: int) -> maml_mlp.Theta:
     """A fresh 2 × 40 network."""
-    return maml.new_mlp(SIZES, seed)
+    return maml_mlp.new_mlp(SIZES, seed)
 
 
 def unseen_sinusoids(n: int, seed: int) -> TaskBatch:
@@ -79,11 +79,8 @@ def sinusoid_record(seed: int, folder: Path, *, meta_steps: int, optimiser_steps
     record: dict = {"curves": {}, "at_five": {}, "seconds": {}, "rates": {}}
     starts = {}
     for method in maml.METHODS:
-        began, rate = time.perf_counter(), FOMAML_INNER_LR if method == "fomaml" else INNER_LR
-        given = {"meta_steps": meta_steps, "inner_lr": rate, "steps": STEPS, "outer_lr": OUTER_LR}
-        starts[method], _ = maml.meta_train(
-            new_network(seed), sample, seed=seed, method=method, **given
-        )
+        began = time.perf_counter()
+        starts[method], _ = _train(seed, method, meta_steps=meta_steps)
         record["seconds"][method] = time.perf_counter() - began
         rate = record["rates"][method] = best_rate(starts[method], others.with_shots(SHOTS), method)
         curve = inner_curve(starts[method], tasks.with_shots(SHOTS), rate, method)
@@ -112,14 +109,31 @@ def sinusoid_record(seed: int, folder: Path, *, meta_steps: int, optimiser_steps
     }
 
 
+def _train(
+    seed: int, method: str, *, meta_steps: int, stop: int | None = None
+) -> tuple[maml_mlp.Theta, list[float]]:
+    """The start that a method finds with the study's settings, and its losses."""
+    return maml_mlp.meta_train(
+        new_network(seed),
+        sample,
+        meta_steps=meta_steps,
+        inner_lr=FOMAML_INNER_LR if method == "fomaml" else INNER_LR,
+        outer_lr=OUTER_LR,
+        steps=STEPS,
+        seed=seed,
+        method=method,
+        stop=stop,
+    )
+
+
 def inner_curve(
-    start: maml.Theta, tasks: TaskBatch, inner_lr: float, method: str = "maml"
+    start: maml_mlp.Theta, tasks: TaskBatch, inner_lr: float, method: str = "maml"
 ) -> torch.Tensor:
     """Query losses after 0..10 inner steps, (B, 11)."""
-    return maml.adaptation_curve(start, tasks, inner_lr=inner_lr, steps=10, method=method)
+    return maml_mlp.adaptation_curve(start, tasks, inner_lr=inner_lr, steps=10, method=method)
 
 
-def best_rate(start: maml.Theta, tasks: TaskBatch, method: str = "maml") -> float:
+def best_rate(start: maml_mlp.Theta, tasks: TaskBatch, method: str = "maml") -> float:
     """The swept inner_lr with the lowest query loss after 5 steps on tasks that are not
     measured.
     """
@@ -130,7 +144,7 @@ def best_rate(start: maml.Theta, tasks: TaskBatch, method: str = "maml") -> floa
 
 
 def by_shots(
-    start: maml.Theta, tasks: TaskBatch, others: TaskBatch
+    start: maml_mlp.Theta, tasks: TaskBatch, others: TaskBatch
 ) -> dict[int, tuple[float, torch.Tensor]]:
     """For every number of shots the best inner_lr on other tasks, and the query losses along the
     inner loop with it.
@@ -142,7 +156,7 @@ def by_shots(
     return found
 
 
-def harmed(start: maml.Theta, tasks: TaskBatch) -> float:
+def harmed(start: maml_mlp.Theta, tasks: TaskBatch) -> float:
     """Share of tasks whose query loss is higher after 5 steps at the trained inner_lr than before
     them.
     """
@@ -163,7 +177,7 @@ def optimiser_record(seed: int, tasks: TaskBatch, others: TaskBatch, meta_steps:
     )
     draw = torch.Generator().manual_seed(3 * 10**6 + seed)
     networks, tuning = (
-        optimisers.fresh_networks(new_network, len(given), draw) for given in (tasks, others)
+        optimisers.fresh_networks(new_network, len(some), draw) for some in (tasks, others)
     )
     rules, rates = {"learned": rule}, {}
     for name, make in (("sgd", optimisers.sgd), ("adam", optimisers.adam)):
@@ -187,7 +201,7 @@ def optimiser_record(seed: int, tasks: TaskBatch, others: TaskBatch, meta_steps:
 
 @torch.no_grad()
 def rule_curve(
-    rule: optimisers.Rule, networks: maml.Theta, tasks: TaskBatch, steps: int
+    rule: optimisers.Rule, networks: maml_mlp.Theta, tasks: TaskBatch, steps: int
 ) -> torch.Tensor:
     """Query losses along a rule's moves, (B, steps + 1); infinite where it diverged."""
     found = optimisers.query_losses(optimisers.unroll(rule, networks, tasks, steps), tasks)
@@ -222,63 +236,34 @@ def descent_record(seed: int, folder: Path, *, train_steps: int, maml_steps: int
     'values': per-task estimands; the rest are means over tasks for figures.
     """
     models = {arm: descent.train(arm, seed, train_steps=train_steps)[0] for arm in descent.ARMS}
-    writer = models["writer"]
-    batch, w_0 = unseen_regressions(seed)
+    writer, (batch, w_0), end = models["writer"], unseen_regressions(seed), descent.STEPS
     explicit = descent.gradient_descent(batch, w_0, LONGEST)
     written = descent.write(writer, batch, w_0, LONGEST)
-    asked = descent.answer_nll(writer, batch, written)
-    late = descent.answer_nll(
-        models["late"], batch, descent.write(models["late"], batch, w_0, descent.STEPS)
-    )
-    foreign = {
-        arm: descent.answer_nll(
-            models[arm],
-            batch,
-            foreign_iterates(descent.write(models[arm], batch, w_0, descent.STEPS)),
-        )
-        for arm in ("writer", "late")
-    }
-    direct = direct_nll(models["direct"], batch)
     explicit_nll = descent.explicit_nll(batch, explicit)
-    end = descent.STEPS
-    shifted = {
-        "noisy": end_distance(writer, *unseen_regressions(seed, noise=1.0)),
-        "conditioned": end_distance(writer, *unseen_regressions(seed, condition=30.0)),
-        "far_start": end_distance(writer, batch, 3 * w_0),
-    }
-    values = {
-        "G1.iterate": relative_distance(written[:, end], explicit[:, end], w_0),
-        "G1.response": response_error(writer, batch, written[:, : end + 1], seed),
-        "G1.reciter_response": response_error(
-            models["reciter"],
-            batch,
-            descent.write(models["reciter"], batch, torch.zeros_like(w_0), end),
-            seed,
-        ),
-        "G1.cosine": step_cosines(batch, written[:, : end + 1]).mean(1),
-        "G1.longer": relative_distance(written[:, 2 * end], explicit[:, 2 * end], w_0),
-        "G1.longest": relative_distance(written[:, LONGEST], explicit[:, LONGEST], w_0),
-        **{f"G1.{name}": found for name, found in shifted.items()},
+    asked = descent.answer_nll(writer, batch, written)
+    late_written = descent.write(models["late"], batch, w_0, end)
+    late = descent.answer_nll(models["late"], batch, late_written)["answer"]
+    foreign = descent.answer_nll(writer, batch, foreign_iterates(written[:, : end + 1]))
+    foreign_late = descent.answer_nll(models["late"], batch, foreign_iterates(late_written))
+    direct = direct_nll(models["direct"], batch)
+    values = iterate_values(models, batch, w_0, explicit, written, seed) | {
         "G1.readout_fall": asked["readout"][:, 0] - asked["readout"][:, end],
         "G1.readout_gap": asked["readout"][:, end] - explicit_nll[:, end],
         "G2.fall": asked["answer"][:, 0] - asked["answer"][:, end],
-        "G2.content": foreign["writer"]["answer"][:, end] - asked["answer"][:, end],
-        "G2.late_content": foreign["late"]["answer"][:, end] - late["answer"][:, end],
-        "G2.late_over_direct": direct - late["answer"][:, end],
+        "G2.content": foreign["answer"][:, end] - asked["answer"][:, end],
+        "G2.late_content": foreign_late["answer"][:, end] - late[:, end],
+        "G2.late_over_direct": direct - late[:, end],
         "G2.over_direct": direct - asked["answer"][:, end],
-        "G2.readout_content": foreign["writer"]["readout"][:, end] - asked["readout"][:, end],
+        "G2.readout_content": foreign["readout"][:, end] - asked["readout"][:, end],
     }
     implicit, steps = implicit_values(writer, batch, written[:, : end + 1], seed)
+    losses = {"explicit": explicit, "written": written}
     return {
         "values": {name: _rounded(found) for name, found in {**values, **implicit}.items()},
-        "loss": {
-            "explicit": _mean(descent.query_loss(batch, explicit)),
-            "written": _mean(descent.query_loss(batch, written)),
-        },
+        "loss": {name: _mean(descent.query_loss(batch, w)) for name, w in losses.items()},
         "nll": {
-            "explicit": _mean(explicit_nll),
-            **{kind: _mean(found) for kind, found in asked.items()},
-            "late": _mean(late["answer"]),
+            name: _mean(found)
+            for name, found in {"explicit": explicit_nll, **asked, "late": late}.items()
         },
         "direct": float(direct.mean()),
         "maml": maml_comparison(writer, batch, seed, maml_steps),
@@ -288,6 +273,33 @@ def descent_record(seed: int, folder: Path, *, train_steps: int, maml_steps: int
         },
         "shifts": shift_tables(writer, seed),
         "implicit": steps,
+    }
+
+
+def iterate_values(
+    models: dict[str, descent.Writer],
+    batch: TaskBatch,
+    w_0: torch.Tensor,
+    explicit: torch.Tensor,
+    written: torch.Tensor,
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    """G1's per-task estimands of the iterates themselves: whether each is a gradient step."""
+    writer, end = models["writer"], descent.STEPS
+    recited = descent.write(models["reciter"], batch, torch.zeros_like(w_0), end)
+    noisy, conditioned = (
+        unseen_regressions(seed, **shift) for shift in ({"noise": 1.0}, {"condition": 30.0})
+    )
+    return {
+        "G1.iterate": relative_distance(written[:, end], explicit[:, end], w_0),
+        "G1.response": response_error(writer, batch, written[:, : end + 1], seed),
+        "G1.reciter_response": response_error(models["reciter"], batch, recited, seed),
+        "G1.cosine": step_cosines(batch, written[:, : end + 1]).mean(1),
+        "G1.longer": relative_distance(written[:, 2 * end], explicit[:, 2 * end], w_0),
+        "G1.longest": relative_distance(written[:, LONGEST], explicit[:, LONGEST], w_0),
+        "G1.noisy": end_distance(writer, *noisy),
+        "G1.conditioned": end_distance(writer, *conditioned),
+        "G1.far_start": end_distance(writer, batch, 3 * w_0),
     }
 
 
@@ -400,16 +412,16 @@ def maml_comparison(writer: descent.Writer, batch: TaskBatch, seed: int, meta_st
     """
     found: dict[str, list[float]] = {"maml": [], "written": [], "start": []}
     for steps in range(1, descent.STEPS + 1):
-        theta, _ = maml.meta_train(
-            [maml.new_mlp((descent.D, 1), seed)[0], torch.zeros(1, 1)],
+        theta, _ = maml_mlp.meta_train(
+            [maml_mlp.new_mlp((descent.D, 1), seed)[0]._replace(bias=torch.zeros(1, 1))],
             lambda draw: mirrored(descent.draw_tasks(META_BATCH, draw, queries=QUERIES)[0]),
             meta_steps=meta_steps,
             inner_lr=descent.INNER_LR / 2,
             steps=steps,
             seed=seed,
         )
-        w_0 = theta[0].T.expand(len(batch), -1)
-        curve = maml.adaptation_curve(
+        w_0 = theta[0].weight.T.expand(len(batch), -1)
+        curve = maml_mlp.adaptation_curve(
             theta, mirrored(batch), inner_lr=descent.INNER_LR / 2, steps=steps
         )
         found["maml"].append(float(curve[:, -1].mean()))
@@ -527,17 +539,11 @@ def first_losses(name: str, seed: int, steps: int = 20) -> list[float]:
     """The losses of the first steps of a seed's training: MAML's on 'sinusoids', the writer's on
     'descent'.
     """
+    budget = BUDGETS[name]
     if name == "descent":
-        return descent.train("writer", seed, train_steps=BUDGETS[name]["train_steps"], stop=steps)[
-            1
-        ]
-    settings = {
-        "inner_lr": INNER_LR,
-        "steps": STEPS,
-        "outer_lr": OUTER_LR,
-        "meta_steps": BUDGETS[name]["meta_steps"],
-    }
-    return maml.meta_train(new_network(seed), sample, seed=seed, stop=steps, **settings)[1]
+        train_steps = budget["train_steps"]
+        return descent.train("writer", seed, train_steps=train_steps, stop=steps)[1]
+    return _train(seed, "maml", meta_steps=budget["meta_steps"], stop=steps)[1]
 
 
 # --- the studies ----------------------------------------------------------------------------------

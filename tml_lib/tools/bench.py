@@ -4,6 +4,7 @@ turns (A B A B).
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import subprocess
@@ -26,13 +27,13 @@ from tml_lib.measure import landscape
 from tml_lib.measure.implicit import update_from_ids
 from tml_lib.measure.parameter_paths import path_from_ids
 from tml_lib.measure.probe import naive_nll, prefix_nll
-from tml_lib.meta import maml
+from tml_lib.meta import maml, maml_mlp
 from tml_lib.tools import plan_cpu
 
 # trajectory tokens -> bar: how many times faster than the naive loop
 LENGTHS = {128: 10, 512: 22, 1024: 40}
 TINY_BAR, MEMORY_BAR = 22, 200  # the tiny model's bar at 512 tokens; MiB above the model at 1024
-# inner steps -> how many times faster than higher: readable path, fast path
+# inner steps -> how many times faster than higher: readable path (`maml`), fast path (`maml_mlp`)
 MAML_BARS = {1: (12, 25), 5: (8, 18)}
 ROLLOUTS_BAR, SFT_BAR = 3, 2
 GRPO_BAR = 1  # seconds
@@ -157,15 +158,17 @@ def maml_rows(*, rounds: int = 5, say: Callable[[str], None] = print) -> list[di
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        theta, rows = maml.new_mlp([1, 40, 40, 1], 0), []
+        theta, rows = maml_mlp.new_mlp([1, 40, 40, 1], 0), []
+        model = maml_mlp.as_module(theta)
+        generic = functools.partial(maml.meta_gradient, maml.task_loss(model))
         batch = toy.sinusoids(25, 10, torch.Generator().manual_seed(0))
         for steps, (readable_bar, fast_bar) in MAML_BARS.items():
             ratios, rates = {"readable": [], "fast": []}, []
             for turn in range(rounds):
                 seconds = {
-                    "higher": _mean_time(_higher_gradient, 2, theta, batch, steps),
-                    "readable": _mean_time(maml.meta_gradient_readable, 20, theta, batch, steps),
-                    "fast": _mean_time(maml.meta_gradient, 20, theta, batch, steps),
+                    "higher": _mean_time(_higher_gradient, 2, model, batch, steps),
+                    "readable": _mean_time(generic, 20, maml.parameters(model), batch, steps),
+                    "fast": _mean_time(maml_mlp.meta_gradient, 20, theta, batch, steps),
                 }
                 for name, values in ratios.items():
                     values.append(seconds["higher"] / seconds[name])
@@ -191,20 +194,23 @@ def maml_rows(*, rounds: int = 5, say: Callable[[str], None] = print) -> list[di
             rows += _rows(figures, setting)
         say("a training run")
         trained: list = []
-        arguments = {
-            "meta_steps": MAML_TRAINING,
-            "inner_lr": 0.02,
-            "steps": 5,
-            "outer_lr": 0.008,
-            "seed": 0,
-        }
         seconds = _time(
             lambda: trained.append(
-                maml.meta_train(theta, lambda g: toy.sinusoids(25, 10, g), **arguments)[0]
+                maml_mlp.meta_train(
+                    theta,
+                    lambda g: toy.sinusoids(25, 10, g),
+                    meta_steps=MAML_TRAINING,
+                    inner_lr=0.02,
+                    steps=5,
+                    outer_lr=0.008,
+                    seed=0,
+                )[0]
             )
         )
         unseen = toy.sinusoids(600, 10, torch.Generator().manual_seed(1), queries=100)
-        curve = maml.adaptation_curve(trained[0], unseen, inner_lr=0.02, steps=5).mean(0).tolist()
+        curve = (
+            maml_mlp.adaptation_curve(trained[0], unseen, inner_lr=0.02, steps=5).mean(0).tolist()
+        )
     finally:
         torch.set_num_threads(threads)
     setting = f"{MAML_TRAINING} meta-steps of 5 inner steps, Adam, one thread; 600 unseen tasks"
@@ -532,7 +538,7 @@ def _landscape_in_place(
                         naive_nll(lm.model, one.prompt, (), one.suffixes[0], 0)
 
 
-def _mean_time(way: Callable, repeats: int, theta: maml.Theta, batch, steps: int) -> float:
+def _mean_time(way: Callable, repeats: int, theta, batch, steps: int) -> float:
     """Seconds of one meta-gradient, after a warm-up."""
     way(theta, batch, inner_lr=0.01, steps=steps)
     return (
@@ -541,20 +547,13 @@ def _mean_time(way: Callable, repeats: int, theta: maml.Theta, batch, steps: int
     )
 
 
-def _higher_gradient(
-    theta: maml.Theta, batch, *, inner_lr: float, steps: int
-) -> list[torch.Tensor]:
+def _higher_gradient(net, batch, *, inner_lr: float, steps: int) -> list[torch.Tensor]:
     """The meta-gradient as `higher`'s documentation computes it: one differentiable copy and inner
     loop per task.
     """
     import higher
 
-    parts = [torch.nn.Linear(*W.shape) for W in theta[::2]]
-    net = torch.nn.Sequential(*[m for part in parts for m in (part, torch.nn.ReLU())][:-1])
-    with torch.no_grad():
-        for part, W, b in zip(parts, theta[::2], theta[1::2], strict=True):
-            part.weight.copy_(W.T)
-            part.bias.copy_(b[0])
+    net.zero_grad()
     optimiser = torch.optim.SGD(net.parameters(), lr=inner_lr)
     for task in range(len(batch)):
         sx, sy, qx, qy = (
@@ -564,7 +563,7 @@ def _higher_gradient(
             for _ in range(steps):
                 inner.step(((copy(sx) - sy) ** 2).mean())
             (((copy(qx) - qy) ** 2).mean() / len(batch)).backward()
-    return [p for part in parts for p in (part.weight.grad.T, part.bias.grad[None])]
+    return [p.grad for p in net.parameters()]
 
 
 def _rows(figures: list[tuple], setting: str) -> list[dict]:
