@@ -386,11 +386,14 @@ def test_json_has_the_promised_fields_and_null_for_what_does_not_exist(table, tm
 def test_every_row_is_rendered_with_its_numbers(table):
     lines = ledger.to_text(table).split("\n")
     for row in table:
-        (line,) = [line for line in lines if row.test in line.replace("*", " ").split()]
+        test = ledger.rules()[row.claim, row.test]
+        said = f"{test['label']} ({row.test}): claimed {ledger.wanted(test)}"
+        (k,) = [k for k, line in enumerate(lines) if line.endswith(f" {said}")]
+        assert ("*" in lines[k]) == row.decisive
+        line = lines[k + 1]
         assert f"{row.estimate:.3f}" in line
         assert f"[{row.low:.3f}, {row.high:.3f}]" in line
         assert row.verdict in line
-        assert ("*" in line) == row.decisive
 
 
 def test_evidence_of_the_project_is_named_from_its_folder():

@@ -98,8 +98,8 @@ def test_evidence_of_another_scale_has_a_column_and_a_second_file_its_say():
     further = row("C5", "pass", 0.15, 0.25, "holds", scale="gpu-aime24")
     table = report.overview([row("C5", "pass", 0.15, 0.25, "holds"), other, further])
     assert "| gpu-aime24 |" in table.splitlines()[0]
-    (line,) = [line for line in table.splitlines() if line.startswith("| **C5** ")]
-    assert line.count("pass: ") == 3
+    (line,) = [line for line in table.splitlines() if "(C5) |" in line]
+    assert line.count("(`pass`, claimed above 0.05): ") == 3
 
 
 def test_every_claim_has_a_verdict_or_a_reason_at_every_scale(table):
@@ -121,10 +121,12 @@ def test_every_claim_has_a_verdict_or_a_reason_at_every_scale(table):
 def test_the_overview_has_a_line_per_claim_and_each_verdict(table):
     text = report.overview(table)
     for claim in ledger.claims():
-        assert re.search(rf"^\| \*\*{claim}\*\* ", text, re.MULTILINE)
+        assert re.search(rf"^\| [^|]+ \({claim}\) \|", text, re.MULTILINE)
     for item in report.settled(table):
-        (line,) = [line for line in text.splitlines() if line.startswith(f"| **{item.claim}** ")]
-        assert f"**{item.verdict}** {item.row.test}: {item.row.estimate:.2f}" in line
+        (line,) = [line for line in text.splitlines() if f" ({item.claim}) |" in line]
+        label = ledger.rules()[item.claim, item.row.test]["label"].replace("|", "&#124;")
+        assert f"**{item.verdict}** {label} (`{item.row.test}`, claimed " in line
+        assert f"): {item.row.estimate:.2f} [" in line
     assert len({line.count("|") for line in text.splitlines()}) == 1
 
 
@@ -140,8 +142,10 @@ def test_the_details_have_a_line_per_decisive_row(table):
 def test_the_figure_has_a_mark_and_an_interval_per_verdict(table):
     found = report.settled(table)
     ax = plots.verdicts(found).axes[0]
-    assert [label.get_text() for label in ax.get_yticklabels()] == [
-        f"{item.claim} ({item.scale}), {item.row.test}" for item in found
+    assert [label.get_text().replace("\n", " ") for label in ax.get_yticklabels()] == [
+        f"{ledger.rules()[item.claim, item.row.test]['label']}"
+        f" ({item.claim} {item.row.test}, {item.scale})"
+        for item in found
     ]
     marks = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
     assert marks[: len(found)] == pytest.approx([item.margin[1] for item in found])

@@ -70,7 +70,10 @@ def test_forest_marks_estimates_and_verdicts():
         "C1", "trend", "small", "e", "tau", -0.3, -0.4, -0.2, 1, 64, "c", True, "holds", "f.json"
     )
     ax = plots.forest([row]).axes[0]
-    assert ax.get_yticklabels()[0].get_text() == "C1 trend: holds"
+    assert ax.get_yticklabels()[0].get_text() == (
+        "trend of L̂ over the whole gold trajectory (C1\ntrend, small)"
+        "\nclaimed below -0.1 tau: holds"
+    )
     assert -0.3 in [line.get_xdata()[0] for line in ax.lines]
 
 

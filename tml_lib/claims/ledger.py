@@ -66,6 +66,16 @@ def _parsed(text: str) -> dict[str, dict]:
     )
 
 
+def rules() -> dict[tuple[str, str], dict]:
+    """Every test of `claims.toml`, by claim and name."""
+    return {(claim, test["name"]): test for claim, test in _all_tests(claims())}
+
+
+def wanted(test: dict) -> str:
+    """What a test's rule asks for, with side and unit: 'above 0.05 share'."""
+    return f"{test['side']} {test['threshold']:g} {test['unit']}"
+
+
 def rules_hash(names: list[str]) -> str:
     """Hash of the rules of the named tests ('C1.trend', ...): 16 hexadecimal digits. A label is
     wording and not covered.
@@ -325,19 +335,23 @@ def to_json(table: list[Row]) -> str:
 
 
 def to_text(table: list[Row]) -> str:
-    """The table for a terminal, with the claims' verdicts below it."""
-    lines = [
-        f"{'claim':6}{'test':27}{'scale':7}{'estimate':>9}  {'95 % interval':20}{'unit':16}{'n':>6}"
-        "  verdict"
-    ]
+    """The table for a terminal: claims by title, tests by label, and the claims' verdicts below."""
+    known, tests, lines, above = claims(), rules(), [], (None, None)
     for row in table:
+        test = tests[row.claim, row.test]
+        if row.claim != above[0]:
+            lines.append(f"{known[row.claim]['title']} ({row.claim})")
+        if (row.claim, row.test) != above:
+            mark = "*" if row.decisive else " "
+            lines.append(f" {mark} {test['label']} ({row.test}): claimed {wanted(test)}")
+        above = row.claim, row.test
         interval = f"[{row.low:.3f}, {row.high:.3f}]"
-        mark = "*" if row.decisive else " "
-        start = f"{row.claim:6}{mark + row.test:27}{row.scale:7}{row.estimate:9.3f}  {interval:20}"
         count = f"{row.n_seeds}×{row.n_questions}" if row.n_seeds > 1 else str(row.n_questions)
-        lines.append(f"{start}{row.unit:16}{count:>6}  {row.verdict}")
-    lines.append("* decisive test")
-    known = claims()
+        numbers = f"{row.estimate:9.3f}  {interval:20}{row.unit:16}"
+        lines.append(f"      {row.scale:11}{numbers}n = {count:7}{row.verdict}")
+    lines.append(
+        "* decisive test; estimate and [95 % interval]; n: seeds × questions, or questions"
+    )
     for (claim, scale, evidence), found in summary(table).items():
-        lines.append(f"{claim} at scale {scale}: {found} ({known[claim]['title']}; {evidence})")
+        lines.append(f"{known[claim]['title']} ({claim}) at scale {scale}: {found} ({evidence})")
     return "\n".join(lines)

@@ -34,7 +34,7 @@ class Settled:
 
         That is the threshold's own size, or, where it is 0, what other tests of the unit have.
         """
-        rule = next(t for t in ledger.claims()[self.claim]["tests"] if t["name"] == self.row.test)
+        rule = ledger.rules()[self.claim, self.row.test]
         unit = (1 if rule["side"] == "above" else -1) * (
             abs(rule["threshold"]) or smallest_effect(rule["unit"])
         )
@@ -108,7 +108,7 @@ def overview(table: list[Row]) -> str:
     for claim, item in ledger.claims().items():
         cells = [_cell(found.get((claim, scale), []), why_not(claim, scale)) for scale in scales]
         lines.append(
-            f"| **{claim}** {item['title']} | {item['paper']}: {item['reported']} |"
+            f"| {item['title']} ({claim}) | {item['paper']}: {item['reported']} |"
             f" {' | '.join(cells)} |"
         )
     return "\n".join(lines)
@@ -117,31 +117,36 @@ def overview(table: list[Row]) -> str:
 def _cell(found: list[Settled], reason: str) -> str:
     if not found:
         return f"*{reason}*" if reason else "–"
-    rows = [(item.verdict, item.row) for item in found]
-    return "; ".join(
-        f"**{v}** {r.test}: {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}] {r.unit}" for v, r in rows
-    )
+    tests = ledger.rules()
+    return "; ".join(_settling(item, tests[item.claim, item.row.test]) for item in found)
+
+
+def _settling(item: Settled, test: dict) -> str:
+    row = item.row
+    numbers = f"{row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}] {row.unit}"
+    said = f"{test['label']} (`{row.test}`, claimed {test['side']} {test['threshold']:g})"
+    return f"**{item.verdict}** {said}: {numbers}".replace("|", "&#124;")
 
 
 def details(table: list[Row]) -> str:
-    """Markdown, a line per decisive test and scale: estimand, control, estimate with interval, n,
-    verdict.
+    """Markdown, a line per decisive test and scale: estimand, control, threshold, estimate with
+    interval, n, verdict.
     """
-    lines = [
-        "| test | scale | estimand | control | estimate [95 % interval] | n | verdict |",
-        "|---" * 7 + "|",
-    ]
+    heads = "test | scale | estimand | control | claimed | estimate [95 % interval] | n | verdict"
+    lines, tests = [f"| {heads} |", "|---" * 8 + "|"], ledger.rules()
     for row in table:
         if row.decisive:
             numbers = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}] {row.unit}"
             count = (
                 f"{row.n_seeds} × {row.n_questions}" if row.n_seeds > 1 else f"{row.n_questions}"
             )
+            test = tests[row.claim, row.test]
             cells = (
-                f"{row.claim}.{row.test}",
+                f"{test['label']} ({row.claim}.{row.test})",
                 row.scale,
                 row.estimand,
                 row.control,
+                ledger.wanted(test),
                 numbers,
                 count,
                 row.verdict,

@@ -250,7 +250,7 @@ def ledger_table() -> str:
         cells = [
             f"**{found[claim, scale]}**" if (claim, scale) in found else "–" for scale in scales
         ]
-        lines.append(f"| {claim}: {item['title']} | {' | '.join(cells)} |")
+        lines.append(f"| {item['title']} ({claim}) | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -259,9 +259,17 @@ def _stored() -> list[ledger.Row]:
 
 
 def _figure_digest() -> str:
-    """What the README's figure shows, as a hash."""
+    """What the README's figure shows, labels included, as a hash."""
+    tests = ledger.rules()
     shown = [
-        (item.claim, item.scale, item.verdict, item.row.test, item.margin)
+        (
+            item.claim,
+            item.scale,
+            item.verdict,
+            item.row.test,
+            tests[item.claim, item.row.test]["label"],
+            item.margin,
+        )
         for item in report.settled(_stored())
     ]
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]

@@ -6,6 +6,7 @@ at 7 inches wide.
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable
 from itertools import cycle
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.transforms import Bbox, ScaledTranslation
 
-from tml_lib.claims.ledger import Row, claims
+from tml_lib.claims.ledger import Row, rules, wanted
 from tml_lib.claims.report import Settled
 from tml_lib.claims.stats import bootstrap_interval, on_grid, smooth
 from tml_lib.records import Interval, Landscape, ProbeCurve
@@ -265,16 +266,14 @@ def forest(table: list[Row]) -> Figure:
     for row in table:
         panels.setdefault((row.unit, abs(row.estimate) > 1), []).append(row)
     units, counts = list(panels), [len(rows) for rows in panels.values()]
-    size = (7, 0.8 * len(units) + 0.32 * len(table))
+    size = (7, 0.8 * len(units) + 0.5 * len(table))
     figure, axes = plt.subplots(
         len(units), 1, figsize=size, height_ratios=counts, layout="constrained", squeeze=False
     )
-    rules = {
-        (claim, test["name"]): test for claim, item in claims().items() for test in item["tests"]
-    }
+    tests = rules()
     for ax, ((unit, _), rows) in zip(axes[:, 0], panels.items(), strict=True):
         for y, row in enumerate(rows):
-            rule, colour = rules[row.claim, row.test], VERDICT_COLOURS.get(row.verdict, "0.35")
+            rule, colour = tests[row.claim, row.test], VERDICT_COLOURS.get(row.verdict, "0.35")
             ax.plot([row.low, row.high], [y, y], color=colour, lw=2)
             ax.plot(row.estimate, y, "o" if row.decisive else "D", color=colour, ms=6)
             arrow = "▶" if rule["side"] == "above" else "◀"
@@ -288,9 +287,12 @@ def forest(table: list[Row]) -> Figure:
                 color="0.4",
             )
             ax.plot([rule["threshold"]] * 2, [y - 0.35, y + 0.35], color="0.4", lw=1)
-        ax.set_yticks(
-            range(len(rows)), [f"{row.claim} {row.test}: {row.verdict}" for row in rows], fontsize=8
-        )
+        names = [
+            f"{_named(row, tests, width=48)}\nclaimed {wanted(tests[row.claim, row.test])}:"
+            f" {row.verdict}"
+            for row in rows
+        ]
+        ax.set_yticks(range(len(rows)), names, fontsize=7)
         ax.set(xlabel=unit, ylim=(len(rows) - 0.4, -0.6))
         ax.axvline(0, color="0.8", lw=0.8, zorder=0)
     note = (
@@ -301,13 +303,25 @@ def forest(table: list[Row]) -> Figure:
     return figure
 
 
+def _named(row: Row, tests: dict[tuple[str, str], dict], *, width: int) -> str:
+    """A test's label with its code, in lines of at most `width` characters."""
+    label = tests[row.claim, row.test]["label"]
+    return textwrap.fill(
+        f"{label} ({row.claim} {row.test}, {row.scale})", width, break_on_hyphens=False
+    )
+
+
 def verdicts(found: list[Settled]) -> Figure:
     """Every claim's settling test at each scale, in smallest effects that matter beyond its
     threshold (0: the threshold).
 
     The axis is linear between -1 and 1 and logarithmic outside.
     """
-    figure, ax = plt.subplots(figsize=(7, 0.6 + 0.2 * len(found)), layout="constrained")
+    tests = rules()
+    names = [_named(item.row, tests, width=56) for item in found]
+    lines = sum(name.count("\n") + 1 for name in names)
+    height = 0.6 + 0.15 * max(lines, 1.4 * len(found))
+    figure, ax = plt.subplots(figsize=(7, height), layout="constrained")
     for y, item in enumerate(found):
         low, middle, high = item.margin
         colour = VERDICT_COLOURS.get(item.verdict, "0.35")
@@ -321,11 +335,7 @@ def verdicts(found: list[Settled]) -> Figure:
         )
     ax.set_xscale("symlog", linthresh=1)
     ax.axvline(0, color="0.4", lw=1)
-    ax.set_yticks(
-        range(len(found)),
-        [f"{item.claim} ({item.scale}), {item.row.test}" for item in found],
-        fontsize=7,
-    )
+    ax.set_yticks(range(len(found)), names, fontsize=7)
     ax.set(
         xlabel="beyond the threshold, in smallest effects that matter",
         ylim=(len(found) - 0.5, -0.5),
