@@ -337,3 +337,13 @@ def test_a_series_breaks_where_two_levels_fit_best(values, wanted):
 def test_one_value_has_no_break():
     with pytest.raises(ValueError, match="1 values have no break"):
         stats.changepoint([3.0])
+
+
+def test_students_interval_is_the_textbooks():
+    """Mean 3, standard deviation sqrt(2.5), n = 5; t of 4 degrees at 97.5 % is 2.776."""
+    found = stats.student_interval([1, 2, np.nan, 3, 4, 5])
+    assert (found.estimate, found.n) == (3, 5)
+    assert found.high - 3 == pytest.approx(2.7764 * (2.5 / 5) ** 0.5, rel=1e-4)
+    assert found.low == pytest.approx(6 - found.high)
+    with pytest.raises(ValueError, match="1 values have no interval"):
+        stats.student_interval([1.0])

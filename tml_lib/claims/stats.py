@@ -189,6 +189,18 @@ def _nested_means(
     return means.mean(2)
 
 
+def student_interval(values, *, level: float = 0.95) -> Interval:
+    """Mean with Student's t interval, for comparison with the bootstrap: it takes the values as
+    normally distributed. values: (n,), NaN left out; ValueError for fewer than two.
+    """
+    kept = _without_nan(values)
+    if len(kept) < 2:
+        raise ValueError(f"{len(kept)} values have no interval by Student's t: give at least 2")
+    mean = float(np.mean(kept))
+    low, high = scipy_stats.t.interval(level, len(kept) - 1, mean, scipy_stats.sem(kept))
+    return Interval(mean, float(low), float(high), len(kept), level)
+
+
 def paired_difference(first, second, *, seed: int, level: float = 0.95) -> Interval:
     """Interval of mean(first - second), paired by position; pairs with a NaN on either side are
     dropped.
