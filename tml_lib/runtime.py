@@ -15,8 +15,10 @@ import platform
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
+
+from tml_lib import parameters
 
 PACKAGES = (
     "torch",
@@ -198,31 +200,42 @@ def run_command(number: str, settings: Mapping[str, object]) -> str:
     return " ".join([f"python -m tml_lib run {number}", *given])
 
 
-def check_parameters(namespace: Mapping[str, object]) -> dict[str, object]:
+def check_parameters(namespace: MutableMapping[str, object]) -> dict[str, object]:
     """Check a notebook's parameters after papermill may have replaced them; call it as
     `check_parameters(globals())`.
 
     Papermill only warns of an unknown name and passes `-p fast false` as the string 'false'; here
     the first is a ValueError and the second a TypeError. Types come from the annotations in the
-    parameters cell. Returns the values.
+    parameters cell, ranges and choices from `tml_lib.parameters`: a value outside is a ValueError.
+    In paths ~ becomes the home folder, in the namespace too. Returns the values.
     """
-    declared: dict[str, str] = {}
-    injected: set[str] = set()
-    for source in namespace.get("In", []):
-        try:
-            cell = ast.parse(source)
-        except SyntaxError:  # a cell with magics
-            continue
-        declared |= declared_parameters(source)
-        if source.lstrip().startswith("# Parameters"):
-            injected |= {
-                t.id
-                for n in cell.body
-                if isinstance(n, ast.Assign)
-                for t in n.targets
-                if hasattr(t, "id")
-            }
-    check_names(sorted(injected), declared)
+    declared, injected = _parameter_cells(namespace.get("In", []))
+    check_names(injected, declared)
     for name, type_name in declared.items():
         check_value(name, namespace[name], type_name)
-    return {name: namespace[name] for name in declared}
+    values = {name: parameters.expanded(name, namespace[name]) for name in declared}
+    parameters.check(values, tuple(declared), Path())
+    namespace.update(values)
+    return values
+
+
+def _parameter_cells(sources: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """What the parameters cell declares, and the names that papermill's cell behind it assigns.
+
+    The parameters cell is the first one that holds nothing but annotated assignments: a reader's
+    own annotated variables stand in later ones.
+    """
+    for source, following in zip(sources, [*sources[1:], ""], strict=True):
+        body = _statements(source)
+        if body and all(isinstance(node, ast.AnnAssign) for node in body):
+            assigned = _statements(following) if following.startswith("# Parameters") else []
+            names = [ast.unparse(n.targets[0]) for n in assigned if isinstance(n, ast.Assign)]
+            return declared_parameters(source), names
+    raise ValueError("no parameters cell has run: run the notebook from its first cell")
+
+
+def _statements(source: str) -> list[ast.stmt]:
+    try:
+        return ast.parse(source).body
+    except SyntaxError:  # a cell with magics
+        return []

@@ -286,7 +286,7 @@ def test_stored_evidence_is_current_and_large_enough():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("settings", "message"),
     [({"sede": 1}, "did you mean 'seed'"), ({"seed": "zero"}, "declares seed: int")],
 )
 def test_papermill_itself_stops_at_a_bad_parameter(settings, message, tmp_path):

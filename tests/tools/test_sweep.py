@@ -267,7 +267,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("given", "message"), BAD)
+@pytest.mark.parametrize(("settings", "message"), BAD)
 def test_a_bad_file_is_refused_with_what_is_amiss(settings, message, books, file):
     path = file(**settings)
     with pytest.raises(

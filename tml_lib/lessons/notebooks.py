@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from tml_lib import runtime
+from tml_lib import parameters, runtime
 from tml_lib.lm import presets
 
 
@@ -93,15 +93,11 @@ def _describe(path: Path) -> Notebook:
     cells = [
         "".join(cell["source"]) for cell in held if "parameters" in cell["metadata"].get("tags", [])
     ]
-    default = (
-        re.search(r'^preset: str = "(\w+)"  # (any preset)?', cells[0], re.MULTILINE)
-        if cells
-        else None
-    )
+    default = re.search(r'^preset: str = "(\w+)"', cells[0], re.MULTILINE) if cells else None
     declared = runtime.declared_parameters(cells[0]) if cells else {}
-    return Notebook(
-        path, title, declared, default[1] if default else "", bool(default and default[2])
-    )
+    allowed = parameters.rule("preset", tuple(declared))
+    any_preset = bool(default) and allowed.choices == tuple(presets.PRESETS)
+    return Notebook(path, title, declared, default[1] if default else "", any_preset)
 
 
 def select(wanted: list[str]) -> list[Notebook]:
@@ -138,9 +134,12 @@ def check_given(books: list[Notebook], settings: dict[str, object]) -> dict[str,
                     f"notebook {book.name} does not ask the questions of preset {wanted!r}: give it"
                     f" {known}"
                 )
-    return {
-        book.name: {k: v for k, v in settings.items() if k in book.parameters} for book in books
-    }
+    own = {book.name: {k: v for k, v in settings.items() if k in book.parameters} for book in books}
+    for book in books:
+        # relative paths begin where the kernel will run
+        values = {"preset": book.preset, **own[book.name]} if book.preset else own[book.name]
+        parameters.check(values, tuple(book.parameters), book.path.parent)
+    return own
 
 
 def new_run() -> Path:
