@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from tml_lib.data import tiny
+from tml_lib.lm import adapters
+from tml_lib.lm.models import LanguageModel
 from tml_lib.train import dpo, grpo, runs, sft
 from tml_lib.train.settings import TrainSettings
 
@@ -83,6 +85,25 @@ def test_numbers_of_numpy_become_plain_ones_and_the_rate_has_no_default():
     }
     with pytest.raises(TypeError, match="peak_lr"):
         TrainSettings(steps=3)
+
+
+def test_a_tokenizer_with_more_words_than_the_model_has_embeddings_is_refused(tmp_path):
+    larger = tiny.tokenizer()
+    larger.add_tokens(["new"])
+    lm = LanguageModel(tiny.new_model(0), larger, "small")
+    common = {"steps": 1, "peak_lr": 1e-3}
+    calls = [
+        lambda: sft.sft(lm, [([5, 6], 1)], tmp_path / "run", sft.SFTSettings(batch=1, **common)),
+        lambda: dpo.dpo(
+            lm, [([5], [6], [7])], tmp_path / "run", dpo.DPOSettings(batch=1, **common)
+        ),
+        lambda: grpo.grpo(lm, [], len, tmp_path / "run", grpo.GRPOSettings(**common)),
+        lambda: adapters.adapted(lm, tmp_path / "run"),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="'small' has 508 words and its model 507"):
+            call()
+    assert not (tmp_path / "run").exists()
 
 
 # --- a claim --------------------------------------------------------------------------------------

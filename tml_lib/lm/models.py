@@ -215,7 +215,9 @@ def _load(
         )
     if dtype == torch.float64:
         widen_norms(model)
-    return LanguageModel(model.to(device).eval(), tokenizer, name)
+    lm = LanguageModel(model.to(device).eval(), tokenizer, name)
+    check_tokenizer(lm)
+    return lm
 
 
 def _widen(lm: LanguageModel, folder: Path) -> LanguageModel:
