@@ -92,7 +92,8 @@ def test_material_is_a_presets_own(tiny_lm, monkeypatch):
 def test_an_adapter_trained_here_is_put_on(tiny_lm, monkeypatch, tmp_path):
     monkeypatch.setattr(lora.models, "load", lambda name, **settings: tiny_lm)
     rows = sft.question_rows(tiny_lm, roles.questions(2, 0))
-    run = sft.sft(tiny_lm, rows, tmp_path, steps=1, batch=2, lora_rank=2, peak_lr=0.1)
+    settings = sft.SFTSettings(steps=1, batch=2, lora_rank=2, peak_lr=0.1)
+    run = sft.sft(tiny_lm, rows, tmp_path, settings)
     got = lora.load("small", adapter=str(tmp_path))
     for a, b in zip(got.model.parameters(), run.lm.model.parameters(), strict=True):
         assert (a == b).all()

@@ -48,8 +48,14 @@ def pairs():
     return made_pairs(STEPS * BATCH)
 
 
-def fit(lm, pairs, folder, **settings):
-    return dpo.dpo(lm, pairs, folder, **{"steps": STEPS, "batch": BATCH, "log_every": 1} | settings)
+def fit(lm, pairs, folder, *, on_log=None, **settings):
+    settings = {"steps": STEPS, "batch": BATCH, "log_every": 1, "peak_lr": 1e-4} | settings
+    return dpo.dpo(lm, pairs, folder, dpo.DPOSettings(**settings), on_log=on_log)
+
+
+def fine_tune(lm, rows, folder, peak_lr):
+    settings = sft.SFTSettings(steps=STEPS, batch=BATCH, peak_lr=peak_lr)
+    return sft.sft(lm, rows, folder, settings)
 
 
 def logged(run, name):
@@ -199,7 +205,7 @@ def test_it_goes_on_from_a_fine_tuned_model_and_another_goes_on_from_it(start, p
     it was copied from.
     """
     rows = [(prompt + chosen, len(prompt)) for prompt, chosen, _ in pairs]
-    tuned = sft.sft(start, rows, tmp_path / "sft", steps=STEPS, batch=BATCH, peak_lr=3e-3).lm
+    tuned = fine_tune(start, rows, tmp_path / "sft", 3e-3).lm
     first = fit(tuned, pairs, tmp_path / "first", lora_rank=2, peak_lr=1e-2)
     second = fit(first.lm, pairs, tmp_path / "second", lora_rank=2, peak_lr=1e-2)
     assert logged(second, "loss")[0] == pytest.approx(math.log(2), abs=1e-6)
@@ -222,7 +228,7 @@ def test_a_chat_model_s_pairs_work_too(tiny_lm, questions, tmp_path):
             "I do not know.",
         )
         made.append(tuple(tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts))
-    run = dpo.dpo(tiny_lm, made, tmp_path / "run", steps=1, batch=2, lora_rank=2)
+    run = fit(tiny_lm, made, tmp_path / "run", steps=1, batch=2, lora_rank=2)
     assert run.log[-1]["train_loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
@@ -239,8 +245,8 @@ torch.set_num_threads(1)
 start = LanguageModel(tiny.new_model(0), tiny.tokenizer(), "start")
 def show(log):
     print("step", log[-1]["step"], flush=True)
-settings = dict(steps={STEPS}, batch={BATCH}, log_every=1, save_every=1, peak_lr=1e-3, on_log=show)
-dpo.dpo(start, made_pairs({STEPS * BATCH}), Path(sys.argv[1]), **settings)
+settings = dpo.DPOSettings(steps={STEPS}, batch={BATCH}, log_every=1, save_every=1, peak_lr=1e-3)
+dpo.dpo(start, made_pairs({STEPS * BATCH}), Path(sys.argv[1]), settings, on_log=show)
 """
 
 
@@ -303,8 +309,8 @@ def test_a_folder_of_another_run_is_refused(start, pairs, tmp_path):
         fit(start, [(p, r, c) for p, c, r in pairs], tmp_path / "run")
     rows = [(prompt + chosen, len(prompt)) for prompt, chosen, _ in pairs]
     with pytest.raises(ValueError, match="holds another run"):
-        sft.sft(start, rows, tmp_path / "run", steps=STEPS, batch=BATCH, peak_lr=1e-4)
-    sft.sft(start, rows, tmp_path / "sft", steps=STEPS, batch=BATCH, peak_lr=1e-4)
+        fine_tune(start, rows, tmp_path / "run", 1e-4)
+    fine_tune(start, rows, tmp_path / "sft", 1e-4)
     with pytest.raises(ValueError, match=r"holds another run \(method was None, is dpo"):
         fit(start, pairs, tmp_path / "sft")
     (tmp_path / "mine").mkdir()
@@ -330,11 +336,6 @@ def test_pairs_that_cannot_be_trained_on_are_refused(start, pairs, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             fit(start, wrong, tmp_path / "run")
-    with pytest.raises(ValueError, match="0 pairs for 0 steps"):
-        fit(start, [], tmp_path / "run", steps=0)
-    for beta in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="leaves nothing to learn"):
-            fit(start, pairs, tmp_path / "run", beta=beta)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,9 +1,10 @@
-"""`accelerate launch` of `sft.sft`: two CPU processes over the loopback share the run of one.
+"""`accelerate launch` of each trainer: two CPU processes over the loopback share the run of one.
 
 On CPUs the launcher needs `--multi_gpu`, for `--cpu` starts one process whatever `--num_processes`
 says.
 """
 
+import itertools
 import json
 import os
 import socket
@@ -14,11 +15,43 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tml_lib.data import tiny
+from tml_lib.data import programs, tiny
 from tml_lib.lm import adapters
-from tml_lib.train import sft
+from tml_lib.train import dpo, grpo, sft
 
 STEPS, BATCH, RATE = 4, 8, 3e-3
+GRPO = {  # prompts of a step are shared; with fewer samples in the update, in two passes, with KL
+    "grpo": {},
+    "grpo_kept": {"update": 2, "accumulate": 2, "beta": 0.1, "peak_lr": 1e-3},
+}
+
+
+def made_pairs(count):
+    """Pairs of a gold continuation and one of another question, of different lengths."""
+    rows = [
+        tiny.row(q.text, q.trajectories[0].text.split(), q.answer)
+        for q in programs.questions(count + 1, seed=9)
+    ]
+    return [
+        (ids[:start], ids[start:], other[before:])
+        for (ids, start), (other, before) in itertools.pairwise(rows)
+    ]
+
+
+def preferred(lm, folder):
+    settings = dpo.DPOSettings(steps=STEPS, batch=BATCH, peak_lr=RATE, log_every=1)
+    return dpo.dpo(lm, made_pairs(STEPS * BATCH), folder, settings)
+
+
+def brevity(text, answer):
+    return programs.graded(text, answer) - len(text.split()) / 10 + text.count("=") / 30
+
+
+def rewarded(lm, folder, settings):
+    settings = {"steps": 3, "prompts": 2, "group": 4, "most_tokens": 48, "peak_lr": 1e-4} | settings
+    asked = programs.questions(6)
+    return grpo.grpo(lm, asked, brevity, folder, grpo.GRPOSettings(**settings))
+
 
 SCRIPT = f"""
 import json, shutil, sys
@@ -26,9 +59,12 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from tml_lib.lm import adapters
-from tml_lib.train import sft
-from tml_lib.data import tiny
+from tml_lib.train import dpo, grpo, sft
+from tml_lib.data import programs, tiny
+from tml_lib.lm import models
 from tml_lib.lm.models import LanguageModel
+sys.path.insert(0, sys.argv[2])
+import test_launch as tests
 
 torch.set_num_threads(1)
 here, process = Path(sys.argv[1]), PartialState(cpu=True)
@@ -37,15 +73,19 @@ rows = [row for step in range({STEPS}) for row in stream(step)]
 start = LanguageModel(tiny.new_model(0), tiny.tokenizer(), "start")
 found = {{"processes": process.num_processes, "backend": process.backend}}
 
-def train(name, rows, **settings):
-    settings = {{"steps": {STEPS}, "peak_lr": {RATE}}} | settings
-    run = sft.sft(start, rows, here / name, log_every=1, **settings)
+def report(name, run):
     process.wait_for_everyone()
     found.setdefault(name, []).append({{
         "losses": [entry["loss"] for entry in run.log if "loss" in entry],
         "weights": adapters.fingerprint(run.lm.model),
         "epoch": run.log[-1]["epoch"],
+        "rewards": [entry["reward"] for entry in run.log if "reward" in entry],
+        "margins": [entry["rewards/margins"] for entry in run.log if "rewards/margins" in entry],
     }})
+
+def train(name, rows, **settings):
+    settings = {{"steps": {STEPS}, "peak_lr": {RATE}, "log_every": 1}} | settings
+    report(name, sft.sft(start, rows, here / name, sft.SFTSettings(**settings)))
 
 train("shared", rows, batch={BATCH}, save_every=2)
 if process.is_main_process:  # as if killed between steps 3 and 4
@@ -53,10 +93,18 @@ if process.is_main_process:  # as if killed between steps 3 and 4
 process.wait_for_everyone()
 train("shared", rows, batch={BATCH}, save_every=2)
 train("adapter", rows, batch={BATCH}, lora_rank=2)
+report("dpo", tests.preferred(start, here / "dpo"))
+long = models.load("tiny", model=models.shipped("tiny-long"), device="cpu")
+for name in tests.GRPO:
+    report(name, tests.rewarded(long, here / name, tests.GRPO[name]))
 try:
     train("uneven", rows[:28], batch=7)
 except ValueError as error:
     found["uneven"] = str(error)
+try:
+    tests.rewarded(long, here / "uneven", {{"prompts": 3}})
+except ValueError as error:
+    found["uneven_groups"] = str(error)
 (here / f"process{{process.process_index}}.json").write_text(json.dumps(found))
 """
 
@@ -99,7 +147,7 @@ def launched(tmp_path_factory):
     if sys.platform == "linux":
         # the host's own name need not resolve where there is no network
         alone["GLOO_SOCKET_IFNAME"] = "lo"
-    command += [str(folder / "script.py"), str(folder)]
+    command += [str(folder / "script.py"), str(folder), os.path.dirname(__file__)]
     done = subprocess.run(
         command, env=os.environ | alone, capture_output=True, text=True, timeout=300
     )
@@ -114,12 +162,8 @@ def rows():
 
 
 def alone(start, rows, folder, **settings):
-    return sft.sft(
-        start,
-        rows,
-        folder,
-        **{"steps": STEPS, "batch": BATCH, "peak_lr": RATE, "log_every": 1} | settings,
-    )
+    settings = {"steps": STEPS, "batch": BATCH, "peak_lr": RATE, "log_every": 1} | settings
+    return sft.sft(start, rows, folder, sft.SFTSettings(**settings))
 
 
 def losses(run):
@@ -129,6 +173,17 @@ def losses(run):
 def assert_close(weights, state):
     for name, tensor in state.items():
         assert torch.allclose(weights[name], tensor, atol=2e-5), name
+
+
+def assert_same_step(weights, state, before):
+    """The difference of two runs, by the length of the way that both have gone.
+
+    Adam divides a gradient by its own size, so where one is near 0 its rounding is seen.
+    """
+    apart = sum(float((weights[name] - tensor).square().sum()) for name, tensor in state.items())
+    way = sum(float((before[name] - tensor).square().sum()) for name, tensor in state.items())
+    assert way > 1e-6
+    assert (apart / way) ** 0.5 < 1e-3
 
 
 def test_two_processes_took_part_over_gloo_and_end_with_the_same_weights(launched):
@@ -175,6 +230,34 @@ def test_an_adapter_is_trained_together_too(launched, start, rows, tmp_path):
     )
 
 
+def test_a_launched_run_by_preference_is_the_run_of_one_process(launched, start, tmp_path):
+    folder, (found, _) = launched
+    run = preferred(start, tmp_path / "run")
+    assert found["dpo"][0]["losses"] == pytest.approx(losses(run), rel=1e-5)
+    margins = [entry["rewards/margins"] for entry in run.log if "rewards/margins" in entry]
+    assert found["dpo"][0]["margins"] == pytest.approx(margins, rel=1e-4, abs=1e-5)
+    assert abs(margins[-1]) > 0.01
+    saved = load_file(folder / "dpo" / "model.safetensors")
+    assert_same_step(saved, run.lm.model.state_dict(), start.model.state_dict())
+
+
+@pytest.mark.parametrize("name", GRPO)
+def test_a_launched_run_by_reward_is_the_run_of_one_process(launched, reasoner, tmp_path, name):
+    """The same questions, samples and rewards at every step, and the same weights at its end."""
+    folder, (found, _) = launched
+    run = rewarded(reasoner, tmp_path / "run", GRPO[name])
+    rewards = [entry["reward"] for entry in run.log if "reward" in entry]
+    assert found[name][0]["rewards"] == pytest.approx(rewards, rel=1e-6)
+    assert found[name][0]["losses"] == pytest.approx(losses(run), abs=1e-6)
+    moved = max(
+        (run.lm.model.state_dict()[key] - old).abs().max()
+        for key, old in reasoner.model.state_dict().items()
+    )
+    assert moved > 1e-4
+    assert_close(load_file(folder / name / "model.safetensors"), run.lm.model.state_dict())
+
+
 def test_a_batch_that_does_not_split_evenly_is_refused(launched):
     _, (found, _) = launched
     assert "batch=7 for 2 processes: give a multiple" in found["uneven"]
+    assert "prompts=3 for 2 processes: give a multiple" in found["uneven_groups"]

@@ -33,10 +33,9 @@ def losses(run):
     return [entry["loss"] for entry in run.log if "loss" in entry]
 
 
-def fit(start, rows, folder, **settings):
-    return sft.sft(
-        start, rows, folder, **{"steps": STEPS, "batch": BATCH, "log_every": 1} | settings
-    )
+def fit(start, rows, folder, *, on_log=None, **settings):
+    settings = {"steps": STEPS, "batch": BATCH, "log_every": 1, "peak_lr": 1e-3} | settings
+    return sft.sft(start, rows, folder, sft.SFTSettings(**settings), on_log=on_log)
 
 
 def test_trl_and_the_plain_loop_give_the_same_losses_and_weights(start, rows, tmp_path):
@@ -124,7 +123,7 @@ def test_gold_questions_become_rows_of_any_tokenizer(tiny_lm, questions, tmp_pat
         assert tiny_lm.tokenizer.decode(ids[:start]) == chat_prompt(
             tiny_lm.tokenizer, question.text
         )
-    run = sft.sft(tiny_lm, rows, tmp_path / "run", steps=2, batch=2, lora_rank=2, log_every=1)
+    run = fit(tiny_lm, rows, tmp_path / "run", steps=2, batch=2, lora_rank=2)
     assert len(losses(run)) == 2
     # the tiny task's questions carry gold trajectories too
     assert programs.questions(1)[0].trajectories
@@ -149,7 +148,8 @@ start = LanguageModel(tiny.new_model(0), tiny.tokenizer(), "start")
 def show(log):
     print("step", log[-1]["step"], flush=True)
 settings = dict(steps=12, batch=8, log_every=1, save_every=2, lora_rank=int(sys.argv[2]))
-sft.sft(start, rows, Path(sys.argv[1]), **settings, on_log=show)
+settings = sft.SFTSettings(**settings, peak_lr=1e-3)
+sft.sft(start, rows, Path(sys.argv[1]), settings, on_log=show)
 """
 
 
@@ -191,6 +191,7 @@ def test_a_checkpoint_that_was_cut_off_is_left_out(start, rows, tmp_path):
     newest = max(
         (tmp_path / "cut").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
     )
+    (newest / "sums.json").unlink()  # the last file of a checkpoint
     (newest / "trainer_state.json").write_text('{"global_st')
     (newest / "model.safetensors").write_bytes(b"")
     seen = []
@@ -231,10 +232,13 @@ def test_a_folder_of_another_run_or_of_other_files_is_refused(start, rows, tmp_p
 def test_too_few_rows_and_too_long_ones_are_refused(start, rows, tmp_path):
     with pytest.raises(ValueError, match="95 rows for 12 steps of 8"):
         fit(start, rows[:-1], tmp_path / "run")
-    with pytest.raises(ValueError, match="0 rows for 0 steps"):
+    with pytest.raises(ValueError, match="steps=0 is out of range"):
         fit(start, [], tmp_path / "run", steps=0)
-    with pytest.raises(ValueError, match="a row of 300 tokens is longer than the context of 256"):
+    with pytest.raises(ValueError, match="row 95, a row of 300 tokens, is longer than the context"):
         fit(start, [*rows[:-1], ([5] * 300, 3)], tmp_path / "run")
+    for ids, first in (([5, 6, 7], 3), ([5, 6, 7], 9), ([5, 6, 7], -1), ([], 0), ([5], 0)):
+        with pytest.raises(ValueError, match=r"row 2 has no learnt token"):
+            fit(start, [*rows[:2], (ids, first), *rows[3:]], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -315,8 +319,8 @@ def test_a_trained_model_runs_its_own_weights_and_not_those_it_was_copied_from(
     """trl leaves a forward in the model it trains, by which a copy would run the weights of what it
     was copied from.
     """
-    first = sft.sft(start, rows[:4], tmp_path / "first", steps=1, batch=4, lora_rank=rank)
-    second = sft.sft(
+    first = fit(start, rows[:4], tmp_path / "first", steps=1, batch=4, lora_rank=rank)
+    second = fit(
         first.lm, rows[4:8], tmp_path / "second", steps=1, batch=4, peak_lr=1e-2, lora_rank=rank
     )
     for run in (first, second):
@@ -329,11 +333,11 @@ def test_a_trained_model_runs_its_own_weights_and_not_those_it_was_copied_from(
 
 
 def test_an_adapter_acts_on_a_model_that_was_trained_in_this_process(start, rows, tmp_path):
-    first = sft.sft(start, rows[:8], tmp_path / "first", steps=1, batch=8).lm
+    first = fit(start, rows[:8], tmp_path / "first", steps=1, batch=8).lm
     ids = torch.tensor([rows[0][0]])
     with torch.inference_mode():
         before = first.model(ids).logits
-    sft.sft(first, rows[:8], tmp_path / "second", steps=1, batch=8, lora_rank=2, peak_lr=0.1)
+    fit(first, rows[:8], tmp_path / "second", steps=1, batch=8, lora_rank=2, peak_lr=0.1)
     again = adapters.adapted(first, tmp_path / "second")
     with torch.inference_mode():
         assert (again.model(ids).logits - before).abs().max() > 1e-3

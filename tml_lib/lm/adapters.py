@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from transformers.pytorch_utils import Conv1D
 
-from tml_lib.lm.models import LanguageModel, quiet
+from tml_lib.lm.models import LanguageModel, check_tokenizer, quiet
 
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RUN = "run.json"  # what an output folder was made for
 
 
@@ -24,12 +25,47 @@ def copy_to_train(lm: LanguageModel, lora_rank: int, seed: int) -> torch.nn.Modu
         model = type(lm.model)(lm.model.config).to(lm.device, lm.model.dtype)
         model.load_state_dict(lm.model.state_dict())
         return model
+    linear = block_linears(lm.model)
     config = LoraConfig(
-        r=lora_rank, lora_alpha=2 * lora_rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"
+        r=lora_rank,
+        lora_alpha=2 * lora_rank,
+        target_modules=list(linear),
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
+        task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(sharing(lm.model), config)
+
+
+def block_linears(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The linear layers of the transformer's blocks by dotted name, whatever the architecture calls
+    them.
+
+    Blocks are what stands in a numbered list, so the output head is none. Raises ValueError where
+    there is no such layer. Experts that transformers keeps in one tensor are no layers: they stay
+    frozen.
+    """
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D)
+        and any(part.isdigit() for part in name.split("."))
+    }
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no linear layer in a list of blocks for an adapter: train"
+            " all weights, with lora_rank=0"
+        )
+    return found
+
+
+def adapted_modules(model: torch.nn.Module) -> tuple[str, ...]:
+    """Names of the modules of the model below that a LoRA adapter was put on; none without one."""
+    if not isinstance(model, PeftModel):
+        return ()
+    base = model.get_base_model()
+    return tuple(name for name, layer in base.named_modules() if isinstance(layer, LoraLayer))
 
 
 def sharing(model: torch.nn.Module) -> torch.nn.Module:
@@ -53,15 +89,26 @@ def adapted(lm: LanguageModel, folder: Path) -> LanguageModel:
     change stays lm's memory.
 
     Raises FileNotFoundError where the folder holds no adapter, ValueError where it was trained on
-    another model.
+    another model or is damaged.
     """
+    check_tokenizer(lm)
     if not belongs(lm, folder):
         raise ValueError(
             f"the adapter in {folder} was trained on another model than {lm.name}: load the one it"
             " belongs to"
         )
-    with quiet():
-        return merged(PeftModel.from_pretrained(sharing(without_patches(lm).model), folder), lm)
+    base = sharing(without_patches(lm).model)
+    try:
+        with quiet():
+            model = PeftModel.from_pretrained(base, folder)
+    # peft, json and safetensors each have errors of their own
+    except Exception as error:
+        raise ValueError(
+            f"the adapter in {folder} cannot be read from adapter_config.json and"
+            f" adapter_model.safetensors ({type(error).__name__}: {str(error)[:200]}): copy the"
+            " folder again, or delete it and train anew"
+        ) from error
+    return merged(model, lm)
 
 
 def without_patches(lm: LanguageModel) -> LanguageModel:
@@ -83,7 +130,14 @@ def belongs(lm: LanguageModel, folder: Path) -> bool:
             f"folder {folder} holds no adapter of this kit: train one with train.sft.sft and a"
             " lora_rank"
         )
-    return json.loads((folder / RUN).read_text(encoding="utf8"))["model"] == fingerprint(lm.model)
+    try:
+        trained_on = json.loads((folder / RUN).read_text(encoding="utf8"))["model"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{folder / RUN} does not say which model the adapter belongs to"
+            f" ({type(error).__name__}): copy the folder again, or delete it and train anew"
+        ) from error
+    return trained_on == fingerprint(lm.model)
 
 
 def fingerprint(model: torch.nn.Module) -> str:

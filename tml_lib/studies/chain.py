@@ -100,30 +100,28 @@ def trained(
     if arm in ("long", "cold"):
         count = steps if arm == "long" else cold_steps
         rows = sft.question_rows(lm, shown[: count * BATCH])
-        settings = {
-            "batch": BATCH,
-            "peak_lr": SFT_RATE,
-            "lora_rank": LORA_RANK,
-            "seed": seed,
-            "save_every": 5,
-        }
-        return sft.sft(lm, rows, folder / arm, steps=count, **settings).lm, []
+        settings = sft.SFTSettings(
+            steps=count, batch=BATCH, peak_lr=SFT_RATE, lora_rank=LORA_RANK, seed=seed, save_every=5
+        )
+        return sft.sft(lm, rows, folder / arm, settings).lm, []
     count = steps
     if arm == "warm":
         lm, count = (
             trained(lm, folder, "cold", seed, steps=steps, cold_steps=cold_steps)[0],
             steps - cold_steps,
         )
-    settings = {
-        "prompts": 1,
-        "group": GROUP,
-        "peak_lr": GRPO_RATE,
-        "lora_rank": LORA_RANK,
-        "seed": seed,
-        "save_every": 2,
-    }
-    settings |= {"most_tokens": MOST_TOKENS, "accumulate": 2}
-    run = grpo.grpo(lm, shown[-count:], rewards.text_reward, folder / arm, steps=count, **settings)
+    settings = grpo.GRPOSettings(
+        steps=count,
+        prompts=1,
+        group=GROUP,
+        peak_lr=GRPO_RATE,
+        lora_rank=LORA_RANK,
+        seed=seed,
+        save_every=2,
+        most_tokens=MOST_TOKENS,
+        accumulate=2,
+    )
+    run = grpo.grpo(lm, shown[-count:], rewards.text_reward, folder / arm, settings)
     names = {
         "reward": "reward",
         "flat": "frac_reward_zero_std",

@@ -135,15 +135,16 @@ def arm_record(
     log: list[dict] = []
     if arm != "base":
         rows = arm_rows(lm, arm, steps * BATCH, seed)
-        settings = {
-            "batch": BATCH,
-            "peak_lr": PEAK_LR,
-            "lora_rank": LORA_RANK,
-            "seed": seed,
-            "save_every": 5,
-            "log_every": 1,
-        }
-        run = sft.sft(lm, rows, Path(folder) / arm, steps=steps, **settings)
+        settings = sft.SFTSettings(
+            steps=steps,
+            batch=BATCH,
+            peak_lr=PEAK_LR,
+            lora_rank=LORA_RANK,
+            seed=seed,
+            save_every=5,
+            log_every=1,
+        )
+        run = sft.sft(lm, rows, Path(folder) / arm, settings)
         lm, log = (
             run.lm,
             [

@@ -72,17 +72,11 @@ def rewarded(
 ) -> OuterRun:
     """GRPO for `steps` steps, each on PROMPTS questions of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = {
-            "steps": steps,
-            "prompts": PROMPTS,
-            "group": GROUP,
-            "update": update,
-            "peak_lr": peak_lr,
-            "seed": seed,
-        }
-        return grpo.grpo(
-            lm, questions(steps * PROMPTS, seed), program_reward, Path(folder), **settings
+        settings = grpo.GRPOSettings(
+            steps=steps, prompts=PROMPTS, group=GROUP, update=update, peak_lr=peak_lr, seed=seed
         )
+        asked = questions(steps * PROMPTS, seed)
+        return grpo.grpo(lm, asked, program_reward, Path(folder), settings)
 
 
 def preferred(lm: LanguageModel, seed: int, steps: int, *, peak_lr: float) -> OuterRun:
@@ -93,7 +87,8 @@ def preferred(lm: LanguageModel, seed: int, steps: int, *, peak_lr: float) -> Ou
     pairs, _ = dpo.sampled_pairs(lm, asked, programs.graded, samples=8, seed=seed, batch_size=512)
     with tempfile.TemporaryDirectory() as folder:
         rows = dpo.passes(pairs, steps * PAIRS, seed)
-        return dpo.dpo(lm, rows, Path(folder), steps=steps, batch=PAIRS, peak_lr=peak_lr, seed=seed)
+        settings = dpo.DPOSettings(steps=steps, batch=PAIRS, peak_lr=peak_lr, seed=seed)
+        return dpo.dpo(lm, rows, Path(folder), settings)
 
 
 def logged(run: OuterRun) -> dict[str, list[float]]:

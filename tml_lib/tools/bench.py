@@ -359,10 +359,11 @@ def sft_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dic
         stream = supervised.arm_rows(0, "long")
         batches = [stream(step) for step in range(20)]
         rows = [row for batch in batches for row in batch]
+        settings = sft.SFTSettings(steps=20, peak_lr=supervised.PEAK_LR)
         for turn in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
                 by_trl = _time(
-                    lambda folder=folder: sft.sft(lm, rows, Path(folder) / "run", steps=20)
+                    lambda folder=folder: sft.sft(lm, rows, Path(folder) / "run", settings)
                 )
             plain = _time(lambda: supervised.tuned(lm, batches.__getitem__, 20))
             ratios.append(by_trl / plain)
@@ -386,6 +387,8 @@ def grpo_rows(
     """A GRPO step of tiny-long by its parts, and trl's own sampler in place of the kit's; one
     thread, float32.
     """
+    import trl
+
     from tml_lib.data import rewards
     from tml_lib.train import grpo
 
@@ -398,13 +401,14 @@ def grpo_rows(
 
     def theirs(trainer, *arguments, **settings):
         began = time.perf_counter()
-        found = grpo.GRPOTrainer._generate_single_turn(trainer, *arguments, **settings)
+        found = trl.GRPOTrainer._generate_single_turn(trainer, *arguments, **settings)
         trainer._metrics["train"]["seconds_sampling"].append(time.perf_counter() - began)
         return found
 
     def step() -> dict[str, float]:  # medians of all steps but the first, which warms up
         with tempfile.TemporaryDirectory() as folder:
-            run = grpo.grpo(lm, asked, rewards.program_reward, Path(folder), steps=steps)
+            settings = grpo.GRPOSettings(steps=steps, peak_lr=3e-4)
+            run = grpo.grpo(lm, asked, rewards.program_reward, Path(folder), settings)
         rows = [row for row in run.log if "reward" in row][1:]
         return {
             part: median(row[f"seconds_{part}"] for row in rows)

@@ -211,16 +211,16 @@ def _sft(
 
     batch = supervised.arm_rows(seed, None if style == "none" else style)
     rows = [row for step in range(steps) for row in batch(step)]
-    settings = {
-        "steps": steps,
-        "batch": supervised.BATCH,
-        "peak_lr": peak_lr,
-        "lora_rank": lora_rank,
-        "seed": seed,
-    }
-    return sft.sft(
-        lm, rows, folder, **settings, save_every=max(steps // 10, 1), log_every=min(steps, 10)
+    settings = sft.SFTSettings(
+        steps=steps,
+        batch=supervised.BATCH,
+        peak_lr=peak_lr,
+        lora_rank=lora_rank,
+        seed=seed,
+        save_every=max(steps // 10, 1),
+        log_every=max(min(steps, 10), 1),
     )
+    return sft.sft(lm, rows, folder, settings)
 
 
 def _dpo(lm, folder: Path, *, steps: int = 100, peak_lr: float = 1e-4, seed: int = 0):

@@ -14,11 +14,10 @@ import copy
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from tml_lib.lm import sampling
@@ -26,7 +25,16 @@ from tml_lib.lm.adapters import copy_to_train, sharing, without_patches
 from tml_lib.lm.answers import chat_prompt
 from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
-from tml_lib.train.runs import Follow, OuterRun, claim, finished, newest_whole, trainer_settings
+from tml_lib.train.runs import (
+    OuterRun,
+    completed,
+    follow,
+    in_given_order,
+    opened,
+    per_process,
+    shared_arguments,
+)
+from tml_lib.train.settings import TrainSettings, real, whole
 
 # token ids of the prompt, the chosen and the rejected continuation
 Pair = tuple[list[int], list[int], list[int]]
@@ -43,19 +51,21 @@ class _ByIds(DPOTrainer):
         return dataset
 
 
+@dataclass(frozen=True, kw_only=True)
+class DPOSettings(TrainSettings):
+    """What `dpo` needs to be told."""
+
+    batch: int = whole(1, 10**6, default=32)  # pairs of a step, of all processes together
+    # weight of the log-ratio to the reference: the larger, the nearer the model stays to it
+    beta: float = real(above=0.0, default=0.1)
+
+
 def dpo(
     lm: LanguageModel,
     pairs: Sequence[Pair],
     folder: Path,
+    settings: DPOSettings,
     *,
-    steps: int,
-    batch: int = 32,
-    peak_lr: float = 1e-4,
-    beta: float = 0.1,
-    lora_rank: int = 0,
-    save_every: int = 0,
-    log_every: int = 10,
-    seed: int = 0,
     on_log: Callable[[list[dict]], None] | None = None,
 ) -> OuterRun:
     """Prefer chosen to rejected continuations, step k on pairs k*batch..(k+1)*batch, with all
@@ -64,40 +74,37 @@ def dpo(
     Minimises the mean of -log sigma(beta * (D chosen - D rejected)), D y = log p(y|x) - log
     p_lm(y|x) summed over y's tokens (RaML Table 1; Rafailov et al. 2023, Eq. 7). lm is the
     reference and stays as it is; a copy is trained. pairs: steps * batch of them. log: beside the
-    loss 'rewards/margins', beta * (D chosen - D rejected), in nats. folder, save_every,
-    on_log: as in `sft.sft`. Raises ValueError where pairs are too few, empty, of equal sides or
-    longer than the context, where beta is not positive, where the folder belongs to another run,
-    and where the loss is not finite.
+    loss 'rewards/margins', beta * (D chosen - D rejected), in nats. folder, on_log, processes: as
+    in `sft.sft`. Raises ValueError where pairs are too few, empty, of equal sides or longer than
+    the context, where the folder belongs to another run, where batch is no multiple of the
+    processes, and where the loss is not finite.
     """
     check_tokenizer(without_patches(lm))
     pairs = [tuple(map(list, pair)) for pair in pairs]
-    _check(pairs, steps, batch, beta, lm.model.config.max_position_embeddings)
+    _check(pairs, settings, lm.model.config.max_position_embeddings)
+    pairs_each = per_process("batch", settings.batch)
     folder, began = Path(folder), time.perf_counter()
-    settings = {"method": "dpo", "steps": steps, "batch": batch, "peak_lr": peak_lr, "beta": beta}
-    settings |= {"lora_rank": lora_rank, "seed": seed}
-    claim(folder, lm, settings, pairs)
-    trainer = _trainer(lm, pairs, folder, settings, save_every, log_every, on_log)
-    trainer.train(resume_from_checkpoint=newest_whole(folder))
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    done = without_patches(finished(trainer.model, lm, folder))
-    return OuterRun(
-        replace(done, name=f"{lm.name}+dpo"),
-        trainer.state.log_history,
-        time.perf_counter() - began,
-        trained,
-        folder,
+    arguments = DPOConfig(
+        **shared_arguments(lm, folder, settings),
+        **in_given_order(settings),
+        beta=settings.beta,
+        per_device_train_batch_size=pairs_each,
     )
+    identity = {"method": "dpo"} | settings.identity()
+    with opened(folder, lm, identity, pairs, arguments) as newest:
+        trainer = _trainer(lm, pairs, settings, arguments)
+        follow(trainer, on_log)
+        trainer.train(resume_from_checkpoint=newest)
+        return completed(trainer, lm, folder=folder, began=began, name="dpo")
 
 
-def _check(pairs: list[Pair], steps: int, batch: int, beta: float, context: int) -> None:
-    if steps < 1 or len(pairs) != steps * batch:
+def _check(pairs: list[Pair], settings: DPOSettings, context: int) -> None:
+    """Raise ValueError for pairs that cannot be trained on, by number."""
+    steps, batch = settings.steps, settings.batch
+    if len(pairs) != steps * batch:
         raise ValueError(
             f"{len(pairs)} pairs for {steps} steps of {batch}: give steps * batch (`passes` repeats"
-            " some), at least 1 step"
-        )
-    if not beta > 0:
-        raise ValueError(
-            f"beta={beta} leaves nothing to learn from a pair: give a positive one, 0.1 for a start"
+            " some)"
         )
     for k, (prompt, chosen, rejected) in enumerate(pairs):
         if not (prompt and chosen and rejected):
@@ -115,36 +122,20 @@ def _check(pairs: list[Pair], steps: int, batch: int, beta: float, context: int)
 
 
 def _trainer(
-    lm, pairs, folder, settings: dict, save_every: int, log_every: int, on_log
+    lm: LanguageModel, pairs: list[Pair], settings: DPOSettings, arguments: DPOConfig
 ) -> DPOTrainer:
     """The trainer of a copy of lm, with lm's own weights as its reference; adapter or not, they
     take no memory twice.
     """
     own = _frozen(lm)
-    trainer = _ByIds(
-        model=copy_to_train(own, settings["lora_rank"], settings["seed"]),
+    return _ByIds(
+        model=copy_to_train(own, settings.lora_rank, settings.seed),
         # without one the trainer looks for lm on disk or the hub, or keeps and saves a second
         # adapter
         ref_model=_frozen(lm).model,
-        args=_arguments(folder, lm, settings, save_every, log_every),
+        args=arguments,
         train_dataset=Dataset.from_list([dict(zip(_COLUMNS, pair, strict=True)) for pair in pairs]),
         processing_class=own.tokenizer,
-        callbacks=[Follow(on_log)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _arguments(
-    folder: Path, lm: LanguageModel, settings: dict, save_every: int, log_every: int
-) -> DPOConfig:
-    """trl's settings: those of `sft.sft`, and DPO's."""
-    pace = {"save_every": save_every, "log_every": log_every}
-    shared = {name: settings[name] for name in ("steps", "peak_lr", "seed")}
-    return DPOConfig(
-        **trainer_settings(lm, folder, **shared, **pace),
-        beta=settings["beta"],
-        per_device_train_batch_size=settings["batch"],
     )
 
 

@@ -1,23 +1,37 @@
-"""What the trainers share: the folder of a run, its checkpoints, and what it leaves behind."""
+"""What the trainers share: the folder of a run, its checkpoints, and what it leaves behind.
+
+A run's folder holds `run.json`, by which the same call recognises it; `.lock`, which names the
+process that is at work in it; `checkpoint-<step>` folders; and in the end weights or an adapter.
+A checkpoint's last file is `sums.json`, the SHA-256 of all others, so that damage is found before
+anything is resumed from it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import math
+import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from tml_lib.data import tiny
-from tml_lib.data.tiny import Row
-from tml_lib.lm.adapters import RUN, fingerprint, merged
+from tml_lib.lm.adapters import RUN, adapted_modules, fingerprint, merged, without_patches
 from tml_lib.lm.models import LanguageModel, quiet
 from tml_lib.runtime import write_text
+from tml_lib.train.settings import TrainSettings
+
+LOCK = ".lock"  # holds the id of the process that is at work in the folder
+SUMS = "sums.json"  # a checkpoint's last file: name -> SHA-256
+STATE = "trainer_state.json"  # the last file that the trainer writes itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,98 +46,111 @@ class OuterRun:
     seconds: float  # wall time of this call
     trained: int  # parameters that were trained
     folder: Path  # weights or adapter, and checkpoints
+    adapted: tuple[str, ...] = ()  # names of the modules that a LoRA adapter was put on
 
 
-def trainer_settings(
-    lm: LanguageModel,
-    folder: Path,
-    *,
-    steps: int,
-    peak_lr: float,
-    seed: int,
-    save_every: int,
-    log_every: int,
-) -> dict:
-    """The settings of trl's trainers that SFT and DPO share: rows in the order given, AdamW, a rate
-    that falls at the end.
+# --- processes and trl's settings -----------------------------------------------------------------
+
+
+def per_process(name: str, rows: int) -> int:
+    """How many of a step's rows this process takes; ValueError where they do not split evenly.
+
+    Processes are those of `accelerate launch` or torchrun. The setting `name` is for all of them
+    together, so that a run is the same on any number of processes, up to rounding.
     """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if rows % world:
+        raise ValueError(
+            f"{name}={rows} for {world} processes: give a multiple, for they share the rows of a"
+            " step"
+        )
+    return rows // world
+
+
+def shared_arguments(lm: LanguageModel, folder: Path, settings: TrainSettings) -> dict:
+    """The arguments that trl's three trainers are given alike."""
     return {
         "output_dir": str(folder),
-        "max_steps": steps,
-        "learning_rate": peak_lr,
-        "lr_scheduler_type": "warmup_stable_decay",
-        "lr_scheduler_kwargs": {"num_decay_steps": int(tiny.DECAY * steps)},
-        "warmup_steps": min(tiny.WARMUP, steps // 10),
+        "max_steps": settings.steps,
+        "learning_rate": settings.peak_lr,
+        "seed": settings.seed,
         "adam_beta1": tiny.BETAS[0],
         "adam_beta2": tiny.BETAS[1],
         "weight_decay": 0.0,
-        "train_sampling_strategy": "sequential",
-        "max_length": None,
         "activation_checkpointing": False,
         "bf16": lm.model.dtype == torch.bfloat16,
         "use_cpu": lm.device.type == "cpu",
-        "save_strategy": "steps" if save_every else "no",
-        "save_steps": save_every or steps,
+        "save_strategy": "steps" if settings.save_every else "no",
+        "save_steps": settings.save_every or settings.steps,
         "save_total_limit": 2,
-        "logging_steps": log_every,
+        "logging_steps": settings.log_every,
         "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
         "report_to": "none",
         "disable_tqdm": True,
-        "seed": seed,
     }
 
 
-def finished(model: torch.nn.Module, lm: LanguageModel, folder: Path) -> LanguageModel:
-    """Save weights or adapter; the model, its adapter merged."""
-    with quiet():
-        model.save_pretrained(folder)
-        lm.tokenizer.save_pretrained(folder)
-    return merged(model, lm)
-
-
-def claim(folder: Path, lm: LanguageModel, settings: dict, rows: Sequence[Row]) -> None:
-    """Mark the folder as this run's, or raise ValueError where it is another's."""
-    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    wanted = settings | {
-        "model": fingerprint(lm.model),
-        "vocabulary": len(lm.tokenizer),
-        "rows": digest,
+def in_given_order(settings: TrainSettings) -> dict:
+    """The arguments that SFT and DPO share: rows in the order given, a rate that falls at the
+    end.
+    """
+    return {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": int(tiny.DECAY * settings.steps)},
+        "warmup_steps": min(tiny.WARMUP, settings.steps // 10),
+        "train_sampling_strategy": "sequential",
+        "max_length": None,
     }
-    marker = folder / RUN
-    if marker.is_file():
-        held = json.loads(marker.read_text(encoding="utf8"))
-        if changed := [
-            f"{key} was {held.get(key)}, is {wanted[key]}"
-            for key in wanted
-            if held.get(key) != wanted[key]
-        ]:
-            raise ValueError(
-                f"folder {folder} holds another run ({'; '.join(changed)}): name another folder, or"
-                " empty it"
-            )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(
-            f"folder {folder} is not empty and holds no run of this kit: name another folder"
-        )
-    write_text(marker, json.dumps(wanted))
 
 
-def newest_whole(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; those cut off by a kill are removed."""
-    whole = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        try:  # the trainer's state is the last file of a checkpoint
-            step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf8"))[
-                "global_step"
-            ]
-            whole.append((step, str(checkpoint)))
-        except (OSError, ValueError, KeyError):
-            shutil.rmtree(checkpoint)
-    return max(whole)[1] if whole else None
+# --- a run ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened(folder: Path, lm: LanguageModel, identity: dict, rows: Sequence, arguments):
+    """Claim and lock a folder for a run; yields the newest whole checkpoint, or None.
+
+    identity, rows: what makes the run this one. arguments: trl's, of which the number of GPUs is
+    set to one for each process. Raises ValueError where the folder belongs to another run or
+    another process is at work in it, and where a checkpoint is damaged.
+    """
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else trl takes a batch for each that it sees
+    with contextlib.ExitStack() as held:
+        # the first process alone claims the folder and removes what a kill cut off
+        with arguments.main_process_first():
+            refuse_foreign(folder)
+            if arguments.process_index == 0:
+                held.enter_context(locked(folder))
+            claim(folder, lm, identity, rows)
+            newest = newest_whole(folder)
+        yield newest
+
+
+def completed(trainer, lm: LanguageModel, *, folder: Path, began: float, name: str) -> OuterRun:
+    """Save a trained model, and hand it on with its log; name: what is added to lm's."""
+    trainer.accelerator.wait_for_everyone()
+    model = trainer.model
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    modules = adapted_modules(model)
+    if trainer.is_world_process_zero():
+        with quiet():
+            model.save_pretrained(folder)
+            lm.tokenizer.save_pretrained(folder)
+    done = without_patches(merged(model, lm))
+    return OuterRun(
+        replace(done, name=f"{lm.name}+{name}"),
+        trainer.state.log_history,
+        time.perf_counter() - began,
+        trained,
+        folder,
+        modules,
+    )
 
 
 class Follow(TrainerCallback):
-    """Hand the log history on whenever it grows, and stop at a loss that is not finite."""
+    """Hand the log history on whenever it grows, stop at a loss that is not finite, seal
+    checkpoints.
+    """
 
     def __init__(self, show: Callable[[list[dict]], None] | None):
         self.show = show
@@ -137,3 +164,152 @@ class Follow(TrainerCallback):
             )
         if self.show is not None:
             self.show(state.log_history)
+
+    def on_save(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            torch.distributed.barrier()  # each process writes the state of its own random numbers
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def follow(trainer, on_log: Callable[[list[dict]], None] | None) -> None:
+    """Let `Follow` report in place of trl's own printing."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Follow(on_log))
+
+
+# --- the folder -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; ValueError where another holds it.
+
+    The system takes the lock from a process that dies, whatever the file says.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a+", encoding="utf8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise ValueError(
+                f"folder {folder} is in use by process {file.read() or 'unknown'}: wait until it"
+                " ends, or name another folder"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise ValueError where a folder holds files, but no run; a claim left half made is none."""
+    if (folder / RUN).is_file() or not folder.is_dir():
+        return
+    if any(path.name != LOCK and not _half_claim(path) for path in folder.iterdir()):
+        raise ValueError(
+            f"folder {folder} is not empty and holds no run of this kit: name another folder"
+        )
+
+
+def _half_claim(path: Path) -> bool:
+    """Whether this is `run.json` under the name that it has until it is whole."""
+    return path.name.startswith(f".{RUN}.")
+
+
+def claim(folder: Path, lm: LanguageModel, identity: dict, rows: Sequence) -> None:
+    """Mark the folder as this run's, or raise ValueError where it is another's."""
+    refuse_foreign(folder)
+    wanted = identity | {
+        "model": fingerprint(lm.model),
+        "vocabulary": len(lm.tokenizer),
+        "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+    }
+    marker = folder / RUN
+    if marker.is_file():
+        held = _object(marker, f"delete the folder {folder}; the run then begins at step 0")
+        changed = [
+            f"{key} was {held.get(key)}, is {wanted[key]}"
+            for key in wanted
+            if held.get(key) != wanted[key]
+        ]
+        if changed:
+            raise ValueError(
+                f"folder {folder} holds another run ({'; '.join(changed)}): name another folder, or"
+                " empty it"
+            )
+    else:
+        write_text(marker, json.dumps(wanted))
+    for path in folder.iterdir():
+        if _half_claim(path):
+            path.unlink(missing_ok=True)
+
+
+def _object(path: Path, advice: str) -> dict:
+    """A JSON file's object. Raises ValueError with the advice where the file holds none."""
+    try:
+        held = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {str(error)[:80]}): {advice}"
+        ) from error
+    if not isinstance(held, dict):
+        raise ValueError(f"{path} is damaged (it holds a {type(held).__name__}): {advice}")
+    return held
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def newest_whole(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; those cut off by a kill are removed.
+
+    Raises ValueError where a file of it has changed since: what is damaged, what to delete, and
+    where the run is then resumed.
+    """
+    steps = {}
+    for checkpoint in folder.glob("checkpoint-*"):
+        step = checkpoint.name.removeprefix("checkpoint-")
+        if (checkpoint / SUMS).is_file() or _has_state(checkpoint):
+            steps[int(step)] = checkpoint
+        else:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    if not steps:
+        return None
+    *before, newest = sorted(steps)
+    resumed = f"is resumed at step {before[-1]}" if before else "begins at step 0"
+    verify(steps[newest], f"delete the folder {steps[newest]}; the run then {resumed}")
+    return str(steps[newest])
+
+
+def _has_state(checkpoint: Path) -> bool:
+    try:
+        return "global_step" in _object(checkpoint / STATE, "")
+    except ValueError:
+        return False
+
+
+def seal(checkpoint: Path) -> None:
+    """Write down the SHA-256 of a checkpoint's files: it is whole."""
+    write_text(checkpoint / SUMS, json.dumps(_sums(checkpoint)))
+
+
+def verify(checkpoint: Path, advice: str) -> None:
+    """Raise ValueError with the advice where a file is not what it was when it was sealed."""
+    if not (checkpoint / SUMS).is_file():
+        return  # written before checkpoints were sealed
+    held, found = _object(checkpoint / SUMS, advice), _sums(checkpoint)
+    for name, digest in held.items():
+        if found.get(name) != digest:
+            state = "is missing" if name not in found else "is damaged (its SHA-256 has changed)"
+            raise ValueError(f"{checkpoint / name} {state}: {advice}")
+
+
+def _sums(checkpoint: Path) -> dict[str, str]:
+    sums = {}
+    for path in sorted(checkpoint.iterdir()):
+        if path.is_file() and path.name != SUMS and not path.name.startswith("."):
+            with open(path, "rb") as file:
+                sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums

@@ -10,42 +10,51 @@ the optimiser's state in torch's own format, which is read back without running 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from huggingface_hub import constants
-from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from tml_lib.data.gsm import gold
 from tml_lib.data.tiny import Row
-from tml_lib.lm.adapters import copy_to_train, merged, without_patches
+from tml_lib.lm.adapters import copy_to_train, without_patches
 from tml_lib.lm.answers import chat_prompt, encode
 from tml_lib.lm.blocks import find_blocks
 from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
-from tml_lib.train.runs import Follow, OuterRun, claim, finished, newest_whole, trainer_settings
+from tml_lib.train.runs import (
+    OuterRun,
+    completed,
+    follow,
+    in_given_order,
+    opened,
+    per_process,
+    shared_arguments,
+)
+from tml_lib.train.settings import TrainSettings, whole
 
 # trl reports its use to its makers; the kit makes no request
 constants.HF_HUB_DISABLE_TELEMETRY = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTSettings(TrainSettings):
+    """What `sft` needs to be told."""
+
+    batch: int = whole(1, 10**6, default=64)  # rows of a step, of all processes together
 
 
 def sft(
     lm: LanguageModel,
     rows: Sequence[Row],
     folder: Path,
+    settings: SFTSettings,
     *,
-    steps: int,
-    batch: int = 64,
-    peak_lr: float = 1e-3,
-    lora_rank: int = 0,
-    save_every: int = 0,
-    log_every: int = 10,
-    seed: int = 0,
     on_log: Callable[[list[dict]], None] | None = None,
 ) -> OuterRun:
     """Fine-tune on rows, step k on rows k*batch..(k+1)*batch, with all weights (lora_rank=0) or a
@@ -53,89 +62,56 @@ def sft(
 
     rows: steps * batch of (token ids, index of the first learnt token). Trains a copy: lm stays as
     it is. folder: receives the result and, every `save_every` steps, a checkpoint; the same call
-    with the same folder goes on from the newest whole one and ends in the same bits. on_log: called
+    with the same folder resumes from the newest whole one and ends in the same bits. on_log: called
     with the log history whenever it grows. Under `accelerate launch` the processes share a step's
     rows, and what comes out is the run of one process up to rounding. Raises ValueError where rows
-    are too few or longer than the context, where the folder belongs to another run or the tokenizer
-    to another model, where batch is no multiple of the processes, and where the loss is not finite.
+    are too few, too long or without a learnt token, where the folder belongs to another run or the
+    tokenizer to another model, where batch is no multiple of the processes, and where the loss is
+    not finite.
     """
     check_tokenizer(without_patches(lm))
-    if steps < 1 or len(rows) != steps * batch:
-        raise ValueError(
-            f"{len(rows)} rows for {steps} steps of {batch}: give steps * batch of them, and at"
-            " least 1 step"
-        )
-    longest, context = max(len(ids) for ids, _ in rows), lm.model.config.max_position_embeddings
-    if longest > context:
-        raise ValueError(
-            f"a row of {longest} tokens is longer than the context of {context}: cut or leave out"
-            " long trajectories"
-        )
-    # processes, as `accelerate launch` and torchrun set it
-    if batch % (world := int(os.environ.get("WORLD_SIZE", 1))):
-        raise ValueError(
-            f"batch={batch} for {world} processes: give a multiple, for they share the rows of a"
-            " step"
-        )
+    _check(rows, settings, lm.model.config.max_position_embeddings)
+    rows_each = per_process("batch", settings.batch)
     folder, began = Path(folder), time.perf_counter()
     arguments = SFTConfig(
-        **trainer_settings(
-            lm,
-            folder,
-            steps=steps,
-            peak_lr=peak_lr,
-            seed=seed,
-            save_every=save_every,
-            log_every=log_every,
-        ),
-        per_device_train_batch_size=batch,
-        accelerator_config={"split_batches": True},  # batch is that of all processes together
+        **shared_arguments(lm, folder, settings),
+        **in_given_order(settings),
+        per_device_train_batch_size=rows_each,
         # on a GPU the log's last entry has the peak memory
         skip_memory_metrics=lm.device.type == "cpu",
     )
-    # one process, one GPU: else trl takes a batch for each that it sees
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    # one process alone claims the folder and removes what a kill cut off
-    with arguments.main_process_first():
-        claim(
-            folder,
-            lm,
-            {
-                "steps": steps,
-                "batch": batch,
-                "peak_lr": peak_lr,
-                "lora_rank": lora_rank,
-                "seed": seed,
-            },
-            rows,
+    with opened(folder, lm, settings.identity(), rows, arguments) as newest:
+        data = Dataset.from_list(
+            [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in rows]
         )
-        newest = newest_whole(folder)
-    model = copy_to_train(lm, lora_rank, seed)
-    data = Dataset.from_list(
-        [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in rows]
-    )
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        processing_class=lm.tokenizer,
-        callbacks=[Follow(on_log)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=newest)
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    done = (
-        finished(trainer.model, lm, folder)
-        if trainer.is_world_process_zero()
-        else merged(trainer.model, lm)
-    )
-    return OuterRun(
-        without_patches(done),
-        trainer.state.log_history,
-        time.perf_counter() - began,
-        trained,
-        folder,
-    )
+        trainer = SFTTrainer(
+            model=copy_to_train(lm, settings.lora_rank, settings.seed),
+            args=arguments,
+            train_dataset=data,
+            processing_class=lm.tokenizer,
+        )
+        follow(trainer, on_log)
+        trainer.train(resume_from_checkpoint=newest)
+        return completed(trainer, lm, folder=folder, began=began, name="sft")
+
+
+def _check(rows: Sequence[Row], settings: SFTSettings, context: int) -> None:
+    """Raise ValueError for rows that cannot be trained on, by number."""
+    steps, batch = settings.steps, settings.batch
+    if len(rows) != steps * batch:
+        raise ValueError(f"{len(rows)} rows for {steps} steps of {batch}: give steps * batch")
+    for k, (ids, start) in enumerate(rows):
+        if len(ids) > context:
+            raise ValueError(
+                f"row {k}, a row of {len(ids)} tokens, is longer than the context of {context}: cut"
+                " or leave out long trajectories"
+            )
+        # the first token of a row is never predicted
+        if not 0 <= start < len(ids) or len(ids) < 2:
+            raise ValueError(
+                f"row {k} has no learnt token ({len(ids)} tokens, learnt from index {start} on):"
+                " leave it out, or let the index be less than its length"
+            )
 
 
 def answer_gradient(
