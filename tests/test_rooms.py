@@ -18,7 +18,13 @@ RISKY = {"trust_remote_code", "pickle", "dill", "cloudpickle", "marshal", "shelv
 RISKY |= {"torch.load", "torch.hub", "np.load", "joblib.load", "joblib.dump"}
 ONLY_IN = {
     "matplotlib": {"lessons/plots.py"},
-    "trl": {"train/sft.py", "train/dpo.py", "train/grpo.py"},
+    "trl": {
+        "train/sft.py",
+        "train/dpo.py",
+        "train/grpo.py",
+        "train/grpo_trainer.py",
+        "tools/bench.py",
+    },
     # implicit: writes an adapter
     "peft": {"lm/adapters.py", "train/sft.py", "train/dpo.py", "measure/implicit.py"},
     "bitsandbytes": {"lm/quantised.py"},
