@@ -22,7 +22,7 @@ class Number:
 
     @property
     def allowed(self) -> str:
-        limits = f"from {self.least:g} to {self.most:g}"
+        limits = f"from {self.least:.10g} to {self.most:.10g}"
         if self.most == math.inf:
             limits = f"of at least {self.least:g}"
         return f"{'an odd' if self.odd else 'a'} number {limits}"
