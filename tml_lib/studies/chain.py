@@ -203,9 +203,7 @@ def room_record(
             for text, question in zip(texts, held_out, strict=True)
         ],
         "boxed": [rewards.boxed_at_the_end(text) for text in texts],
-        "tokens": [
-            len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
-        ],
+        "tokens": [len(answers.token_ids(lm.tokenizer, text, begins=False)) for text in texts],
     }
 
 

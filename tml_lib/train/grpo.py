@@ -52,7 +52,7 @@ from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 from tml_lib.data import tiny
 from tml_lib.lm import sampling
 from tml_lib.lm.adapters import copy_to_train, merged, sharing, without_patches
-from tml_lib.lm.answers import chat_prompt
+from tml_lib.lm.answers import chat_prompt, token_ids
 from tml_lib.lm.models import LanguageModel, check_tokenizer, quiet
 from tml_lib.records import Question
 from tml_lib.train.runs import Follow, OuterRun, claim, finished, newest_whole
@@ -229,7 +229,7 @@ def _row(lm: LanguageModel, question: Question, most_tokens: int) -> dict[str, s
         chat_prompt(lm.tokenizer, question.text),
         lm.model.config.max_position_embeddings,
     )
-    length = len(lm.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    length = len(token_ids(lm.tokenizer, prompt))
     if length + most_tokens > context:
         sizes = (
             f"{length} tokens, which with most_tokens={most_tokens} exceed the context of {context}"
@@ -316,7 +316,7 @@ class Trainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts):
         """Without special tokens: the chat template has written them."""
-        return self.processing_class(prompts, add_special_tokens=False)["input_ids"], None, {}
+        return [token_ids(self.processing_class, prompt) for prompt in prompts], None, {}
 
     def _generate_single_turn(self, prompt_ids, *_, **__):
         began, first = time.perf_counter(), self.accelerator.process_index * len(prompt_ids)
