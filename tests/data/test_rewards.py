@@ -12,6 +12,7 @@ from tml_lib.data.rewards import eq21, program_reward, text_reward
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Grader
 
 ANSWER = "a=5 c=6"
+FORMULA = ("so \\boxed{\\sqrt{25}}", "5")  # nothing but Math-Verify can grade it
 STEPS = "a:= d+2 d=3 a=5 . c:= h*4 h=5 c=6 ."
 FULL = f"{STEPS} {ANSWER_TEMPLATE} {ANSWER} }}"
 
@@ -20,7 +21,7 @@ FULL = f"{STEPS} {ANSWER_TEMPLATE} {ANSWER} }}"
 def grader():
     """A grader with a short limit, warmed up, so that hostile texts cost the tests little."""
     grader = Grader(seconds=0.6)
-    grader.grade("5", "5")
+    grader.grade(*FORMULA)
     yield grader
     grader.close()
 
@@ -182,7 +183,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_text_is_not_right_and_ends_in_time(text, grader):
-    grader.grade("5", "5")  # start-up after the end of the process does not count
+    grader.grade(*FORMULA)  # start-up after the end of the process does not count
     began = time.perf_counter()
     found = text_reward(text, "6", grade=grader.grade)
     assert time.perf_counter() - began < grader.seconds + 1.0
@@ -195,7 +196,7 @@ def test_a_hostile_text_is_not_right_and_ends_in_time(text, grader):
 def test_a_tower_costs_the_limit_and_no_more():
     grader = Grader(seconds=0.3)
     try:
-        grader.grade("5", "5")
+        grader.grade(*FORMULA)
         began = time.perf_counter()
         assert text_reward("\\boxed{9^{9^{9^{9}}}}", "5", grade=grader.grade) == 0
         assert 0.3 <= time.perf_counter() - began < 1.3

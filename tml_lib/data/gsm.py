@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from tml_lib.lm import notation
+from tml_lib.lm.grading import options
 from tml_lib.records import Question, Trajectory
 
 _DIGITS = r"\d+(?:,\d{3})*(?:\.\d+)?"
@@ -75,17 +77,22 @@ def value(number: str) -> Fraction:
 
 
 def first_mention(text: str, answer: str) -> int | None:
-    """Character offset where the answer's value is first written in the text; None if never.
+    """Character offset where the answer is first written in the text; None if never.
 
-    A plain number is found in any way of writing it (1,234.0 is 1234); anything else only letter by
-    letter.
+    A number is found by value, in any way of writing it (1,234.0 and $1{,}234$ are 1234); a single
+    letter from A to J only as an option that the text answers with; anything else letter by
+    letter, but not inside a longer word or number.
     """
-    if not NUMBER.fullmatch(answer):
-        found = text.find(answer)
-        return None if found < 0 else found
-    return next(
-        (m.start() for m in NUMBER.finditer(text) if value(m.group()) == value(answer)), None
-    )
+    wanted = notation.number(answer)
+    if wanted is not None:
+        values = {wanted.value, wanted.value * wanted.scale}
+        return next((m.start for m in notation.mentions(text) if m.value in values), None)
+    if re.fullmatch("[A-J]", answer):
+        return next((at for at, letter in options(text) if letter == answer), None)
+    begins = r"(?<!\w)" if re.match(r"\w", answer) else ""
+    ends = r"(?!\w|\.\d)" if re.search(r"\w$", answer) else ""
+    found = re.search(begins + re.escape(answer) + ends, text) if answer else None
+    return None if found is None else found.start()
 
 
 def gold(question: Question) -> Trajectory:
