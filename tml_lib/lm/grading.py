@@ -83,11 +83,12 @@ def stated(text: str) -> notation.Number | None:
             break
     if last is None:
         return None
-    line = text[text.rfind("\n", 0, last.start) + 1 :].partition("\n")[0]
+    begins, ends = text.rfind("\n", 0, last.start) + 1, (text.find("\n", last.end) + 1 or None)
+    line = text[begins : last.start] + text[last.end : ends]
     formula = re.search(r"\\(?!text|boxed|times|cdot|[$%,(){}\[\] ])|\^", line)
     after = text[last.end : last.end + 8]
     operand = re.search(r"[\d)]\s*[-+*/×÷^(]\s*[$€£]?$", _before(text, last))
-    return None if formula or operand or re.match(r"\s*[-+*/×÷^]\s*[\d(]", after) else last
+    return None if formula or operand or re.match(r"\s*(?:\*\*|[-+*/×÷^])\s*[\d(]", after) else last
 
 
 def _before(text: str, found: notation.Number) -> str:

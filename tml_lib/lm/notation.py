@@ -76,11 +76,11 @@ _QUOTIENT = re.compile(r"/(?P<bottom>\d+)(?![\d/]|[.,]\d)")
 
 @dataclass(frozen=True)
 class Number:
-    """A number as it is written somewhere: 'value' before what stands behind it, such as '%'."""
+    """A number as it is written somewhere; 'value' is that of its digits before a '%'."""
 
     value: Fraction
-    text: str  # its own digits and sign
-    scale: Fraction = Fraction(1)  # 1/100 for '%', 10^6 for 'million'
+    text: str  # its own sign, digits and, where it has one, its 'million'
+    scale: Fraction = Fraction(1)  # 1/100 for '%'
     unit: str = ""
     start: int = 0  # its characters in the text where it was found
     end: int = 0
@@ -122,7 +122,11 @@ def number(text: str) -> Number | None:
     first = found.end("sign") if first < 0 else first
     own = found.string[max(first, 0) : found.start("after")].strip().lstrip("-+").strip()
     unit = f"{found['before'] or ''} {unit}".strip()
-    return Number(-value if sign else value, sign + own, scale, unit)
+    value = -value if sign else value
+    if scale > 1:
+        words = found["after"].split()
+        return Number(value * scale, f"{sign}{own} {words[0]}", unit=unit)
+    return Number(value, sign + own, scale, unit)
 
 
 def plain(text: str) -> str:
