@@ -80,6 +80,18 @@ def test_the_reward_of_a_text(text, wanted, grader):
     assert text_reward(text, "42", grade=grader.grade) == wanted
 
 
+def test_a_blank_before_the_brace_of_a_box_does_not_count(grader):
+    assert text_reward("so it is \\boxed {7}.", "7", grade=grader.grade) == 1.0
+
+
+@pytest.mark.parametrize("text", [None, 5])
+def test_what_is_no_text_is_refused_by_name(text):
+    with pytest.raises(TypeError, match=f"text is {text}, of type .*: give it as a string"):
+        text_reward(text, "5")
+    with pytest.raises(TypeError, match=f"answer is {text}, of type"):
+        text_reward("5", text)
+
+
 def test_an_unclosed_box_is_never_in_the_right_format(grader):
     for text in ("so \\boxed{42", "so \\boxed{{42}", "\\boxed{" * 50 + "42"):
         assert text_reward(text, "42", grade=grader.grade) in (-0.5, -1.0)
