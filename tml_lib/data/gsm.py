@@ -248,11 +248,9 @@ def _propagate(
             new = changed.get(old, old)
         out += match.group() if new == old else _like(new, match.group())
     out += text[done:]
-    return (
-        out
-        if len(equations(out)) == len(steps) - 1 and first_mention(out, str(wrong)) is not None
-        else None
-    )
+    # a wrong value with decimals has never served: stored evidence depends on the choice
+    stated = wrong.denominator == 1 and first_mention(out, str(wrong)) is not None
+    return out if stated and len(equations(out)) == len(steps) - 1 else None
 
 
 def _reevaluate(out: str, text: str, step: Equation, starts: dict[int, int]) -> Fraction | None:

@@ -77,7 +77,7 @@ def stated(text: str) -> notation.Number | None:
     starts = [one.start for one in found]
     for word in reversed(list(re.finditer(r"(?i:answer)[^\n]{0,100}", text))):
         own = found[bisect_left(starts, word.start()) : bisect_left(starts, word.end())]
-        results = [one for one in own if re.search(r"=\s*[$€£]?$", _before(text, one))]
+        results = [one for one in own if re.search(r"=\s*[$€£]?\Z", _before(text, one))]
         if own:
             last = results[-1] if results else own[0]
             break
@@ -87,7 +87,7 @@ def stated(text: str) -> notation.Number | None:
     line = text[begins : last.start] + text[last.end : ends]
     formula = re.search(r"\\(?!text|boxed|times|cdot|[$%,(){}\[\] ])|\^", line)
     after = text[last.end : last.end + 8]
-    operand = re.search(r"[\d)]\s*[-+*/×÷^(]\s*[$€£]?$", _before(text, last))
+    operand = re.search(r"[\d)]\s*[-+*/×÷^(][ ]*[$€£]?\Z", _before(text, last))
     return None if formula or operand or re.match(r"\s*(?:\*\*|[-+*/×÷^])\s*[\d(]", after) else last
 
 

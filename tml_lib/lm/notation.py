@@ -239,14 +239,15 @@ def _is_part(behind: re.Match) -> bool:
 def _signed(text: str, value: Fraction, start: int, end: int) -> Iterator[Number]:
     """The number from start to end with its sign and size, where it is a number of its own."""
     before, after = text[max(start - 40, 0) : start], text[end : end + 40]
-    inside = r"[^\W_]$|\d\.$|(?:[^\W_]|[)}])_$|\^-?$|[_^]\{[^{}]*$|[\w)]\*\*$|\d\{,\}$"
+    # \Z, for '$' would also match before a line break
+    inside = r"(?:[^\W_]|\d\.|(?:[^\W_]|[)}])_|\^-?|[_^]\{[^{}]*|[\w)]\*\*|\d\{,\})\Z"
     glued = re.match(r"[^\W_]+", after)
     if re.search(inside, before) or re.match(rf"{_SEPARATOR}\d|\.\d", after):
         return
     if (glued and glued.group() not in _NAMES) or _is_time(before, text[start:end], after):
         return
     scale = next((n for w, n in _SCALES.items() if n > 1 and re.match(rf"\s{w}\b", after)), 1)
-    minus = re.search(rf"[-−]\s?{_CURRENCY}?$|[-−]$", before.replace("\\$", "$"))
+    minus = re.search(rf"[-−][ ]?(?:\\?{_CURRENCY})?\Z", before)
     sign = minus and "- " not in minus.group() and _is_unary(before[: minus.start()])
     if sign:
         start -= len(minus.group())
@@ -255,7 +256,7 @@ def _signed(text: str, value: Fraction, start: int, end: int) -> Iterator[Number
 
 def _is_unary(before: str) -> bool:
     """Whether a minus behind this text is a sign: no hyphen and no subtraction."""
-    operand = r"(?:[\d)}%]|\d[\w.,%]*\s+[^\W\d]+)\s*$"
+    operand = r"(?:[\d)}%]|\d[\w.,%]*\s+[^\W\d]+)[ ]*\Z"
     return not before[-1:].isalnum() and not re.search(operand, before)
 
 
@@ -263,4 +264,6 @@ def _is_time(before: str, digits: str, after: str) -> bool:
     """Whether digits are the hour or the minute of a time of day such as 12:30."""
     hour, minute = r"(?:[01]?\d|2[0-4])", r"[0-5]\d"
     begins = re.fullmatch(hour, digits) and re.match(rf":{minute}(?!\d)", after)
-    return bool(begins or (re.fullmatch(minute, digits) and re.search(rf"(?<!\d){hour}:$", before)))
+    return bool(
+        begins or (re.fullmatch(minute, digits) and re.search(rf"(?<!\d){hour}:\Z", before))
+    )
