@@ -70,6 +70,67 @@ def test_every_gold_trajectory_states_the_answer_and_no_format_marker(questions)
         assert "####" not in gold.text
 
 
+def test_a_question_with_a_false_step_is_left_out_and_the_next_takes_its_place():
+    passed = gsm.left_out(34, seed=2)
+    assert passed == {
+        "gsm_symbolic/2/29": "34% of the remaining 60 students are part of choir members or dancers"
+        " so that's 0.34*60 = 20",
+        "gsm_symbolic/2/33": "William has €68.32 - €31.32 = €36",
+    }
+    found = [q.id for q in gsm.gsm_symbolic(34, seed=2)]
+    assert found == [f"gsm_symbolic/2/{k}" for k in range(36) if k not in (29, 33)]
+
+
+def test_a_question_that_comes_to_a_negative_age_is_left_out():
+    (said,) = [v for k, v in gsm.left_out(200, seed=3).items() if k == "gsm_symbolic/3/196"]
+    assert said.endswith("99 years - 100 years = -1")
+    assert not any(q.answer.startswith("-") for q in gsm.gsm_symbolic(200, seed=3))
+
+
+def test_52_of_the_first_2000_questions_are_left_out():
+    counts = [
+        len([k for k in gsm.left_out(500, s) if int(k.split("/")[2]) < 500]) for s in range(4)
+    ]
+    assert counts == [12, 14, 10, 16]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3 + 4 = 8",
+        "first 3 + 4 = 7, then 7 * 2 = 15",
+        "he writes 1188/60=19 hours",
+        "it takes her 15÷2/5=37 minutes",
+        "100% - 20% = 70% of it",
+        "so 9 - 10 = -1 years",
+        "1,000 + 1 = 1,002",
+    ],
+)
+def test_a_false_step_is_found(text):
+    assert gsm.fault(text) == gsm.fault(f"All is well.\n{text} and so on") != ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3 + 4 = 7",
+        "we get 2x+140=198",
+        "x = 5 and 6 = 6",
+        "a perimeter of 2(62+18) = 160",
+        "it takes her 10÷1/2=20 minutes",
+        "14/56 = 1/4 blocks",
+        "100% - 20% = 80% of it",
+        "85 spools / 250 spools * 100% = 34%",
+        "her 42 questions x 50/100 = 21 points",
+        "15 x 0.6666666666666666 = 10.0 liters",
+        "14.000000000000004 - 7 - 1/3 = 6.6666666666666705 hours",
+        "20 / 2 = 5 + 5 = 10",
+    ],
+)
+def test_a_right_step_and_what_is_no_arithmetic_are_no_fault(text):
+    assert gsm.fault(text) == ""
+
+
 def test_fewer_than_one_question_is_refused():
     with pytest.raises(ValueError, match="n=0"):
         gsm.gsm_symbolic(0)
@@ -107,6 +168,28 @@ def test_a_question_without_gold_says_so():
         ("the answer is 25", "025", 14),
         ("so it is x+1 here", "x+1", 9),
         ("so it is x here", "y", None),
+        ("so it is exact, x", "x", 16),
+        ("so x+12 or x+1.5", "x+1", None),
+        ("Consider option A. The answer is C.", "C", 33),
+        ("Consider option A. The answer is C.", "A", None),
+        ("A cat, so \\boxed{\\text{A}}", "A", 23),
+        ("$1{,}234$", "1234", 1),
+        ("1\\,234 km", "1234", 0),
+        ("x_{12} = 5", "12", None),
+        ("x_12 or 2^{12} or 2^12", "12", None),
+        ("at 12:30", "12", None),
+        ("at 12:30", "30", None),
+        ("in the ratio 58:25", "58", 13),
+        ("it is 1.2 \\times 10^3", "1200", 6),
+        ("it is 2 1/2", "2.5", 6),
+        ("it is 2 1/2", "2", None),
+        ("it is \\frac{1}{2}", "0.5", 6),
+        ("it is -$12", "12", None),
+        ("it is -$12", "-12", 6),
+        ("20 - 12 = 8", "12", 5),
+        ("it is **12**.", "12", 8),
+        ("weighs 12kg", "12", 7),
+        ("it costs 1,234", "1{,}234 dollars", 9),
     ],
 )
 def test_first_mention_is_by_value(text, answer, wanted):

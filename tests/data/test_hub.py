@@ -228,6 +228,48 @@ def test_a_set_without_a_question_is_refused(tmp_path):
 # --- where from -----------------------------------------------------------------------------------
 
 
+def test_numbers_of_a_csv_file_are_written_as_in_it(tmp_path):
+    file = tmp_path / "own.csv"
+    file.write_text("problem,solution,answer\nA?,It is 3.,3\nB?,It is 2.5.,2.5\n")
+    found = hub.questions("aime24", source=str(file))
+    assert [q.answer for q in found] == ["3", "2.5"]
+    assert [q.trajectories[0].answer for q in found] == ["3", "2.5"]
+
+
+def test_an_empty_cell_of_a_csv_file_is_refused_by_file_and_row(tmp_path):
+    file = tmp_path / "own.csv"
+    file.write_text("problem,solution,answer\nA?,It is 3.,3\nB?,It is 2.5.,\n")
+    with pytest.raises(ValueError, match=r"row 1 of .*own\.csv: aime24/1 has .* 'answer'"):
+        hub.questions("aime24", source=str(file))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("generations", None, "None in column 'generations', which is no list"),
+        ("labels", None, "None in column 'labels', which is no list"),
+        ("generations", ["a", None], "None in a list of column 'generations'"),
+        ("labels", [1, None], "None in a list of column 'labels'"),
+        ("labels", ["1", "0"], "'1' in a list of column 'labels'"),
+    ],
+)
+def test_null_generations_and_labels_are_refused_by_file_and_row(tmp_path, column, value, said):
+    row = {"problem": "?", "answer": "7", "generations": ["a", "b"], "labels": [1, 0]}
+    file = tmp_path / "own.jsonl"
+    source = write([row | {column: value}], file)
+    with pytest.raises(ValueError, match=rf"row 0 of .*own\.jsonl: orz_14b/0 has {said}"):
+        hub.questions("orz_14b", source=source)
+
+
+def test_a_level_may_be_a_decimal_and_an_unknown_one_is_refused_by_row(tmp_path):
+    row = {"problem": "?", "solution": "It is 7.", "answer": "7"}
+    source = write([row | {"level": level} for level in (5.0, 4.0)], tmp_path / "own.jsonl")
+    assert [q.id for q in hub.questions("math500_5", source=source)] == ["math500_5/0"]
+    source = write([row | {"level": level} for level in (5, None)], tmp_path / "bad.jsonl")
+    with pytest.raises(ValueError, match=r"row 1 of .*bad\.jsonl: .* in column 'level'"):
+        hub.questions("math500_5", source=source)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_file_reads_as_the_folder_does(saved, tmp_path, kind, stream):

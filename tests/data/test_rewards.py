@@ -12,6 +12,7 @@ from tml_lib.data.rewards import eq21, program_reward, text_reward
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Grader
 
 ANSWER = "a=5 c=6"
+FORMULA = ("so \\boxed{\\sqrt{25}}", "5")  # nothing but Math-Verify can grade it
 STEPS = "a:= d+2 d=3 a=5 . c:= h*4 h=5 c=6 ."
 FULL = f"{STEPS} {ANSWER_TEMPLATE} {ANSWER} }}"
 
@@ -20,7 +21,7 @@ FULL = f"{STEPS} {ANSWER_TEMPLATE} {ANSWER} }}"
 def grader():
     """A grader with a short limit, warmed up, so that hostile texts cost the tests little."""
     grader = Grader(seconds=0.6)
-    grader.grade("5", "5")
+    grader.grade(*FORMULA)
     yield grader
     grader.close()
 
@@ -77,6 +78,18 @@ TEXTS = [
 @pytest.mark.parametrize(("text", "wanted"), TEXTS, ids=[text for text, _ in TEXTS])
 def test_the_reward_of_a_text(text, wanted, grader):
     assert text_reward(text, "42", grade=grader.grade) == wanted
+
+
+def test_a_blank_before_the_brace_of_a_box_does_not_count(grader):
+    assert text_reward("so it is \\boxed {7}.", "7", grade=grader.grade) == 1.0
+
+
+@pytest.mark.parametrize("text", [None, 5])
+def test_what_is_no_text_is_refused_by_name(text):
+    with pytest.raises(TypeError, match=f"text is {text}, of type .*: give it as a string"):
+        text_reward(text, "5")
+    with pytest.raises(TypeError, match=f"answer is {text}, of type"):
+        text_reward("5", text)
 
 
 def test_an_unclosed_box_is_never_in_the_right_format(grader):
@@ -182,7 +195,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_text_is_not_right_and_ends_in_time(text, grader):
-    grader.grade("5", "5")  # start-up after the end of the process does not count
+    grader.grade(*FORMULA)  # start-up after the end of the process does not count
     began = time.perf_counter()
     found = text_reward(text, "6", grade=grader.grade)
     assert time.perf_counter() - began < grader.seconds + 1.0
@@ -195,7 +208,7 @@ def test_a_hostile_text_is_not_right_and_ends_in_time(text, grader):
 def test_a_tower_costs_the_limit_and_no_more():
     grader = Grader(seconds=0.3)
     try:
-        grader.grade("5", "5")
+        grader.grade(*FORMULA)
         began = time.perf_counter()
         assert text_reward("\\boxed{9^{9^{9^{9}}}}", "5", grade=grader.grade) == 0
         assert 0.3 <= time.perf_counter() - began < 1.3

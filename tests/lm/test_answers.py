@@ -11,6 +11,7 @@ from tml_lib.lm import answers
 from tml_lib.lm.answers import ANSWER_TEMPLATE, INSTRUCTION, Grader, encode
 
 PROMPT = "What is 6 times 7?\n"
+FORMULA = ("so \\boxed{\\sqrt{25}}", "5")  # nothing but Math-Verify can grade it
 TRAJECTORY = "6 * 7 means 7+7+7+7+7+7,\nwhich is 42. So: 42 🤖 été"
 
 
@@ -203,7 +204,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_text_is_not_right_and_does_not_spoil_the_next_request(grader, text):
-    grader.grade("5", "5")  # start-up does not count
+    grader.grade(*FORMULA)  # start-up does not count
     began = time.perf_counter()
     assert grader.grade(text, "5" if text != HOSTILE["new lines"] else "6") is False
     assert time.perf_counter() - began < grader.seconds + 1.0
@@ -216,7 +217,7 @@ def test_a_hostile_reference_answer_is_not_right_either(grader):
 
 
 def test_a_time_out_ends_the_process_and_the_next_request_starts_another(grader):
-    grader.grade("5", "5")
+    grader.grade(*FORMULA)
     first = grader._process
     limit, grader.seconds = grader.seconds, 0.05
     try:
@@ -224,33 +225,33 @@ def test_a_time_out_ends_the_process_and_the_next_request_starts_another(grader)
     finally:
         grader.seconds = limit
     assert first.poll() is not None
-    assert grader.grade("5", "5") is True
+    assert grader.grade(*FORMULA) is True
     assert grader._process.pid != first.pid
 
 
 def test_a_process_that_died_is_replaced(grader):
-    grader.grade("5", "5")
+    grader.grade(*FORMULA)
     grader._process.kill()
     grader._process.communicate()
     assert grader.grade("so 5", "5") is True
 
 
 def test_the_pipes_of_a_process_that_died_are_closed(grader):
-    grader.grade("5", "5")
+    grader.grade(*FORMULA)
     died = grader._process
     died.kill()
     died.wait()
-    grader.grade("5", "5")
+    grader.grade(*FORMULA)
     closed = died.stdin.closed and died.stdout.closed
     died.communicate()  # so that nothing leaks from the test itself
     assert closed
 
 
 def test_a_text_without_an_answer_does_not_cost_a_restart(grader):
-    grader.grade("5", "5")
+    grader.grade(*FORMULA)
     first = grader._process.pid
-    grader.extract("no number at all")
-    grader.grade("5", "5")
+    assert grader.extract("no number at all") is None
+    assert grader.grade(*FORMULA) is True
     assert grader._process.pid == first
 
 

@@ -15,11 +15,19 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from tml_lib.lm import notation
+from tml_lib.lm.grading import options
 from tml_lib.records import Question, Trajectory
 
 _DIGITS = r"\d+(?:,\d{3})*(?:\.\d+)?"
 NUMBER = re.compile(rf"(?<![\w.]){_DIGITS}(?!\w|[.,]\d)")
 _EQUALS = re.compile(rf"=\s*[$£€]?\s*({_DIGITS})")
+# what stands behind the '=' of a step, unless it is itself an expression
+_RESULT = re.compile(
+    rf"\s*[$£€]?(?P<sign>-)?[$£€]?(?P<value>{_DIGITS})(?:/(?P<under>[1-9]\d*))?\s*(?P<percent>%)?"
+    r"(?!\s*[-+*/×÷(]\s*[\d(]|\s+x\s|\d|\w*\s*[-+*/×÷]\s*\d)"
+)
+_ROUNDING = Fraction(1, 10**9)  # the golden texts are written by floating point
 # days, months, percent: a text may use them for what they are
 _CONSTANTS = {7, 10, 12, 24, 30, 52, 60, 100, 365, 1000}
 
@@ -28,15 +36,30 @@ def gsm_symbolic(n: int, seed: int = 0) -> list[Question]:
     """n grade-school word problems of reasoning-gym's `gsm_symbolic`, each with its gold
     trajectory.
 
-    The first n of a seed are the same whatever n is. Raises ValueError where n < 1.
+    The first n of a seed are the same whatever n is. A question whose gold trajectory has a false
+    step, or comes to a negative number, is left out, and the next one takes its place; `left_out`
+    counts them. Raises ValueError where n < 1.
     """
+    return _drawn(n, seed)[0]
+
+
+def left_out(n: int, seed: int = 0) -> dict[str, str]:
+    """The questions that `gsm_symbolic(n, seed)` passed over: their ids, and the false step or
+    negative number.
+    """
+    return _drawn(n, seed)[1]
+
+
+def _drawn(n: int, seed: int) -> tuple[list[Question], dict[str, str]]:
+    """The first n questions without a fault, and the faults of those passed over."""
     if n < 1:
         raise ValueError(f"n={n} questions make no set: ask for at least 1")
     import reasoning_gym
 
-    data = reasoning_gym.create_dataset("gsm_symbolic", size=n, seed=seed)
-    questions = []
-    for index in range(n):
+    # three in a hundred are passed over; a question does not depend on the size
+    data = reasoning_gym.create_dataset("gsm_symbolic", size=2 * n + 64, seed=seed)
+    questions, passed = [], {}
+    for index in range(2 * n + 64):
         entry = data[index]
         *steps, stated = entry["metadata"]["answer_cot"].split("\n")
         if not stated.startswith("####"):
@@ -45,15 +68,51 @@ def gsm_symbolic(n: int, seed: int = 0) -> list[Question]:
                 " changed"
             )
         # a few templates indent or leave lines empty
-        lines = [step.strip() for step in steps if step.strip()]
-        gold = Trajectory("\n".join(lines), "gold", entry["answer"], True)
+        text = "\n".join(step.strip() for step in steps if step.strip())
         name = f"gsm_symbolic/{seed}/{index}"
-        questions.append(
-            Question(
-                name, entry["question"], entry["answer"], str(data.task_indices[index]), (gold,)
-            )
-        )
-    return questions
+        if wrong := fault(text):
+            passed[name] = wrong
+            continue
+        gold, template = (Trajectory(text, "gold", entry["answer"], True), data.task_indices[index])
+        questions.append(Question(name, entry["question"], entry["answer"], str(template), (gold,)))
+        if len(questions) == n:
+            break
+    return questions, passed
+
+
+def fault(text: str) -> str:
+    """The first step 'expression = value' of a gold trajectory whose arithmetic is false, or that
+    comes to a negative number; '' where there is none. What cannot be read as arithmetic, such as
+    an equation in x, is passed over.
+    """
+    for match in re.finditer("=", text):
+        begin = _line_start(text, match.start())
+        right = re.match(_RESULT, text[match.end() :])
+        if right is None or re.search(r"\d[a-z](?![a-z])", text[begin : match.start()]):
+            continue
+        shown = text[begin : match.end() + right.end()].strip()
+        if right["sign"]:
+            return shown
+        wanted = Fraction(right["value"].replace(",", "")) / int(right["under"] or 1)
+        values = [
+            _computed(text[start : match.start()])
+            for start in _expression_starts(text, begin, match.start())
+        ]
+        values = [found for found in values if found is not None]
+        scale = 100 if right["percent"] else 1
+        near = (abs(found - wanted / k) < _ROUNDING for found in values for k in (1, scale))
+        if values and not any(near):
+            return shown
+    return ""
+
+
+def _computed(expression: str) -> Fraction | None:
+    """The value of a gold trajectory's expression, with its own ways of writing: 'x' between
+    words, '2(3+4)', and '10÷1/2', which is 10÷(1/2).
+    """
+    expression = re.sub(r"\s[x×]\s", " * ", expression)
+    expression = re.sub(r"(?<=\d)\(", "*(", expression)
+    return _evaluate(re.sub(r"÷(.*)$", r"/(\1)", expression))
 
 
 def aime24_four() -> list[Question]:
@@ -75,17 +134,22 @@ def value(number: str) -> Fraction:
 
 
 def first_mention(text: str, answer: str) -> int | None:
-    """Character offset where the answer's value is first written in the text; None if never.
+    """Character offset where the answer is first written in the text; None if never.
 
-    A plain number is found in any way of writing it (1,234.0 is 1234); anything else only letter by
-    letter.
+    A number is found by value, in any way of writing it (1,234.0 and $1{,}234$ are 1234); a single
+    letter from A to J only as an option that the text answers with; anything else letter by
+    letter, but not inside a longer word or number.
     """
-    if not NUMBER.fullmatch(answer):
-        found = text.find(answer)
-        return None if found < 0 else found
-    return next(
-        (m.start() for m in NUMBER.finditer(text) if value(m.group()) == value(answer)), None
-    )
+    wanted = notation.number(answer)
+    if wanted is not None:
+        values = {wanted.value, wanted.value * wanted.scale}
+        return next((m.start for m in notation.mentions(text) if m.value in values), None)
+    if re.fullmatch("[A-J]", answer):
+        return next((at for at, letter in options(text) if letter == answer), None)
+    begins = r"(?<!\w)" if re.match(r"\w", answer) else ""
+    ends = r"(?!\w|\.\d)" if re.search(r"\w$", answer) else ""
+    found = re.search(begins + re.escape(answer) + ends, text) if answer else None
+    return None if found is None else found.start()
 
 
 def gold(question: Question) -> Trajectory:
@@ -121,12 +185,7 @@ def equations(text: str) -> list[Equation]:
     """
     found = []
     for match in _EQUALS.finditer(text):
-        marks = (
-            (text.rfind(mark, 0, match.start()), len(mark))
-            for mark in ("\n", ". ", ", ", ": ", "=")
-        )
-        line_start = max(at + width if at >= 0 else 0 for at, width in marks)
-        for start in _expression_starts(text, line_start, match.start()):
+        for start in _expression_starts(text, _line_start(text, match.start()), match.start()):
             if _evaluate(text[start : match.start()]) == value(match.group(1)):
                 found.append(
                     Equation(
@@ -135,6 +194,12 @@ def equations(text: str) -> list[Equation]:
                 )
                 break
     return found
+
+
+def _line_start(text: str, end: int) -> int:
+    """Where the part of a sentence begins that ends at an '='."""
+    marks = ((text.rfind(mark, 0, end), len(mark)) for mark in ("\n", ". ", ", ", ": ", "="))
+    return max(at + width if at >= 0 else 0 for at, width in marks)
 
 
 def _expression_starts(text: str, start: int, end: int) -> list[int]:
@@ -241,11 +306,9 @@ def _propagate(
             new = changed.get(old, old)
         out += match.group() if new == old else _like(new, match.group())
     out += text[done:]
-    return (
-        out
-        if len(equations(out)) == len(steps) - 1 and first_mention(out, str(wrong)) is not None
-        else None
-    )
+    # a wrong value with decimals has never served: stored evidence depends on the choice
+    stated = wrong.denominator == 1 and first_mention(out, str(wrong)) is not None
+    return out if stated and len(equations(out)) == len(steps) - 1 else None
 
 
 def _reevaluate(out: str, text: str, step: Equation, starts: dict[int, int]) -> Fraction | None:

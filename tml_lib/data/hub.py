@@ -15,6 +15,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 from tml_lib.data import gsm
@@ -91,7 +92,11 @@ def _draw(
     chosen = _source(name)
     data, place = _open(name, chosen, split, source, stream)
     for k, row in _rows(data, name, place, seed if shuffled else None):
-        yield chosen.read(row, f"{name}/{k}", seed)
+        try:
+            question = chosen.read(row, f"{name}/{k}", seed)
+        except ValueError as error:
+            raise ValueError(f"row {k} of {place}: {error}") from error
+        yield question
 
 
 def right_as_gold(asked: Sequence[Question]) -> list[Question]:
@@ -197,7 +202,11 @@ def _rows(data, name: str, place: str, seed: int | None) -> Iterator[tuple[int, 
                 f" {', '.join(row)} and lacks {', '.join(missing)}: give a set with these columns,"
                 " or rename its own with `datasets`' rename_columns"
             )
-        if chosen.keep(row):
+        try:
+            kept = chosen.keep(row)
+        except ValueError as error:
+            raise ValueError(f"row {k} of {place}: {error}") from error
+        if kept:
             yield k, row
 
 
@@ -209,11 +218,14 @@ def _text(row: Mapping, column: str, name: str) -> str:
     mathematics already.
     """
     value = row[column]
-    if not isinstance(value, str | int | float) or not str(value).strip():
+    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if not (number or isinstance(value, str)) or not str(value).strip():
         raise ValueError(
             f"{name} has {value!r} in column {column!r}, which is no text: leave this row out of"
             " the set"
         )
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # a column with one 2.5 in it turns 3 into 3.0
     text = str(value).strip()
     return text.strip("$").strip() if column == "answer" and text[0] == text[-1] == "$" else text
 
@@ -236,7 +248,13 @@ def _solved(text: str) -> Callable[[Mapping, str, int], Question]:
 
 
 def _is_level_5(row: Mapping) -> bool:
-    return str(row["level"]).removeprefix("Level ") == "5"
+    """Whether a row is of level 5, written as 5, 5.0, '5' or 'Level 5'."""
+    level = row["level"]
+    if isinstance(level, bool) or not isinstance(level, str | int | float) or level != level:
+        raise ValueError(
+            f"{level!r} in column 'level' is no level from 1 to 5: leave this row out of the set"
+        )
+    return str(level).removeprefix("Level ").removesuffix(".0") == "5"
 
 
 def _rollouts(row: Mapping, name: str, seed: int) -> Question:
@@ -244,6 +262,17 @@ def _rollouts(row: Mapping, name: str, seed: int) -> Question:
     all that was written.
     """
     written, labels, answer = row["generations"], row["labels"], _text(row, "answer", name)
+    for column, found, kind in (("generations", written, str), ("labels", labels, int | float)):
+        if not isinstance(found, Sequence) or isinstance(found, str):
+            raise ValueError(
+                f"{name} has {found!r} in column {column!r}, which is no list: leave this row out"
+                " of the set"
+            )
+        if strange := [one for one in found if not isinstance(one, kind)]:
+            raise ValueError(
+                f"{name} has {strange[0]!r} in a list of column {column!r}: leave this row out of"
+                " the set"
+            )
     if len(written) != len(labels) or not set(labels) <= {0, 1}:
         raise ValueError(
             f"{name} has {len(written)} generations and the labels {list(labels)[:8]}: each needs"

@@ -33,14 +33,19 @@ def eq21(answer_right: bool, format_right: bool) -> float:
 def text_reward(
     text: str, answer: str, *, grade: Callable[[str, str], bool] = answers.grade
 ) -> float:
-    """RaML Eq. 21 for a text that ends in a box, its answer compared by Math-Verify.
+    """RaML Eq. 21 for a text that ends in a box, its answer compared by `answers.grade`.
 
-    Right answer: `answers.grade`, which reads the last whole box and, where there is none, the last
-        number of the text. Right
+    Right answer: `answers.grade`, which reads the last whole box and, where there is none, the
+        number that the text ends in. Right
     format: `boxed_at_the_end`. grade: (text, answer) -> right or not, such as
     `Grader(seconds).grade`; the default gives up after 5 seconds, counts what it cannot parse as
-    wrong, and works from any thread.
+    wrong, and works from any thread. Raises TypeError for a text or answer that is no string.
     """
+    for name, value in (("text", text), ("answer", answer)):
+        if not isinstance(value, str):
+            raise TypeError(
+                f"{name} is {value!r}, of type {type(value).__name__}: give it as a string"
+            )
     return eq21(grade(text, answer), boxed_at_the_end(text))
 
 
@@ -51,14 +56,15 @@ def boxed_at_the_end(text: str) -> bool:
     Behind its closing brace may stand blanks and what ends a formula, bold print or a sentence:
     '$', '\\)', '\\]', '*', '.'.
     """
-    start = text.find(BOX + "{")
-    if start < 0 or text.count(BOX) != 1:
+    box = re.search(r"\\boxed\s*\{", text)
+    if box is None or text.count(BOX) != 1:
         return False
+    start = box.end() - 1
     depth = 0
     for brace in re.finditer(r"[{}]", text[start:]):
         depth += 1 if brace.group() == "{" else -1
         if depth == 0:
-            inside = text[start + len(BOX) + 1 : start + brace.start()]
+            inside = text[start + 1 : start + brace.start()]
             return (
                 bool(inside.strip()) and _CLOSING.fullmatch(text, start + brace.end()) is not None
             )

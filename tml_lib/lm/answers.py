@@ -1,24 +1,23 @@
-"""Prompts, the answer template, exact token seams, extraction and grading.
+"""Prompts, the answer template, and text as token ids with exact seams.
 
-Grading is Math-Verify's, run in a process of its own: its time-outs need the main thread's signals,
-and an input such as `9**9**9**9` holds Python's interpreter lock for ever. Run as a script (`python
--m tml_lib.lm.answers`) this module is that
-process: one JSON request a line in, one JSON reply a line out.
+`extract`, `grade` and `Grader` stand in `grading` and can be had from here too.
 """
 
 from __future__ import annotations
 
-import atexit
 import json
-import select
-import subprocess
-import sys
-import threading
+import weakref
 from dataclasses import dataclass
+
+from tml_lib.lm.grading import Grader, extract, grade
+
+__all__ = ["ANSWER_TEMPLATE", "INSTRUCTION", "Encoded", "Grader", "Suffix", "chat_prompt", "encode"]
+__all__ += ["extract", "grade", "token_ids"]
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 # RaML's Algorithms 3 and 4 append it, then the answer
 ANSWER_TEMPLATE = "\n\n**Final Answer**\n\\boxed{"
+_ANSWER_SEAM = "answer template and answer"
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,16 @@ def encode(
             f"{type(tokenizer).__name__} reports no character offsets: load the fast tokenizer of"
             " this model"
         )
+    if isinstance(answers, str) or not all(isinstance(answer, str) for answer in answers):
+        raise TypeError(f"answers={answers!r} is no list of texts: give one such as ['42']")
     left, right = _split(tokenizer, prompt, trajectory, "prompt and trajectory")
-    offsets = tokenizer(prompt + trajectory, add_special_tokens=False, return_offsets_mapping=True)[
-        "offset_mapping"
-    ]
-    ends = [max(end - len(prompt), 0) for _, end in offsets[len(left) :]]
+    opening = len(_opening(tokenizer, prompt + trajectory))
+    offsets = _read(tokenizer, prompt + trajectory)[1]
+    ends = [max(end - len(prompt), 0) for _, end in offsets[len(left) - opening :]]
     starts = [0, *ends][: len(ends)]
     suffixes = []
     for answer in answers:
-        before, own = _split(tokenizer, template, answer, "answer template and answer")
+        before, own = _split(tokenizer, template, answer, _ANSWER_SEAM, begins=False)
         if not own:
             raise ValueError(
                 f"answer {answer!r} tokenises to nothing, so it has no likelihood: give a non-empty"
@@ -99,12 +99,132 @@ def encode(
     return Encoded(tuple(left), tuple(right), tuple(suffixes), texts, tuple(ends))
 
 
-def _split(tokenizer, left: str, right: str, what: str) -> tuple[list[int], list[int]]:
+def token_ids(tokenizer, text: str, *, begins: bool = True) -> list[int]:
+    """The token ids of a text: the one place where the kit turns text into ids.
+
+    begins: the text begins the sequence, so that the tokenizer's own first tokens (BOS) stand
+    before it, once, unless its chat template goes without them. Otherwise it continues other text:
+    it has no BOS, and none of the space that SentencePiece puts before a first word. Raises
+    ValueError for words that the tokenizer does not know.
+    """
+    ids = _read(tokenizer, text, begins=begins)[0]
+    return [*_opening(tokenizer, text), *ids] if begins else ids
+
+
+def _read(tokenizer, text: str, *, begins: bool = True) -> tuple[list[int], list]:
+    """Token ids and character offsets, without special tokens; each word must be known."""
+    reader, fast = None if begins else _continuing(tokenizer), getattr(tokenizer, "is_fast", False)
+    if reader is not None:
+        found = reader.encode(text, add_special_tokens=False)
+        ids, offsets = found.ids, found.offsets
+    else:
+        asked = {"return_offsets_mapping": True} if fast else {}
+        found = tokenizer(text, add_special_tokens=False, **asked)
+        ids, offsets = list(found["input_ids"]), found["offset_mapping"] if fast else None
+    if unknown := _unknown(tokenizer, text, ids, offsets):
+        shown = ", ".join(repr(word) for word in unknown[:8])
+        raise ValueError(
+            f"{type(tokenizer).__name__} has no tokens for {shown}"
+            f"{' and others' if len(unknown) > 8 else ''}: leave these words out, or take a model"
+            " whose tokenizer knows them"
+        )
+    return ids, offsets
+
+
+def _unknown(tokenizer, text: str, ids: list[int], offsets: list | None) -> list[str]:
+    """The words that became the unknown token, and those that no token covers; a slow tokenizer
+    does not tell.
+    """
+    if offsets is None:
+        return []
+    names = {tokenizer.unk_token, getattr(tokenizer.backend_tokenizer.model, "unk_token", None)}
+    unknown = {token: tokenizer.convert_tokens_to_ids(token) for token in names if token}
+    found, bare, done = [], "", 0
+    for token, (start, end) in zip(ids, offsets, strict=True):
+        word = text[start:end].strip()
+        if token in unknown.values() and word not in unknown:
+            found.append(word)
+        bare, done = bare + text[done:start].strip(), max(done, end)
+    if bare := bare + text[done:].strip():  # offsets shift behind a character that is dropped
+        alone = [c for c in text if not tokenizer(c, add_special_tokens=False)["input_ids"]]
+        found += [c for c in alone if c.strip()] or [bare]
+    return list(dict.fromkeys(found))
+
+
+def _opening(tokenizer, text: str) -> list[int]:
+    """The tokens that the tokenizer itself puts before a text, such as BOS; none where the text
+    begins with them, or where a chat template goes without.
+    """
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    places = (k for k in range(len(whole)) if whole[k : k + len(bare)] == bare)
+    opening = list(whole[: next(places, 0)])
+    template = getattr(tokenizer, "chat_template", None) or ""
+    template = "".join(template.values()) if isinstance(template, dict) else template
+    written = tokenizer.convert_ids_to_tokens(opening)
+    if template and "bos_token" not in template and not all(mark in template for mark in written):
+        return []
+    return [] if text.startswith("".join(written)) else opening
+
+
+# tokenizer -> its size, and its reader of texts that continue others
+_readers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _continuing(tokenizer):
+    """The tokenizer's rules without the one that puts a space before a text; None where it has no
+    such rule.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not _adds_space(backend):
+        return None
+    size, reader = _readers.get(tokenizer, (None, None))
+    if size != len(tokenizer):
+        import tokenizers
+
+        rules = json.loads(backend.to_str())
+        rules |= {part: _without_space(rules[part]) for part in ("normalizer", "pre_tokenizer")}
+        reader = tokenizers.Tokenizer.from_str(json.dumps(rules))
+        reader.no_truncation()
+        reader.no_padding()
+        if _adds_space(reader):
+            raise TypeError(
+                f"{type(tokenizer).__name__} puts a space before every text by a rule that is not"
+                " known here, so an answer cannot be appended: take another model"
+            )
+        _readers[tokenizer] = (len(tokenizer), reader)
+    return reader
+
+
+def _adds_space(backend) -> bool:
+    """Whether these rules read 'a' as ' a'."""
+    text = backend.normalizer.normalize_str("a") if backend.normalizer else "a"
+    pieces = backend.pre_tokenizer.pre_tokenize_str(text) if backend.pre_tokenizer else [(text,)]
+    return "".join(piece[0] for piece in pieces) != "a"
+
+
+def _without_space(rule):
+    """A normaliser's or pre-tokeniser's rule, as JSON, without the space before a text."""
+    if not rule:
+        return rule
+    if rule["type"] == "Prepend":
+        return None
+    for inner in ("normalizers", "pretokenizers"):
+        if inner in rule:
+            kept = [_without_space(one) for one in rule[inner]]
+            return rule | {inner: [one for one in kept if one]}
+    changes = {"prepend_scheme": "never", "add_prefix_space": False}
+    return rule | {name: to for name, to in changes.items() if name in rule}
+
+
+def _split(
+    tokenizer, left: str, right: str, what: str, *, begins: bool = True
+) -> tuple[list[int], list[int]]:
     """Token ids of both sides, where the left side's own ids begin the joint ones; else the seam is
     no boundary.
     """
-    first = tokenizer(left, add_special_tokens=False)["input_ids"]
-    both = tokenizer(left + right, add_special_tokens=False)["input_ids"]
+    first = token_ids(tokenizer, left, begins=begins)
+    both = token_ids(tokenizer, left + right, begins=begins)
     if both[: len(first)] != first:
         raise ValueError(
             f"the seam between {what} is no token boundary: {left[-12:]!r} and {right[:12]!r} share"
@@ -112,121 +232,3 @@ def _split(tokenizer, left: str, right: str, what: str) -> tuple[list[int], list
             " punctuation"
         )
     return first, both[len(first) :]
-
-
-# --- grading --------------------------------------------------------------------------------------
-
-
-class Grader:
-    """Math-Verify in a child process, with a time limit per request; safe from any thread.
-
-    A request that takes longer than `seconds` ends the child, counts as not gradable, and the next
-    one starts afresh.
-    """
-
-    def __init__(self, seconds: float = 5.0):
-        self.seconds = seconds
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen | None = None
-
-    def extract(self, text: str) -> str | None:
-        """The final answer written in a text (the last \\boxed{} or number, as Math-Verify finds
-        it); None if none.
-        """
-        return self._ask({"extract": _last_box(text)})
-
-    def grade(self, text: str, answer: str) -> bool:
-        """Whether the final answer written in the text equals the given one; what cannot be parsed
-        is not equal.
-        """
-        return bool(self._ask({"grade": _last_box(text), "answer": answer}))
-
-    def close(self) -> None:
-        """End the child process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
-
-    def _ask(self, request: dict):
-        with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self.close()
-                self._start()
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            reply = self._read(self.seconds)
-            if reply is None:  # out of time, or it died
-                self.close()
-            return None if reply is None else reply["value"]
-
-    def _start(self) -> None:
-        command = [sys.executable, "-m", "tml_lib.lm.answers"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, text=True, **pipes)
-        if self._read(120.0) != {"value": "ready"}:  # importing sympy takes a second or two
-            self.close()
-            raise RuntimeError(
-                "the grading process did not start: check that `python -c 'import math_verify'`"
-                " works"
-            )
-
-    def _read(self, seconds: float) -> dict | None:
-        if not select.select([self._process.stdout], [], [], seconds)[0]:
-            return None
-        line = self._process.stdout.readline()
-        return json.loads(line) if line else None
-
-
-def _last_box(text: str) -> str:
-    """The last complete \\boxed{...} of a text, the whole text where there is none: Math-Verify
-    would join several.
-    """
-    start = text.rfind("\\boxed{")
-    depth = 0
-    for end in range(start, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if depth == 0 and text[end] == "}":
-            return text[start : end + 1]
-    return text
-
-
-_shared = Grader()
-atexit.register(_shared.close)
-
-
-def extract(text: str) -> str | None:
-    """`Grader.extract` of a shared grader with a limit of 5 seconds."""
-    return _shared.extract(text)
-
-
-def grade(text: str, answer: str) -> bool:
-    """`Grader.grade` of a shared grader with a limit of 5 seconds."""
-    return _shared.grade(text, answer)
-
-
-def _serve() -> None:
-    import resource
-
-    # bytes of address space: a power tower must not take the machine down before its time is up
-    limit = 4 << 30
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    from math_verify import parse, verify
-
-    print(json.dumps({"value": "ready"}), flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            found = parse(request.get("grade", request.get("extract")), parsing_timeout=None)
-            if "grade" in request:
-                wanted = parse(f"\\boxed{{{request['answer']}}}", parsing_timeout=None)
-                reply = bool(wanted and found and verify(wanted, found, timeout_seconds=None))
-            else:
-                reply = str(found[-1]) if found else None
-        except Exception:
-            reply = None
-        print(json.dumps({"value": reply}), flush=True)
-
-
-if __name__ == "__main__":
-    _serve()

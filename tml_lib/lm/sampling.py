@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from tml_lib.lm.answers import chat_prompt
+from tml_lib.lm.answers import chat_prompt, token_ids
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Question
 
@@ -38,7 +38,7 @@ def sample(lm: LanguageModel, prompts: Sequence[str], seeds: Sequence, **setting
     """
     ends = lm.model.generation_config.eos_token_id
     ends = {lm.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    encoded = [lm.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    encoded = [token_ids(lm.tokenizer, prompt) for prompt in prompts]
     return sample_ids(lm.model, encoded, seeds, sorted(ends), **settings)
 
 

@@ -187,9 +187,7 @@ def room(lm: LanguageModel, held_out: Sequence[Question], seed: int) -> dict:
     return {
         "right": [answers.grade(text, question.answer) for text, question in pairs],
         "boxed": [rewards.boxed_at_the_end(text) for text in texts],
-        "tokens": [
-            len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
-        ],
+        "tokens": [len(answers.token_ids(lm.tokenizer, text, begins=False)) for text in texts],
     }
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from tml_lib.claims.stats import trend
 from tml_lib.data import gsm, hub
 from tml_lib.lm import models, sampling
-from tml_lib.lm.answers import chat_prompt, encode, extract, grade
+from tml_lib.lm.answers import chat_prompt, encode, extract, grade, token_ids
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
 from tml_lib.records import ProbeCurve, Question, Trajectory
@@ -106,7 +106,7 @@ def build_conditions(
     strange = gsm.foreign(question, others, seed)
     length = len(encode(lm.tokenizer, prompt, gold.text, [question.answer]).trajectory)
     ending = f"\nThe result is {question.answer}."
-    room = length - len(lm.tokenizer(ending, add_special_tokens=False)["input_ids"])
+    room = length - len(token_ids(lm.tokenizer, ending, begins=False))
     copying = _cut(lm, prompt, strange.text, max(room, 1)) + ending
     found = {
         "gold": gold,

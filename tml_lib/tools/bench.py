@@ -22,7 +22,7 @@ import torch
 from tml_lib import runtime
 from tml_lib.data import gsm, programs, toy
 from tml_lib.lm import models, sampling
-from tml_lib.lm.answers import ANSWER_TEMPLATE, chat_prompt, encode
+from tml_lib.lm.answers import ANSWER_TEMPLATE, chat_prompt, encode, token_ids
 from tml_lib.measure import landscape
 from tml_lib.measure.implicit import update_from_ids
 from tml_lib.measure.parameter_paths import path_from_ids
@@ -319,7 +319,7 @@ def _generated(
     where it did not end.
     """
     end = lm.tokenizer.eos_token_id
-    rows = lm.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    rows = [token_ids(lm.tokenizer, prompt) for prompt in prompts]
     width = max(map(len, rows))
     ids = torch.tensor([[end] * (width - len(row)) + row for row in rows], device=lm.device)
     mask = torch.tensor(

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from tml_lib.data import gsm, programs
 from tml_lib.lm import adapters, models, sampling
-from tml_lib.lm.answers import chat_prompt, encode
+from tml_lib.lm.answers import chat_prompt, encode, token_ids
 from tml_lib.measure.probe import prefix_nll
 from tml_lib.tools.plan_formulas import Device, Shape, Stage, predicted_seconds, shape
 
@@ -251,9 +251,7 @@ def _sampling(lm: models.LanguageModel, model: Shape, prompts: list[str], most: 
         return sampling.sample(lm, prompts, range(len(prompts)), max_new_tokens=most)
 
     tokens = [most if one.cut else len(one.ids) + 1 for one in call()]
-    widest = max(
-        len(lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts
-    )
+    widest = max(len(token_ids(lm.tokenizer, prompt)) for prompt in prompts)
     stage = Stage("sample", len(prompts), 1, sum(tokens) / len(tokens), max(tokens), widest)
     return Case(
         "sampling", f"{model.name}, {len(prompts)} rows of up to {most} tokens", stage, model, call

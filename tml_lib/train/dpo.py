@@ -22,7 +22,7 @@ from trl import DPOConfig, DPOTrainer
 
 from tml_lib.lm import sampling
 from tml_lib.lm.adapters import copy_to_train, sharing, without_patches
-from tml_lib.lm.answers import chat_prompt
+from tml_lib.lm.answers import chat_prompt, token_ids
 from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
 from tml_lib.train.runs import (
@@ -185,7 +185,7 @@ def sampled_pairs(
                 found[bool(graded(texts[place], question.answer))].append(written[place].ids)
         if found[True] and found[False]:
             rng = random.Random(f"pairs/{seed}/{k}")
-            prompt = lm.tokenizer(prompts[k], add_special_tokens=False)["input_ids"]
+            prompt = token_ids(lm.tokenizer, prompts[k])
             pairs.append(
                 (
                     prompt,

@@ -46,7 +46,7 @@ from datasets import Dataset
 from trl import GRPOConfig
 
 from tml_lib.lm.adapters import copy_to_train, without_patches
-from tml_lib.lm.answers import chat_prompt
+from tml_lib.lm.answers import chat_prompt, token_ids
 from tml_lib.lm.models import LanguageModel, check_tokenizer, quiet
 from tml_lib.records import Question
 from tml_lib.train.grpo_trainer import RewardError, Trainer
@@ -198,7 +198,7 @@ def _row(lm: LanguageModel, question: Question, most_tokens: int) -> dict[str, s
         chat_prompt(lm.tokenizer, question.text),
         lm.model.config.max_position_embeddings,
     )
-    length = len(lm.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    length = len(token_ids(lm.tokenizer, prompt))
     if length + most_tokens > context:
         sizes = (
             f"{length} tokens, which with most_tokens={most_tokens} exceed the context of {context}"

@@ -35,6 +35,7 @@ from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
 from tml_lib.lm import sampling
 from tml_lib.lm.adapters import sharing
+from tml_lib.lm.answers import token_ids
 from tml_lib.lm.models import LanguageModel
 
 FLAT_STEPS = 10  # successive steps without any variance of rewards, after which there is a warning
@@ -82,7 +83,7 @@ class Trainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts):
         """Without special tokens: the chat template has written them."""
-        return self.processing_class(prompts, add_special_tokens=False)["input_ids"], None, {}
+        return [token_ids(self.processing_class, prompt) for prompt in prompts], None, {}
 
     def _first_row(self, rows: int) -> int:
         """The place that this process's first row has among the rows of all processes."""

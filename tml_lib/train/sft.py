@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from tml_lib.data.gsm import gold
 from tml_lib.data.tiny import Row
 from tml_lib.lm.adapters import copy_to_train, without_patches
-from tml_lib.lm.answers import chat_prompt, encode
+from tml_lib.lm.answers import chat_prompt, encode, token_ids
 from tml_lib.lm.blocks import find_blocks
 from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
@@ -153,7 +153,7 @@ def question_rows(
     the model's end token. Raises ValueError where a seam between the parts is no token boundary,
     LookupError for a question without a gold trajectory.
     """
-    closing = lm.tokenizer("}", add_special_tokens=False)["input_ids"] + [lm.tokenizer.eos_token_id]
+    closing = [*token_ids(lm.tokenizer, "}", begins=False), lm.tokenizer.eos_token_id]
     rows = []
     for question in questions:
         prompt = chat_prompt(lm.tokenizer, question.text)
