@@ -61,6 +61,12 @@ def probe(
     Raises ValueError for an unsound stride or position, a seam that is no token boundary, an empty
     answer, a context that is too long, or a model that packed passes do not suit.
     """
+    listed = isinstance(answers, Sequence) and all(isinstance(a, str) for a in answers)
+    if not listed:
+        raise ValueError(
+            f"answers={answers!r} is no text: give one answer as a string, such as '5', or a list"
+            " of strings"
+        )
     candidates = [answers] if isinstance(answers, str) else list(answers)
     if not candidates:
         raise ValueError("answers=[] leaves nothing to probe: give at least one candidate answer")
@@ -317,6 +323,10 @@ def _read(model: torch.nn.Module, text: torch.Tensor, cache: DynamicCache, *, ro
         piece = text[past : past + 2 * rows]
         places = torch.arange(past, past + len(piece), device=text.device)
         _forward(model, _Pass(piece, places, sees=None, keep=places[-1:] - past), cache)
+        if cache.get_seq_length() != past + len(piece):  # else this loop might never end
+            raise ValueError(
+                f"the model read {len(piece)} tokens and did not add them to its cache"
+            )
 
 
 def _branch_pass(
@@ -517,13 +527,19 @@ def _check_packing(model: torch.nn.Module) -> None:
     }
     try:
         packed = _packed(model, **text, rows_per_pass=8).own  # 2 of the trunk and 2 * 3 nodes
-        error = float(np.abs(packed - _plain_nll(model, **text)).max())
+        plain = _plain_nll(model, **text)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as reason:
         raise ValueError(
             f"{type(model).__name__} cannot be probed in packed passes "
             f"({type(reason).__name__}: {reason}); take a decoder with a key-value cache and 4-D "
             "attention masks, such as Llama, Qwen or GPT-2"
         ) from reason
+    if not np.isfinite(plain).all():
+        raise ValueError(
+            f"{type(model).__name__} gives log-probabilities that are not finite, one prefix at a"
+            f" time too, in {setting.dtype}: check its weights for NaN, or load it in float32"
+        )
+    error = float(np.abs(packed - plain).max())
     tolerance = 1e-3 if setting.dtype in (torch.float32, torch.float64) else 0.25
     if not error <= tolerance:
         raise ValueError(
