@@ -79,6 +79,16 @@ def test_defaults_and_small_parameters_are_taken(book):
         assert taken.items() >= values.items()
 
 
+def test_a_path_given_to_the_command_begins_where_the_command_is_called(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    assert parameters.expanded("evidence_dir", "mine", tmp_path) == str(tmp_path / "mine")
+    assert parameters.expanded("data", "aime24=mine", tmp_path) == f"aime24={tmp_path / 'mine'}"
+    assert parameters.expanded("adapter", "stored", tmp_path) == "stored"
+    assert parameters.expanded("seed", 3, tmp_path) == 3
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parameters.expanded("model", "~/mine") == str(tmp_path / "mine")
+
+
 def test_the_command_of_each_stored_evidence_is_taken():
     for path in sorted(notebooks.stored_evidence().glob("*.json")):
         _, _, _, _, number, *options = json.loads(path.read_text())["command"].split()

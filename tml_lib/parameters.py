@@ -189,9 +189,14 @@ def check(values: Mapping[str, object], declared: Sequence[str], base: Path) -> 
             )
 
 
-def expanded(name: str, value: object) -> object:
-    """The value with ~ as the home folder, where the parameter takes a path."""
-    if name not in PATHS:
+def expanded(name: str, value: object, here: Path | None = None) -> object:
+    """The value with ~ as the home folder, where the parameter takes a path; with `here`, a path
+    that exists from there is absolute, as notebooks run in a folder of their own.
+    """
+    if name not in PATHS or not value or not isinstance(value, str):
         return value
     start, equals, place = value.rpartition("=") if name == "data" else ("", "", value)
-    return start + equals + (str(Path(place).expanduser()) if place.startswith("~") else place)
+    path = Path(place).expanduser()
+    if here is not None and place and not path.is_absolute() and (here / path).exists():
+        path = here / path
+    return start + equals + (str(path) if path.is_absolute() else place)

@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from tml_lib import runtime
+from tml_lib import parameters, runtime
 from tml_lib.lessons import notebooks
 from tml_lib.lm import presets
 
@@ -190,7 +190,7 @@ def _run(options) -> int:
 
     began = time.perf_counter()
     books = notebooks.select(options.notebook)
-    settings = notebooks.check_given(books, {name: _value(text) for name, text in options.p})
+    settings = notebooks.check_given(books, _given(options.p))
     if any(settings[book.name].get("preset", book.preset) == "small" for book in books):
         from tml_lib.lm import models
 
@@ -224,6 +224,11 @@ def _run(options) -> int:
             f"failed: {', '.join(failed)}; see {_short(out)}/<name>.failed.ipynb", file=sys.stderr
         )
     return 1 if failed else 0
+
+
+def _given(pairs: list[tuple[str, str]]) -> dict[str, object]:
+    """Parameters by name; a path that exists from where the command was called is absolute."""
+    return {name: parameters.expanded(name, _value(text), Path.cwd()) for name, text in pairs}
 
 
 def _value(text: str) -> object:

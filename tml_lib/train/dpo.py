@@ -25,15 +25,7 @@ from tml_lib.lm.adapters import copy_to_train, sharing, without_patches
 from tml_lib.lm.answers import chat_prompt, token_ids
 from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
-from tml_lib.train.runs import (
-    OuterRun,
-    completed,
-    follow,
-    in_given_order,
-    opened,
-    per_process,
-    shared_arguments,
-)
+from tml_lib.train.runs import OuterRun, fit, in_given_order, opened, per_process, shared_arguments
 from tml_lib.train.settings import TrainSettings, real, whole
 
 # token ids of the prompt, the chosen and the rejected continuation
@@ -93,9 +85,7 @@ def dpo(
     identity = {"method": "dpo"} | settings.identity()
     with opened(folder, lm, identity, pairs, arguments) as newest:
         trainer = _trainer(lm, pairs, settings, arguments)
-        follow(trainer, on_log)
-        trainer.train(resume_from_checkpoint=newest)
-        return completed(trainer, lm, folder=folder, began=began, name="dpo")
+        return fit(trainer, lm, newest, folder=folder, began=began, name="dpo", on_log=on_log)
 
 
 def _check(pairs: list[Pair], settings: DPOSettings, context: int) -> None:

@@ -32,6 +32,7 @@ as it stands; no KL term unless asked for; questions in the order given.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -50,15 +51,7 @@ from tml_lib.lm.answers import chat_prompt, token_ids
 from tml_lib.lm.models import LanguageModel, check_tokenizer, quiet
 from tml_lib.records import Question
 from tml_lib.train.grpo_trainer import RewardError, Trainer
-from tml_lib.train.runs import (
-    OuterRun,
-    completed,
-    follow,
-    opened,
-    per_process,
-    seal,
-    shared_arguments,
-)
+from tml_lib.train.runs import OuterRun, fit, opened, per_process, seal, shared_arguments
 from tml_lib.train.settings import TrainSettings, real, whole
 
 OPTIMISER = "adamw_torch"
@@ -134,9 +127,8 @@ def grpo(
             args=arguments,
             train_dataset=Dataset.from_list(rows),
         )
-        follow(trainer, on_log)
-        _train(trainer, folder, newest)
-        return completed(trainer, lm, folder=folder, began=began, name="grpo")
+        with _steps_kept(trainer, folder):
+            return fit(trainer, lm, newest, folder=folder, began=began, name="grpo", on_log=on_log)
 
 
 def _copy(lm: LanguageModel, settings: GRPOSettings):
@@ -148,15 +140,16 @@ def _copy(lm: LanguageModel, settings: GRPOSettings):
     return model
 
 
-def _train(trainer: Trainer, folder: Path, newest: str | None) -> None:
-    """Train from the newest checkpoint on; where a reward fails, keep the steps that are done."""
+@contextlib.contextmanager
+def _steps_kept(trainer: Trainer, folder: Path):
+    """Where a reward fails, the steps that are done are kept as a checkpoint."""
     with quiet(), warnings.catch_warnings():
         # trl's, every step
         warnings.filterwarnings(
             "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
         )
         try:
-            trainer.train(resume_from_checkpoint=newest)
+            yield
         except RewardError:
             step = trainer.state.global_step
             checkpoint = folder / f"checkpoint-{step}"

@@ -126,8 +126,22 @@ def opened(folder: Path, lm: LanguageModel, identity: dict, rows: Sequence, argu
         yield newest
 
 
-def completed(trainer, lm: LanguageModel, *, folder: Path, began: float, name: str) -> OuterRun:
-    """Save a trained model, and hand it on with its log; name: what is added to lm's."""
+def fit(
+    trainer,
+    lm: LanguageModel,
+    newest: str | None,
+    *,
+    folder: Path,
+    began: float,
+    name: str,
+    on_log: Callable[[list[dict]], None] | None,
+) -> OuterRun:
+    """Train from the newest checkpoint, save the model, and return it with its log.
+
+    name: what is added to lm's.
+    """
+    follow(trainer, on_log)
+    trainer.train(resume_from_checkpoint=newest)
     trainer.accelerator.wait_for_everyone()
     model = trainer.model
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -27,15 +27,7 @@ from tml_lib.lm.answers import chat_prompt, encode, token_ids
 from tml_lib.lm.blocks import find_blocks
 from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
-from tml_lib.train.runs import (
-    OuterRun,
-    completed,
-    follow,
-    in_given_order,
-    opened,
-    per_process,
-    shared_arguments,
-)
+from tml_lib.train.runs import OuterRun, fit, in_given_order, opened, per_process, shared_arguments
 from tml_lib.train.settings import TrainSettings, whole
 
 # trl reports its use to its makers; the kit makes no request
@@ -90,9 +82,7 @@ def sft(
             train_dataset=data,
             processing_class=lm.tokenizer,
         )
-        follow(trainer, on_log)
-        trainer.train(resume_from_checkpoint=newest)
-        return completed(trainer, lm, folder=folder, began=began, name="sft")
+        return fit(trainer, lm, newest, folder=folder, began=began, name="sft", on_log=on_log)
 
 
 def _check(rows: Sequence[Row], settings: SFTSettings, context: int) -> None:
