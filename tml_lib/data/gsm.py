@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -36,30 +37,16 @@ def gsm_symbolic(n: int, seed: int = 0) -> list[Question]:
     """n grade-school word problems of reasoning-gym's `gsm_symbolic`, each with its gold
     trajectory.
 
-    The first n of a seed are the same whatever n is. A question whose gold trajectory has a false
-    step, or comes to a negative number, is left out, and the next one takes its place; `left_out`
-    counts them. Raises ValueError where n < 1.
+    The first n of a seed are the same whatever n is. About three in a hundred have a false step in
+    their gold trajectory: `false_steps` finds them. Raises ValueError where n < 1.
     """
-    return _drawn(n, seed)[0]
-
-
-def left_out(n: int, seed: int = 0) -> dict[str, str]:
-    """The questions that `gsm_symbolic(n, seed)` passed over: their ids, and the false step or
-    negative number.
-    """
-    return _drawn(n, seed)[1]
-
-
-def _drawn(n: int, seed: int) -> tuple[list[Question], dict[str, str]]:
-    """The first n questions without a fault, and the faults of those passed over."""
     if n < 1:
         raise ValueError(f"n={n} questions make no set: ask for at least 1")
     import reasoning_gym
 
-    # three in a hundred are passed over; a question does not depend on the size
-    data = reasoning_gym.create_dataset("gsm_symbolic", size=2 * n + 64, seed=seed)
-    questions, passed = [], {}
-    for index in range(2 * n + 64):
+    data = reasoning_gym.create_dataset("gsm_symbolic", size=n, seed=seed)
+    questions = []
+    for index in range(n):
         entry = data[index]
         *steps, stated = entry["metadata"]["answer_cot"].split("\n")
         if not stated.startswith("####"):
@@ -68,16 +55,23 @@ def _drawn(n: int, seed: int) -> tuple[list[Question], dict[str, str]]:
                 " changed"
             )
         # a few templates indent or leave lines empty
-        text = "\n".join(step.strip() for step in steps if step.strip())
+        lines = [step.strip() for step in steps if step.strip()]
+        gold = Trajectory("\n".join(lines), "gold", entry["answer"], True)
         name = f"gsm_symbolic/{seed}/{index}"
-        if wrong := fault(text):
-            passed[name] = wrong
-            continue
-        gold, template = (Trajectory(text, "gold", entry["answer"], True), data.task_indices[index])
-        questions.append(Question(name, entry["question"], entry["answer"], str(template), (gold,)))
-        if len(questions) == n:
-            break
-    return questions, passed
+        questions.append(
+            Question(
+                name, entry["question"], entry["answer"], str(data.task_indices[index]), (gold,)
+            )
+        )
+    return questions
+
+
+def false_steps(questions: Sequence[Question]) -> dict[str, str]:
+    """The questions whose gold trajectory has a false step or comes to a negative number: id ->
+    that step.
+    """
+    found = {question.id: fault(gold(question).text) for question in questions}
+    return {name: step for name, step in found.items() if step}
 
 
 def fault(text: str) -> str:
