@@ -135,9 +135,9 @@ def test_folders_with_what_is_asked_for_are_taken_and_others_named(tmp_path):
     (book,) = notebooks.select(["05"])
     with pytest.raises(ValueError, match=rf"the folder {tmp_path} has no config\.json"):
         runtime.check_parameters(namespace(book, model=str(tmp_path)))
-    given = {"model": presets.shipped("tiny-base"), "evidence_dir": str(tmp_path)}
-    given |= {"data": f"aime24={tmp_path}"}
-    assert runtime.check_parameters(namespace(book, **given)).items() >= given.items()
+    settings = {"model": presets.shipped("tiny-base"), "evidence_dir": str(tmp_path)}
+    settings |= {"data": f"aime24={tmp_path}"}
+    assert runtime.check_parameters(namespace(book, **settings)).items() >= settings.items()
     with pytest.raises(ValueError, match=r"'./none' does not exist"):
         runtime.check_parameters(namespace(book, data="aime24=./none"))
     with pytest.raises(ValueError, match=r"'aime' is no question set.*aime24"):

@@ -100,8 +100,8 @@ def loop(rate=1.0, restart=False, total=False):
         start = w
         for _ in range(steps):
             at = start if restart else w
-            slope = 2 * x * (at * x - y)
-            w = w - rate * inner_lr * (slope.sum() if total else slope.mean())
+            gradient = 2 * x * (at * x - y)
+            w = w - rate * inner_lr * (gradient.sum() if total else gradient.mean())
         return w
 
     return attempt
@@ -128,8 +128,8 @@ def test_inner_loop_checker(attempt, right, says, capsys):
 def meta(create_graph=True, require=True):
     def attempt(w, x, y, x_q, y_q, inner_lr):
         w = w.clone().requires_grad_(require)
-        (slope,) = torch.autograd.grad(((w * x - y) ** 2).mean(), w, create_graph=create_graph)
-        return torch.autograd.grad(((((w - inner_lr * slope) * x_q) - y_q) ** 2).mean(), w)[0]
+        (gradient,) = torch.autograd.grad(((w * x - y) ** 2).mean(), w, create_graph=create_graph)
+        return torch.autograd.grad(((((w - inner_lr * gradient) * x_q) - y_q) ** 2).mean(), w)[0]
 
     return attempt
 

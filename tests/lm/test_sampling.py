@@ -28,8 +28,12 @@ def greedy(lm, prompts, **settings):
 def generated(lm, prompt, most):
     """Greedily, by transformers' own loop: token ids, the end token included."""
     ids = torch.tensor([lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]])
-    given = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "repetition_penalty": 1.0}
-    return lm.model.generate(ids, max_new_tokens=most, do_sample=False, **given)[
+    settings = {
+        "attention_mask": torch.ones_like(ids),
+        "pad_token_id": 0,
+        "repetition_penalty": 1.0,
+    }
+    return lm.model.generate(ids, max_new_tokens=most, do_sample=False, **settings)[
         0, ids.shape[1] :
     ].tolist()
 
@@ -204,10 +208,10 @@ def test_copies_of_a_prompt_are_read_once_a_batch_and_drawn_each_by_its_seed(
     wanted = [alone(words_lm, p, s, max_new_tokens=40) for p, s in zip(prompts, seeds, strict=True)]
     read, forward = [], words_lm.model.forward
 
-    def watched(**given):
-        if given["input_ids"].shape[1] > 1:
-            read.append(len(given["input_ids"]))
-        return forward(**given)
+    def watched(**settings):
+        if settings["input_ids"].shape[1] > 1:
+            read.append(len(settings["input_ids"]))
+        return forward(**settings)
 
     monkeypatch.setattr(words_lm.model, "forward", watched)
     assert (

@@ -176,7 +176,7 @@ def test_a_step_of_no_length_has_no_direction(llama):
 @pytest.mark.parametrize("count", [1, 300])
 def test_answer_loss_equals_the_models_own(llama, count):
     states = path_from_ids(llama, PROMPT, TRAJECTORY, SUFFIX, [31]).states.repeat(count, 1, 1)
-    nll, slope = answer_loss(llama, states, torch.tensor(SUFFIX.ids[-3:]), gradients=True)
+    nll, gradient = answer_loss(llama, states, torch.tensor(SUFFIX.ids[-3:]), gradients=True)
     assert nll.shape == (count,)
     assert nll.numpy() == pytest.approx(
         probe.naive_nll(llama, PROMPT, TRAJECTORY, SUFFIX, 31), abs=1e-9
@@ -187,7 +187,7 @@ def test_answer_loss_equals_the_models_own(llama, count):
         answer_loss(llama, states + sign * bump, torch.tensor(SUFFIX.ids[-3:]))[0]
         for sign in (1, -1)
     )
-    assert float(ahead - back) / 2e-6 == pytest.approx(float(slope[0, 1, 5]), abs=1e-6)
+    assert float(ahead - back) / 2e-6 == pytest.approx(float(gradient[0, 1, 5]), abs=1e-6)
 
 
 def test_packing_in_pieces_does_not_matter(llama, monkeypatch):

@@ -29,8 +29,8 @@ def test_the_supervision_is_gradient_descent_on_the_support_loss():
         w = w_0[task].clone().requires_grad_()
         for step in range(3):
             loss = ((batch.support_x[task] @ w - batch.support_y[task, :, 0]) ** 2).mean() / 2
-            (slope,) = torch.autograd.grad(loss, w)
-            w = (w - descent.INNER_LR * slope).detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss, w)
+            w = (w - descent.INNER_LR * gradient).detach().requires_grad_()
             torch.testing.assert_close(found[task, step + 1], w.detach(), rtol=1e-5, atol=1e-6)
 
 
@@ -88,8 +88,8 @@ def test_the_late_arm_is_asked_for_the_answer_once(monkeypatch):
     model = descent.Writer(0)
     real = model.forward
 
-    def tampered(given, iterates, kinds=descent.KINDS):
-        written, logits = real(given, iterates, kinds)
+    def tampered(settings, iterates, kinds=descent.KINDS):
+        written, logits = real(settings, iterates, kinds)
         return written, torch.cat(
             [torch.cat([logits[:, :-1, :1], 3 * logits[:, :-1, 1:]], 2), logits[:, -1:]], 1
         )

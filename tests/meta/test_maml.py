@@ -51,12 +51,12 @@ def explicit_loop(theta, tasks, inner_lr, steps, *, first_order=False, last_only
 
         adapted = theta
         for _ in range(steps):
-            slopes = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 ((predict(adapted, sx) - sy) ** 2).mean(), adapted, create_graph=not first_order
             )
             moving = range(len(theta) - 2, len(theta)) if last_only else range(len(theta))
             adapted = [
-                part - inner_lr * slopes[i] if i in moving else part
+                part - inner_lr * gradients[i] if i in moving else part
                 for i, part in enumerate(adapted)
             ]
         total = total + ((predict(adapted, qx) - qy) ** 2).mean() / len(tasks)
@@ -260,7 +260,7 @@ def test_the_adaptation_curve_is_the_query_loss_of_plain_sgd():
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("settings", "message"),
     [
         ({"steps": -1}, "steps=-1 is negative"),
         ({"inner_lr": math.nan}, "inner_lr=nan must be finite and positive"),
@@ -269,12 +269,12 @@ def test_the_adaptation_curve_is_the_query_loss_of_plain_sgd():
         ({"method": "mamml"}, "method='mamml' is unknown: use one of maml"),
     ],
 )
-def test_bad_settings_are_named(path, given, message):
+def test_bad_settings_are_named(path, settings, message):
     with pytest.raises(ValueError, match=message):
-        PATHS[path](network(), batch(), **{"inner_lr": LR, "steps": 1, **given})
-    if "method" not in given:
+        PATHS[path](network(), batch(), **{"inner_lr": LR, "steps": 1, **settings})
+    if "method" not in settings:
         with pytest.raises(ValueError, match=message):
-            maml_mlp.adapt(network(), batch(), **{"inner_lr": LR, "steps": 1, **given})
+            maml_mlp.adapt(network(), batch(), **{"inner_lr": LR, "steps": 1, **settings})
 
 
 def test_the_fast_path_refuses_a_network_with_several_outputs():
@@ -342,9 +342,9 @@ def test_a_meta_learned_start_adapts_better_than_a_jointly_trained_one():
 def test_a_meta_gradient_that_overflows_stops_the_training(monkeypatch):
     real = maml_mlp.meta_gradient
 
-    def overflowing(theta, tasks, **given):
-        loss, slopes = real(theta, tasks, **given)
-        return loss, [Layer(*(part * 1e30 for part in layer)) for layer in slopes]
+    def overflowing(theta, tasks, **settings):
+        loss, gradients = real(theta, tasks, **settings)
+        return loss, [Layer(*(part * 1e30 for part in layer)) for layer in gradients]
 
     monkeypatch.setattr(maml_mlp, "meta_gradient", overflowing)
     start = network(dtype=torch.float32)

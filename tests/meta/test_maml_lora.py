@@ -55,9 +55,9 @@ def test_an_inner_step_is_gradient_descent_and_leaves_no_trace(meta, start):
     (pair,) = maml_lora.pairs(0, 1, steps=1)(0)
     before = {name: p.detach().clone() for name, p in meta.theta.items()}
     theta = meta.adapted(meta.theta, pair[0], steps=1, inner_lr=0.1)
-    slopes = torch.autograd.grad(meta.loss(meta.theta, [pair[0]]), list(meta.theta.values()))
-    for (name, moved), slope in zip(theta.items(), slopes, strict=True):
-        assert torch.allclose(moved, before[name] - 0.1 * slope)
+    gradients = torch.autograd.grad(meta.loss(meta.theta, [pair[0]]), list(meta.theta.values()))
+    for (name, moved), gradient in zip(theta.items(), gradients, strict=True):
+        assert torch.allclose(moved, before[name] - 0.1 * gradient)
     assert all(torch.equal(p, before[name]) for name, p in meta.theta.items())
     assert meta.loss(theta, [pair[0]]).item() < meta.loss(meta.theta, [pair[0]]).item()
 
@@ -65,16 +65,16 @@ def test_an_inner_step_is_gradient_descent_and_leaves_no_trace(meta, start):
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_meta_gradient_agrees_with_finite_differences(meta, steps):
     batch = maml_lora.pairs(0, 2, steps=1)(0)
-    given = {"steps": steps, "inner_lr": 0.5}
-    _, exact = meta.outer_gradient(batch, method="maml", **given)
-    _, first = meta.outer_gradient(batch, method="fomaml", **given)
+    settings = {"steps": steps, "inner_lr": 0.5}
+    _, exact = meta.outer_gradient(batch, method="maml", **settings)
+    _, first = meta.outer_gradient(batch, method="fomaml", **settings)
     name = next(iter(meta.theta))
     at, eps = int(exact[0].abs().argmax()), 1e-5
 
     def loss(shift):
         with torch.no_grad():
             meta.theta[name].view(-1)[at] += shift
-        total, _ = meta.outer_gradient(batch, method="maml", **given)
+        total, _ = meta.outer_gradient(batch, method="maml", **settings)
         with torch.no_grad():
             meta.theta[name].view(-1)[at] -= shift
         return total

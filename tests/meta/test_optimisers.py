@@ -63,10 +63,10 @@ def test_query_losses_are_those_of_the_networks():
 
 def test_the_learned_rule_starts_as_a_normalised_momentum_step():
     rule = optimisers.LearnedOptimiser(0, lr=0.02)
-    slope = torch.tensor([[3.0, -0.001]])
-    move, state = rule(slope, torch.zeros(1, 2), 0, {})
+    gradient = torch.tensor([[3.0, -0.001]])
+    move, state = rule(gradient, torch.zeros(1, 2), 0, {})
     torch.testing.assert_close(move.detach(), torch.tensor([[-0.02, 0.02]]), rtol=1e-4, atol=1e-6)
-    later, _ = rule(-slope, torch.zeros(1, 2), 1, state)
+    later, _ = rule(-gradient, torch.zeros(1, 2), 1, state)
     assert (later.detach().abs() < 0.02).all(), (
         "the running mean must damp a gradient that turns round"
     )

@@ -108,8 +108,8 @@ def watched(monkeypatch) -> list[list[list[int]]]:
     """A list that will hold, step by step, the samples that a step has drawn."""
     drawn, turn = [], grpo.Trainer._generate_single_turn
 
-    def generate(*given):
-        drawn.append(turn(*given)[0])
+    def generate(*settings):
+        drawn.append(turn(*settings)[0])
         return drawn[-1], None
 
     monkeypatch.setattr(grpo.Trainer, "_generate_single_turn", generate)

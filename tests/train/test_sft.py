@@ -305,11 +305,11 @@ def test_the_answers_gradient_is_its_finite_difference_with_and_without_the_traj
             ):
                 p.add_(step * part.view(p.shape))
         values.append(loss(moved, fixed))
-    slope = (values[0] - values[1]) / 2e-5
+    gradient = (values[0] - values[1]) / 2e-5
     # norms and softmax are float32 inside
-    assert float(found @ direction) == pytest.approx(slope, rel=2e-3)
+    assert float(found @ direction) == pytest.approx(gradient, rel=2e-3)
     other = sft.answer_gradient(lm, prompt, text, question.answer, through=not through)
-    assert float(other @ direction) != pytest.approx(slope, rel=5e-3)
+    assert float(other @ direction) != pytest.approx(gradient, rel=5e-3)
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -313,12 +313,12 @@ def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:
     """Verdict per (claim, scale, evidence file): holds where all decisive tests hold, contradicted
     where one is.
     """
-    given: dict[tuple[str, str, str], dict[str, str]] = {}
+    settings: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in table:
-        given.setdefault((row.claim, row.scale, row.evidence), {})[row.test] = row.verdict
+        settings.setdefault((row.claim, row.scale, row.evidence), {})[row.test] = row.verdict
     out: dict[tuple[str, str, str], str] = {}
     known = claims()
-    for key, found in given.items():
+    for key, found in settings.items():
         needed = [test["name"] for test in known[key[0]]["tests"] if test["decisive"]]
         verdicts = {found.get(name, "incomplete") for name in needed}
         if verdicts == {"holds"}:

@@ -249,15 +249,15 @@ def corrupt(question: Question, seed: int = 0) -> Trajectory | None:
     steps = equations(text)
     if not steps or len(steps) != text.count("=") or steps[-1].value != value(question.answer):
         return None  # a step that cannot be checked, or an answer that no step states
-    given = {value(m.group()) for m in NUMBER.finditer(question.text)}
+    settings = {value(m.group()) for m in NUMBER.finditer(question.text)}
     rng = random.Random(f"{seed}/{question.id}")
-    candidates = [k for k in range(len(steps) - 1) if steps[k].value not in given | _CONSTANTS]
+    candidates = [k for k in range(len(steps) - 1) if steps[k].value not in settings | _CONSTANTS]
     rng.shuffle(candidates)
     for k in candidates:
         deltas = [d for d in range(-9, 10) if d and steps[k].value + d > 0]
         rng.shuffle(deltas)
         for delta in deltas:
-            altered = _propagate(text, steps, k, steps[k].value + delta, given)
+            altered = _propagate(text, steps, k, steps[k].value + delta, settings)
             if altered is None:
                 continue
             stated = equations(altered)[-1].value
@@ -269,14 +269,14 @@ def corrupt(question: Question, seed: int = 0) -> Trajectory | None:
 
 
 def _propagate(
-    text: str, steps: list[Equation], k: int, wrong: Fraction, given: set[Fraction]
+    text: str, steps: list[Equation], k: int, wrong: Fraction, settings: set[Fraction]
 ) -> str | None:
     """Rewrite the text from step k's result on; None where a value is ambiguous, negative or loses
     its whole number.
     """
     changed = {steps[k].value: wrong}
     earlier = {value(m.group()) for m in NUMBER.finditer(text[: steps[k].value_start])}
-    if steps[k].value in earlier or wrong in given | earlier:
+    if steps[k].value in earlier or wrong in settings | earlier:
         return None
     results = {step.value_start: step for step in steps[k + 1 :]}
     out, done = text[: steps[k].value_start], steps[k].value_start
@@ -292,7 +292,7 @@ def _propagate(
             new = _reevaluate(out, text, step, starts)
             if new is None or new <= 0 or (old.denominator == 1) != (new.denominator == 1):
                 return None
-            if new != old and (old in given | earlier or changed.get(old, new) != new):
+            if new != old and (old in settings | earlier or changed.get(old, new) != new):
                 return None  # a later use of `old` could mean either value
             if new != old:
                 changed[old] = new

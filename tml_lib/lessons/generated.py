@@ -79,10 +79,10 @@ def record_notebooks(results: list[notebooks.Result]) -> None:
         {book.name: book.preset for book in notebooks.discover()},
     )
     for result in results:
-        given = dict(result.parameters)
-        key = given.pop("preset", "") or defaults.get(result.name) or "any"
+        settings = dict(result.parameters)
+        key = settings.pop("preset", "") or defaults.get(result.name) or "any"
         cost = {"seconds": result.seconds, "memory_mb": result.memory_mb}
-        held.setdefault(result.name, {})[key] = cost | ({"settings": given} if given else {})
+        held.setdefault(result.name, {})[key] = cost | ({"settings": settings} if settings else {})
     record(notebooks=held)
 
 

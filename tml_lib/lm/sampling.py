@@ -71,13 +71,13 @@ def sample_ids(
             f"{len(prompts)} prompts need as many seeds, got {len(seeds)}: give each row its own"
         )
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
-        given = (
+        settings = (
             f"temperature={temperature}, top_k={top_k}, top_p={top_p},"
             f" max_new_tokens={max_new_tokens}"
         )
         raise ValueError(
-            f"{given}: give a temperature and top_k of at least 0, top_p in (0, 1], and at least 1"
-            " token"
+            f"{settings}: give a temperature and top_k of at least 0, top_p in (0, 1], and at least"
+            " 1 token"
         )
     keys = [tuple(prompt) for prompt in prompts]
     if () in keys:
@@ -127,13 +127,13 @@ def _continue(
     lengths = torch.full((len(prompts),), -1, device=device)  # -1: has not ended
     alive = torch.arange(len(prompts), device=device)  # places of the rows still in the batch
     for step in range(uniform.shape[1]):
-        given = {
+        settings = {
             "input_ids": ids,
             "attention_mask": mask,
             "position_ids": positions,
             "past_key_values": cache,
         }
-        logits = model(**given, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+        logits = model(**settings, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         if step == 0 and len(places) < len(prompts):
             of = torch.tensor([places[prompt] for prompt in prompts], device=device)
             cache.batch_select_indices(of)

@@ -181,12 +181,12 @@ def _padded(rows: list[tuple[list[int], Suffix]], lm: LanguageModel) -> dict[str
 @torch.inference_mode()
 def _answer_nll(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> np.ndarray:
     count = batch["scored"].shape[1]
-    given = {
+    settings = {
         "input_ids": batch["ids"],
         "attention_mask": batch["mask"],
         "position_ids": batch["positions"],
     }
-    logits = model(**given, use_cache=False, logits_to_keep=count + 1).logits[:, :-1].float()
+    logits = model(**settings, use_cache=False, logits_to_keep=count + 1).logits[:, :-1].float()
     losses = torch.nn.functional.cross_entropy(
         logits.transpose(1, 2), batch["ids"][:, -count:], reduction="none"
     )

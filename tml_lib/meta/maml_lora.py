@@ -121,12 +121,12 @@ class MetaLora:
         Algorithm 1).
         """
         for _ in range(steps):
-            slopes = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 self.loss(theta, [support]), list(theta.values()), create_graph=second_order
             )
             theta = {
-                name: p - inner_lr * slope
-                for (name, p), slope in zip(theta.items(), slopes, strict=True)
+                name: p - inner_lr * gradient
+                for (name, p), gradient in zip(theta.items(), gradients, strict=True)
             }
         return theta
 
@@ -159,9 +159,9 @@ class MetaLora:
                     else (theta := {name: theta[name].detach().requires_grad_() for name in names})
                 )
                 loss = self.loss(theta, [query])
-                slopes = torch.autograd.grad(loss, [at[name] for name in names])
-            for whole, slope in zip(gradient, slopes, strict=True):
-                whole += slope / len(batch)
+                gradients = torch.autograd.grad(loss, [at[name] for name in names])
+            for whole, part in zip(gradient, gradients, strict=True):
+                whole += part / len(batch)
             total += float(loss.detach()) / len(batch)
         return total, gradient
 
@@ -195,8 +195,8 @@ class MetaLora:
                     f"the outer loss is {loss} at step {step}: lower inner_lr={inner_lr} or"
                     f" outer_lr={outer_lr}"
                 )
-            for p, slope in zip(self.theta.values(), gradient, strict=True):
-                p.grad = slope
+            for p, part in zip(self.theta.values(), gradient, strict=True):
+                p.grad = part
             torch.nn.utils.clip_grad_norm_(self.theta.values(), 1.0)
             optimiser.step()
             rate.step()

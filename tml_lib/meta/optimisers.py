@@ -33,15 +33,15 @@ Rule = Callable[[torch.Tensor, torch.Tensor, int, dict], tuple[torch.Tensor, dic
 
 def sgd(lr: float) -> Rule:
     """Plain gradient descent."""
-    return lambda slope, theta, step, state: (-lr * slope, state)
+    return lambda gradient, theta, step, state: (-lr * gradient, state)
 
 
 def adam(lr: float, *, betas: tuple[float, float] = (0.9, 0.999)) -> Rule:
     """Adam (Kingma & Ba 2015), with bias correction."""
 
-    def rule(slope, theta, step, state):
-        m = betas[0] * state.get("m", 0) + (1 - betas[0]) * slope
-        v = betas[1] * state.get("v", 0) + (1 - betas[1]) * slope**2
+    def rule(gradient, theta, step, state):
+        m = betas[0] * state.get("m", 0) + (1 - betas[0]) * gradient
+        v = betas[1] * state.get("v", 0) + (1 - betas[1]) * gradient**2
         mean, square = m / (1 - betas[0] ** (step + 1)), v / (1 - betas[1] ** (step + 1))
         return -lr * mean / (square.sqrt() + 1e-8), {"m": m, "v": v}
 
@@ -64,13 +64,13 @@ class LearnedOptimiser(nn.Module):
         nn.init.zeros_(self.net[2].weight)
         nn.init.zeros_(self.net[2].bias)
 
-    def forward(self, slope, theta, step, state):
-        means = [d * state.get(d, 0) + (1 - d) * slope for d in self.decays]
-        v = 0.9 * state.get("v", 0) + 0.1 * slope**2
+    def forward(self, gradient, theta, step, state):
+        means = [d * state.get(d, 0) + (1 - d) * gradient for d in self.decays]
+        v = 0.9 * state.get("v", 0) + 0.1 * gradient**2
         corrected = [m / (1 - d ** (step + 1)) for m, d in zip(means, self.decays, strict=True)]
         size = (v / (1 - 0.9 ** (step + 1))).sqrt() + 1e-8
-        time = torch.full_like(slope, step / 10)
-        features = [slope / size, *(m / size for m in corrected), size.log() / 5, theta, time]
+        time = torch.full_like(gradient, step / 10)
+        features = [gradient / size, *(m / size for m in corrected), size.log() / 5, theta, time]
         direction, log_scale = self.net(torch.stack(features, -1)).unbind(-1)
         move = -self.lr * log_scale.exp() * (corrected[0] / size + direction)
         return move, {**dict(zip(self.decays, means, strict=True)), "v": v}

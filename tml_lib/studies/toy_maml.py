@@ -375,8 +375,8 @@ def step_cosines(batch: TaskBatch, written: torch.Tensor) -> torch.Tensor:
     """Cosine of each written step with -∇L at the iterate where it starts: (B, k + 1, d)
     -> (B, k).
     """
-    slopes = -descent.support_gradient(batch, written[:, :-1].contiguous())
-    return torch.cosine_similarity(written.diff(dim=1), slopes, dim=2)
+    gradients = -descent.support_gradient(batch, written[:, :-1].contiguous())
+    return torch.cosine_similarity(written.diff(dim=1), gradients, dim=2)
 
 
 @torch.no_grad()
