@@ -354,7 +354,7 @@ def test_a_checked_model_that_an_adapter_spoils_is_refused(monkeypatch):
     get_peft_model(model, lora())
     drop_mask(monkeypatch)
     with pytest.raises(
-        ValueError, match="LlamaForCausalLM cannot .* gives other values in packed passes"
+        ValueError, match=r"LlamaForCausalLM cannot .* gives other values in packed passes"
     ):
         packed(model)
 

@@ -12,7 +12,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -177,7 +177,7 @@ class _Setting:
 
     dtype: torch.dtype
     attention: str | None  # the implementation that transformers runs
-    adapter: tuple  # see `_adapter`; empty without one
+    adapter: tuple  # see `_adapter`
 
     @property
     def tolerance(self) -> float:
@@ -194,15 +194,20 @@ def _setting(model: torch.nn.Module) -> _Setting:
 def _adapter(model: torch.nn.Module) -> tuple:
     """What adapters a model carries and which of them work: equal for equal structures, not values.
 
-    One entry for each parameter whose name says `lora_` (name, shape), then one for each state
-    that peft's layers are in (active adapters, switched off, merged into the weights).
+    One entry for each parameter of LoRA or of a learnt prompt (name, shape), then one for each
+    state that peft's layers are in (active adapters, switched off, merged into the weights), then
+    whether `forward` is another model's, as peft lets it be to switch a learnt prompt off.
     """
-    weights = [(name, *p.shape) for name, p in model.named_parameters() if "lora_" in name]
+    names = "lora_", "prompt_encoder"
+    weights = [
+        (name, *p.shape) for name, p in model.named_parameters() if any(n in name for n in names)
+    ]
     layers = [m for m in model.modules() if getattr(m, "adapter_layer_names", None)]  # peft's
     states = {
         (tuple(m.active_adapters), m.disable_adapters, tuple(m.merged_adapters)) for m in layers
     }
-    return (*weights, *sorted(states))
+    borrowed = getattr(model.forward, "__self__", model) is not model
+    return (*weights, *sorted(states), borrowed)
 
 
 @dataclass
@@ -300,34 +305,48 @@ def _differs(way: _Way, error: float) -> str:
 
 
 def _read_checked(
-    way: _Way, model: torch.nn.Module, known: _Known, *, setting: _Setting, request: Request
+    way: _Way,
+    model: torch.nn.Module,
+    known: _Known,
+    *,
+    setting: _Setting,
+    request: Request,
+    announce: Callable[[], None],
 ) -> tuple[PrefixNLL | None, str | None]:
     """(values, None), or (None, why they are not exact): one value is compared with the naive loop
     where texts of that length were not read before.
 
     The value is that of the longest suffix at the position most at risk: the last one of the pass
-    that sees the most tokens.
+    that sees the most tokens. Forked states are first tried at two positions, since they are slow.
+    `announce` is called before the whole is read.
     """
     columns, at = request.widest if way is _PACKED else (request.tokens, -1)
-    classes = (request.tokens - 1).bit_length(), (columns - 1).bit_length()
-    key = (setting, way, *classes)
-    if way is _NAIVE or known.real.get(key, "not yet") is None:
+    key = (setting, way, (request.tokens - 1).bit_length(), (columns - 1).bit_length())
+    if known.real.get(key) is not None:
+        return None, known.real[key]
+    if way is _NAIVE or key in known.real:
+        announce()
         return request.read(way, model), None
-    if key in known.real:
-        return None, known.real[key]
-    try:
-        found = request.read(way, model)
-    except torch.OutOfMemoryError:
-        raise
-    except _UNSUITED as error:
-        known.real[key] = _fails(way, error)
-        return None, known.real[key]
     k = max(range(len(request.suffixes)), key=lambda k: len(request.suffixes[k].ids))
     text = request.prompt, request.trajectory, request.suffixes[k], int(request.positions[at])
-    naive, value = naive_nll(model, *text, few_logits=True), float(found.own[k, at])
-    right = np.isclose(value, naive, rtol=0, atol=setting.tolerance, equal_nan=True)
-    known.real[key] = None if right else _differs(way, abs(value - naive))
-    return (found, None) if right else (None, known.real[key])
+    naive, found = naive_nll(model, *text, few_logits=True), None
+    ends = replace(request, positions=np.unique(request.positions[[0, -1]]))
+    for part in (request,) if way is _PACKED else (ends, request):
+        if part is request:
+            announce()
+        try:
+            found = part.read(way, model)
+        except torch.OutOfMemoryError:
+            raise
+        except _UNSUITED as error:
+            known.real[key] = _fails(way, error)
+            return None, known.real[key]
+        value = float(found.own[k, at])
+        if not np.isclose(value, naive, rtol=0, atol=setting.tolerance, equal_nan=True):
+            known.real[key] = _differs(way, abs(value - naive))
+            return None, known.real[key]
+    known.real[key] = None
+    return found, None
 
 
 # --- the choice -----------------------------------------------------------------------------------
@@ -350,9 +369,15 @@ def read(model: torch.nn.Module, request: Request, way: str = "") -> PrefixNLL:
         values = None
         reason = _obstacle(one, model, request) or _short_check(one, model, known, setting)
         if reason is None:
-            if not way:
-                _announce(one, model, known, request=request, reasons=reasons)
-            values, reason = _read_checked(one, model, known, setting=setting, request=request)
+            announce = partial(_announce, one, model, known, request=request, reasons=reasons)
+            values, reason = _read_checked(
+                one,
+                model,
+                known,
+                setting=setting,
+                request=request,
+                announce=_nothing if way else announce,
+            )
         if values is not None:
             return values
         reasons.append(reason)
@@ -360,6 +385,10 @@ def read(model: torch.nn.Module, request: Request, way: str = "") -> PrefixNLL:
         f"{type(model).__name__} cannot be probed with way={way!r}: {_told(reasons)}; leave `way`"
         " out, and an exact way is chosen"
     )
+
+
+def _nothing() -> None:
+    """A way that was asked for by name is not announced."""
 
 
 def _told(reasons: list[str]) -> str:
@@ -379,7 +408,7 @@ def _announce(
         f"{type(model).__name__} is probed {way.words}, about {times:.1f} times slower than in"
         f" packed passes, because {_told(reasons)}. The values are exact.",
         SlowerWay,
-        stacklevel=5,
+        stacklevel=6,
     )
 
 
