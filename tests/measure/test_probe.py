@@ -15,7 +15,9 @@ from tml_lib.data import gsm
 from tml_lib.lm import models
 from tml_lib.lm.answers import Suffix, chat_prompt, encode
 from tml_lib.lm.models import LanguageModel
-from tml_lib.measure import probe
+from tml_lib.measure import packed as packing
+from tml_lib.measure import probe, ways
+from tml_lib.measure.naive import plain_nll
 from tml_lib.measure.probe import naive_nll, prefix_nll
 from tml_lib.records import ProbeCurve
 
@@ -46,7 +48,12 @@ def packed(
     model, prompt=PROMPT, trajectory=TRAJECTORY, suffixes=SUFFIXES, positions=EVERY, **settings
 ):
     return prefix_nll(
-        model, prompt, trajectory, suffixes, positions, **{"rows_per_pass": 40} | settings
+        model,
+        prompt,
+        trajectory,
+        suffixes,
+        positions,
+        **{"rows_per_pass": 40, "way": "packed"} | settings,
     )[0]
 
 
@@ -170,13 +177,13 @@ def test_on_a_real_model_packed_equals_naive_at_every_position(lm, questions):
 
 def on_forward(monkeypatch, change):
     """Let `change(positions, mask)` alter what the model is given in each pass."""
-    forward = probe._forward
+    forward = packing._forward
 
     def changed(model, given, cache):
         places, sees = change(given.places, given.sees)
         return forward(model, dataclasses.replace(given, places=places, sees=sees), cache)
 
-    monkeypatch.setattr(probe, "_forward", changed)
+    monkeypatch.setattr(packing, "_forward", changed)
 
 
 def drop_mask(monkeypatch):
@@ -197,14 +204,14 @@ def copies_see_each_other(monkeypatch):
 
 def on_tree(monkeypatch, change):
     """Let `change(tree)` spoil what `_suffix_tree` returns, in place."""
-    grow = probe._suffix_tree
+    grow = packing._suffix_tree
 
     def grown(*args):
         tree = grow(*args)
         change(tree)
         return tree
 
-    monkeypatch.setattr(probe, "_suffix_tree", grown)
+    monkeypatch.setattr(packing, "_suffix_tree", grown)
 
 
 def branches_see_ahead(monkeypatch):
@@ -221,11 +228,11 @@ def siblings_see_each_other(monkeypatch):
 def branches_stay_in_the_cache(monkeypatch):
     """Later passes then see the copies of earlier ones."""
 
-    class Kept(probe.DynamicCache):
+    class Kept(packing.DynamicCache):
         def crop(self, _count):
             pass
 
-    monkeypatch.setattr(probe, "DynamicCache", Kept)
+    monkeypatch.setattr(packing, "DynamicCache", Kept)
 
 
 FAULTS = [
@@ -241,15 +248,15 @@ FAULTS = [
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_the_packing_check_notices(random_model, monkeypatch, fault, model_type):
     model = random_model(model_type)
-    monkeypatch.setattr(probe, "_checked", weakref.WeakKeyDictionary())
+    monkeypatch.setattr(ways, "_known", weakref.WeakKeyDictionary())
     packed(model)  # sound so far
-    probe._checked.clear()
+    ways._known.clear()
     fault(monkeypatch)
     with pytest.raises(
-        ValueError, match=rf"{type(model).__name__} gives other values in packed passes"
+        ValueError, match=rf"{type(model).__name__} cannot .* gives other values in packed passes"
     ):
         packed(model)
-    assert model not in probe._checked
+    assert None not in ways._known[model].short.values()
 
 
 def test_the_packing_check_notices_a_cache_that_keeps_the_branches(monkeypatch):
@@ -257,20 +264,20 @@ def test_the_packing_check_notices_a_cache_that_keeps_the_branches(monkeypatch):
     branches_stay_in_the_cache(monkeypatch)
     with pytest.raises(ValueError, match="LlamaForCausalLM"):
         packed(model)
-    assert model not in probe._checked
+    assert None not in ways._known[model].short.values()
 
 
 def test_the_packing_check_takes_several_passes_over_two_suffixes_that_begin_alike(monkeypatch):
     model, passes = models.random_model("llama"), []
-    branch_pass = probe._branch_pass
+    branch_pass = packing._branch_pass
 
     def noted(*args, roots, tree):
         passes.append((len(roots), tree))
         return branch_pass(*args, roots=roots, tree=tree)
 
-    monkeypatch.setattr(probe, "_branch_pass", noted)
+    monkeypatch.setattr(packing, "_branch_pass", noted)
     with torch.inference_mode():
-        probe._check_packing(model.eval())
+        ways._check_text(model).read(ways._PACKED, model.eval())
     assert [prefixes for prefixes, _ in passes] == [2, 2]
     tree = passes[0][1]
     assert len(tree.scored) == 2
@@ -281,7 +288,7 @@ def test_the_packing_check_takes_several_passes_over_two_suffixes_that_begin_ali
 def test_the_plain_reference_of_the_check_equals_the_naive_loop(random_model, kind):
     model, suffixes = random_model(kind), [Suffix((5, 9, 11), 1, ""), Suffix((5, 12, 13), 1, "")]
     with torch.inference_mode():
-        found = probe._plain_nll(
+        found = plain_nll(
             model, prompt=PROMPT, trajectory=TRAJECTORY, suffixes=suffixes, positions=[0, 3, 9]
         )
     assert_close(found, naive(model, suffixes=suffixes, positions=[0, 3, 9]))
@@ -289,13 +296,13 @@ def test_the_plain_reference_of_the_check_equals_the_naive_loop(random_model, ki
 
 def checks(monkeypatch):
     """A list that grows by one with each check that really runs."""
-    plain, ran = probe._plain_nll, []
+    plain, ran = ways.plain_nll, []
 
     def noted(model, **text):
         ran.append(model)
         return plain(model, **text)
 
-    monkeypatch.setattr(probe, "_plain_nll", noted)
+    monkeypatch.setattr(ways, "plain_nll", noted)
     return ran
 
 
@@ -305,7 +312,7 @@ def test_the_check_is_repeated_for_another_attention_and_remembered_for_each(mon
         model.set_attn_implementation(attention)
         packed(model)
         assert len(ran) == wanted
-    assert {s.attention for s in probe._checked[model]} == {"sdpa", "eager"}
+    assert {s.attention for s in ways._known[model].plain} == {"sdpa", "eager"}
 
 
 def test_the_check_is_repeated_for_another_dtype(monkeypatch):
@@ -346,7 +353,9 @@ def test_a_checked_model_that_an_adapter_spoils_is_refused(monkeypatch):
     packed(model)
     get_peft_model(model, lora())
     drop_mask(monkeypatch)
-    with pytest.raises(ValueError, match="LlamaForCausalLM gives other values in packed passes"):
+    with pytest.raises(
+        ValueError, match=r"LlamaForCausalLM cannot .* gives other values in packed passes"
+    ):
         packed(model)
 
 
@@ -429,8 +438,7 @@ def test_a_sliding_window_wider_than_the_text_agrees_with_naive(random_model):
 
 def test_a_sliding_window_narrower_than_the_text_is_refused(random_model):
     with pytest.raises(
-        ValueError,
-        match="take 39 tokens, but MistralForCausalLM attends within a sliding window of 38",
+        ValueError, match=r"MistralForCausalLM .* sliding window of 38, and the text has 39 tokens"
     ):
         packed(random_model("mistral", sliding_window=38))
 
@@ -453,7 +461,7 @@ def test_a_sliding_window_that_is_not_used_does_not_count(random_model):
 def test_the_sliding_window_is_read_from_the_configuration(fields, wanted):
     config = SimpleNamespace(**fields)
     config.get_text_config = lambda: config
-    assert probe.sliding_window(config) == wanted
+    assert ways.sliding_window(config) == wanted
 
 
 def test_a_context_that_is_just_long_enough_agrees_and_a_shorter_one_is_refused(random_model):

@@ -1,0 +1,89 @@
+"""L̂ from forked states: for models whose memory cannot hold many branches side by side.
+
+The trajectory is read once. At each probed prefix the model's state (its key-value cache, or the
+state of its recurrent layers) is copied, and every suffix is read from a copy of its own. So the
+model's own code decides what each token sees: windows, chunks, ALiBi and recurrences are exact.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from tml_lib.lm.answers import Suffix
+from tml_lib.measure.naive import PrefixNLL, progress_bar, widened
+
+# where transformers' models return what they remember, and take it back
+_STATES = ("past_key_values", "cache_params", "state")
+
+
+def forked_nll(
+    model: torch.nn.Module,
+    prompt: Sequence[int],
+    trajectory: Sequence[int],
+    *,
+    suffixes: Sequence[Suffix],
+    positions: Sequence[int] | np.ndarray,
+    whole_suffix: bool = False,
+    singly: bool = False,
+    progress: bool = False,
+) -> PrefixNLL:
+    """`prefix_nll` of a model in evaluation mode, from forked states and with nothing checked.
+
+    singly: read one token per pass wherever a state goes before it. Some recurrent layers (Mamba,
+    Jamba) take up their state in such passes only.
+    Raises ValueError for a model that returns no state.
+    """
+    device = next(model.parameters()).device
+    text = torch.tensor([*prompt, *trajectory], device=device)
+    branches = [torch.tensor(suffix.ids, device=device) for suffix in suffixes]
+    own = np.full((len(suffixes), len(positions)), np.nan)
+    whole = np.full_like(own, np.nan)
+    state, past = {}, 0
+    for i, position in enumerate(progress_bar(positions, progress)):
+        end = len(prompt) + int(position)
+        logits, state = _read(model, text[past:end], state, singly=singly)
+        past = end
+        for k, (suffix, ids) in enumerate(zip(suffixes, branches, strict=True)):
+            nll = _branch_nll(model, ids, state, first=logits[-1:], singly=singly)
+            own[k, i] = nll[suffix.start :].mean()
+            if whole_suffix:
+                whole[k, i] = nll.mean()
+    return PrefixNLL(own, whole)
+
+
+def _branch_nll(
+    model: torch.nn.Module,
+    ids: torch.Tensor,
+    state: dict[str, object],
+    *,
+    first: torch.Tensor,
+    singly: bool,
+) -> torch.Tensor:
+    """(S,) nats of a suffix's tokens after a state, which stays as it is, on the CPU.
+
+    first: (1, vocabulary) logits of the suffix's first token.
+    """
+    logits = first
+    if len(ids) > 1:  # the last token is predicted, never read
+        rest, _ = _read(model, ids[:-1], copy.deepcopy(state), singly=singly)
+        logits = torch.cat([first, rest])
+    nll = torch.nn.functional.cross_entropy(widened(logits), ids, reduction="none")
+    return nll.double().cpu()
+
+
+def _read(
+    model: torch.nn.Module, ids: torch.Tensor, state: dict[str, object], *, singly: bool
+) -> tuple[torch.Tensor, dict[str, object]]:
+    """(logits (N, vocabulary), state afterwards) of N tokens after a state; {}: none yet."""
+    found = []
+    for piece in ids.split(1 if singly and state else len(ids)):
+        output = model(input_ids=piece[None], use_cache=True, **state)
+        found.append(output.logits[0])
+        state = {n: v for n in _STATES if (v := getattr(output, n, None)) is not None}
+        if not state:
+            raise ValueError("the model returns neither a cache nor a recurrent state")
+    return torch.cat(found), state

@@ -1,0 +1,115 @@
+"""L̂ one prefix at a time, as RaML's Algorithm 3 is written: the reference, and the slowest way.
+
+A full forward pass per prefix and suffix, with no cache: any causal language model can be read so.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tml_lib.lm.answers import Suffix
+
+
+class PrefixNLL(NamedTuple):
+    """Mean NLL of each suffix after each prefix: two (suffixes, prefixes) float64, nats
+    per token.
+    """
+
+    own: np.ndarray  # over the answers' own tokens
+    whole: np.ndarray  # over template and answer; NaN where that was not asked for
+
+
+@torch.inference_mode()
+def naive_nll(
+    model: torch.nn.Module,
+    prompt: Sequence[int],
+    trajectory: Sequence[int],
+    suffix: Suffix,
+    position: int,
+    *,
+    whole_suffix: bool = False,
+    few_logits: bool = False,
+) -> float:
+    """One full forward pass over I ⊕ q ⊕ t_{≤position} ⊕ suffix, as RaML's Algorithm 3 is written:
+    nats per token.
+
+    few_logits: apply the language-model head to the rows that are needed only. The reference for
+    tests and benchmarks.
+    """
+    device = next(model.parameters()).device
+    ids = torch.tensor([*prompt, *trajectory[:position], *suffix.ids], device=device)
+    count = len(suffix.ids) if whole_suffix else len(suffix.ids) - suffix.start
+    some = {"logits_to_keep": count + 1} if few_logits and keeps_rows(type(model)) else {}
+    logits = model(input_ids=ids[None], use_cache=False, **some).logits[0]
+    return float(torch.nn.functional.cross_entropy(widened(logits[-count - 1 : -1]), ids[-count:]))
+
+
+def plain_nll(
+    model: torch.nn.Module,
+    *,
+    prompt: Sequence[int],
+    trajectory: Sequence[int],
+    suffixes: Sequence[Suffix],
+    positions: Sequence[int],
+) -> np.ndarray:
+    """`naive_nll` of suffixes of one length and start after several prefixes: (suffixes, prefixes).
+
+    All texts are rows of one batch, filled up on the right, which no earlier token sees: a large
+    model's weights are then read once.
+    """
+    texts = [[*prompt, *trajectory[:i], *s.ids] for s in suffixes for i in positions]
+    width, count = max(map(len, texts)), len(suffixes[0].ids) - suffixes[0].start
+    filled = [text + text[-1:] * (width - len(text)) for text in texts]
+    device = next(model.parameters()).device
+    logits = model(input_ids=torch.tensor(filled, device=device), use_cache=False).logits
+    nll = [
+        torch.nn.functional.cross_entropy(
+            widened(row[len(text) - count - 1 : len(text) - 1]),
+            torch.tensor(text[-count:], device=device),
+        )
+        for row, text in zip(logits, texts, strict=True)
+    ]
+    return torch.stack(nll).double().cpu().numpy().reshape(len(suffixes), -1)
+
+
+def naive_loop(
+    model: torch.nn.Module,
+    prompt: Sequence[int],
+    trajectory: Sequence[int],
+    *,
+    suffixes: Sequence[Suffix],
+    positions: Sequence[int] | np.ndarray,
+    whole_suffix: bool = False,
+    progress: bool = False,
+) -> PrefixNLL:
+    """`prefix_nll` of a model in evaluation mode, one text at a time and with nothing checked."""
+    own = np.full((len(suffixes), len(positions)), np.nan)
+    whole = np.full_like(own, np.nan)
+    for i, position in enumerate(progress_bar(positions, progress)):
+        for k, suffix in enumerate(suffixes):
+            text = prompt, trajectory, suffix, int(position)
+            own[k, i] = naive_nll(model, *text, few_logits=True)
+            if whole_suffix:
+                whole[k, i] = naive_nll(model, *text, whole_suffix=True, few_logits=True)
+    return PrefixNLL(own, whole)
+
+
+def progress_bar(positions: Sequence[int] | np.ndarray, progress: bool) -> tqdm:
+    """The positions one after another, with a bar where it is wanted."""
+    return tqdm(positions, desc="L̂", unit="prefix", disable=not progress, leave=False)
+
+
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 at least: log-probabilities of a large vocabulary need it."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def keeps_rows(model_class: type) -> bool:
+    """Whether a model of that class can apply its head to some rows only."""
+    return "logits_to_keep" in inspect.signature(model_class.forward).parameters
