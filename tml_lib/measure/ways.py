@@ -25,7 +25,7 @@ from tml_lib.measure.packed import packed_nll, widest_pass
 
 # what transformers and torch raise when a model is read in a way that it was not written for
 _UNSUITED = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError)
-_PASS = 15  # what a pass costs beside its tokens, in tokens: SmolLM2-135M on one CPU core
+_PASS = 20  # what a pass costs beside its tokens, in tokens: SmolLM2-135M on one CPU core
 
 
 class SlowerWay(UserWarning):
