@@ -181,3 +181,13 @@ def test_the_command_line_refuses_before_a_kernel_starts():
         "error: parameter n_questions=0: it is out of range; give a number of at least 1, in the"
         " parameters cell or with `-p n_questions VALUE`\n"
     )
+
+
+def test_a_kernel_without_history_has_its_annotations():
+    """nbval executes cells without storing them."""
+    space = {"In": [""], "__annotations__": {"seed": int, "near": "float"}, "seed": 1, "near": 0.5}
+    assert runtime.check_parameters(space) == {"seed": 1, "near": 0.5}
+    with pytest.raises(ValueError, match="parameter seed=-1"):
+        runtime.check_parameters(space | {"seed": -1})
+    with pytest.raises(ValueError, match="no parameters cell has run"):
+        runtime.check_parameters({"In": [""]})

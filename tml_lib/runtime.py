@@ -209,7 +209,9 @@ def check_parameters(namespace: MutableMapping[str, object]) -> dict[str, object
     parameters cell, ranges and choices from `tml_lib.parameters`: a value outside is a ValueError.
     In paths ~ becomes the home folder, in the namespace too. Returns the values.
     """
-    declared, injected = _parameter_cells(namespace.get("In", []))
+    cells = namespace.get("In", [])
+    # a kernel that keeps no history, as under nbval, knows the annotations only
+    declared, injected = _parameter_cells(cells) if any(cells) else (_annotated(namespace), [])
     check_names(injected, declared)
     for name, type_name in declared.items():
         check_value(name, namespace[name], type_name)
@@ -217,6 +219,17 @@ def check_parameters(namespace: MutableMapping[str, object]) -> dict[str, object
     parameters.check(values, tuple(declared), Path())
     namespace.update(values)
     return values
+
+
+def _annotated(namespace: MutableMapping[str, object]) -> dict[str, str]:
+    """Names and type names of all annotated variables."""
+    found = namespace.get("__annotations__", {})
+    if not found:
+        raise ValueError(NO_PARAMETERS)
+    return {name: getattr(kind, "__name__", str(kind)) for name, kind in found.items()}
+
+
+NO_PARAMETERS = "no parameters cell has run: run the notebook from its first cell"
 
 
 def _parameter_cells(sources: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -231,7 +244,7 @@ def _parameter_cells(sources: Sequence[str]) -> tuple[dict[str, str], list[str]]
             assigned = _statements(following) if following.startswith("# Parameters") else []
             names = [ast.unparse(n.targets[0]) for n in assigned if isinstance(n, ast.Assign)]
             return declared_parameters(source), names
-    raise ValueError("no parameters cell has run: run the notebook from its first cell")
+    raise ValueError(NO_PARAMETERS)
 
 
 def _statements(source: str) -> list[ast.stmt]:
