@@ -17,7 +17,7 @@ from tml_lib.lm.answers import Suffix, chat_prompt, encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure import packed as packing
 from tml_lib.measure import probe, ways
-from tml_lib.measure.naive import plain_nll
+from tml_lib.measure.naive import Request, plain_nll
 from tml_lib.measure.probe import naive_nll, prefix_nll
 from tml_lib.records import ProbeCurve
 
@@ -277,7 +277,7 @@ def test_the_packing_check_takes_several_passes_over_two_suffixes_that_begin_ali
 
     monkeypatch.setattr(packing, "_branch_pass", noted)
     with torch.inference_mode():
-        ways._check_text(model).read(ways._PACKED, model.eval())
+        packing.packed_nll(model.eval(), ways._check_text(model))
     assert [prefixes for prefixes, _ in passes] == [2, 2]
     tree = passes[0][1]
     assert len(tree.scored) == 2
@@ -288,9 +288,7 @@ def test_the_packing_check_takes_several_passes_over_two_suffixes_that_begin_ali
 def test_the_plain_reference_of_the_check_equals_the_naive_loop(random_model, kind):
     model, suffixes = random_model(kind), [Suffix((5, 9, 11), 1, ""), Suffix((5, 12, 13), 1, "")]
     with torch.inference_mode():
-        found = plain_nll(
-            model, prompt=PROMPT, trajectory=TRAJECTORY, suffixes=suffixes, positions=[0, 3, 9]
-        )
+        found = plain_nll(model, Request(PROMPT, TRAJECTORY, suffixes, np.array([0, 3, 9])))
     assert_close(found, naive(model, suffixes=suffixes, positions=[0, 3, 9]))
 
 
@@ -298,9 +296,9 @@ def checks(monkeypatch):
     """A list that grows by one with each check that really runs."""
     plain, ran = ways.plain_nll, []
 
-    def noted(model, **text):
+    def noted(model, request):
         ran.append(model)
-        return plain(model, **text)
+        return plain(model, request)
 
     monkeypatch.setattr(ways, "plain_nll", noted)
     return ran

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tml_lib.lm.answers import Suffix
 from tml_lib.measure import packed as packing
 from tml_lib.measure import probe, ways
+from tml_lib.measure.naive import Request
 from tml_lib.measure.probe import SlowerWay, naive_nll, prefix_nll
 
 IDS = torch.randint(3, 199, (300,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -185,7 +186,8 @@ def test_a_way_that_fails_on_long_texts_only_is_left(kind, told, monkeypatch, re
     assert_close(prefix_nll(model, suffixes=SUFFIXES, **long).own, wanted)
     assert taken(recwarn) == way
     with torch.inference_mode():
-        wrong = packing.packed_nll(model, suffixes=SUFFIXES, rows_per_pass=256, **long)
+        places = np.arange(len(trajectory) + 1)
+        wrong = packing.packed_nll(model, Request(prompt, trajectory, SUFFIXES, places))
     assert np.abs(wrong.own - wanted).max() > 0.1
     # texts of the first length are read as before
     assert_close(

@@ -8,29 +8,16 @@ model's own code decides what each token sees: windows, chunks, ALiBi and recurr
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 
-from tml_lib.lm.answers import Suffix
-from tml_lib.measure.naive import PrefixNLL, progress_bar, widened
+from tml_lib.measure.naive import PrefixNLL, Request, widened
 
 # where transformers' models return what they remember, and take it back
 _STATES = ("past_key_values", "cache_params", "state")
 
 
-def forked_nll(
-    model: torch.nn.Module,
-    prompt: Sequence[int],
-    trajectory: Sequence[int],
-    *,
-    suffixes: Sequence[Suffix],
-    positions: Sequence[int] | np.ndarray,
-    whole_suffix: bool = False,
-    singly: bool = False,
-    progress: bool = False,
-) -> PrefixNLL:
+def forked_nll(model: torch.nn.Module, request: Request, *, singly: bool = False) -> PrefixNLL:
     """`prefix_nll` of a model in evaluation mode, from forked states and with nothing checked.
 
     singly: read one token per pass wherever a state goes before it. Some recurrent layers (Mamba,
@@ -38,19 +25,18 @@ def forked_nll(
     Raises ValueError for a model that returns no state.
     """
     device = next(model.parameters()).device
-    text = torch.tensor([*prompt, *trajectory], device=device)
-    branches = [torch.tensor(suffix.ids, device=device) for suffix in suffixes]
-    own = np.full((len(suffixes), len(positions)), np.nan)
-    whole = np.full_like(own, np.nan)
+    text = torch.tensor([*request.prompt, *request.trajectory], device=device)
+    branches = [torch.tensor(suffix.ids, device=device) for suffix in request.suffixes]
+    own, whole = request.unread, request.unread
     state, past = {}, 0
-    for i, position in enumerate(progress_bar(positions, progress)):
-        end = len(prompt) + int(position)
+    for i, position in enumerate(request.bar()):
+        end = len(request.prompt) + int(position)
         logits, state = _read(model, text[past:end], state, singly=singly)
         past = end
-        for k, (suffix, ids) in enumerate(zip(suffixes, branches, strict=True)):
+        for k, (suffix, ids) in enumerate(zip(request.suffixes, branches, strict=True)):
             nll = _branch_nll(model, ids, state, first=logits[-1:], singly=singly)
             own[k, i] = nll[suffix.start :].mean()
-            if whole_suffix:
+            if request.whole_suffix:
                 whole[k, i] = nll.mean()
     return PrefixNLL(own, whole)
 

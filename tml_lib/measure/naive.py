@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,35 @@ class PrefixNLL(NamedTuple):
 
     own: np.ndarray  # over the answers' own tokens
     whole: np.ndarray  # over template and answer; NaN where that was not asked for
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is read off a model in any way: token ids, and the prefixes that are probed."""
+
+    prompt: Sequence[int]
+    trajectory: Sequence[int]
+    suffixes: Sequence[Suffix]
+    positions: np.ndarray  # (n,) increasing, in 0..|t|
+    whole_suffix: bool = False  # also score the templates
+    rows_per_pass: int = 256  # most tokens of a packed pass
+    progress: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Length of the longest text, in tokens."""
+        longest = max(len(suffix.ids) for suffix in self.suffixes)
+        return len(self.prompt) + int(self.positions[-1]) + longest
+
+    @property
+    def unread(self) -> np.ndarray:
+        """(suffixes, n) NaN, to be filled."""
+        return np.full((len(self.suffixes), len(self.positions)), np.nan)
+
+    def bar(self) -> tqdm:
+        """The positions one after another, with a progress bar where it is wanted."""
+        quiet = not self.progress
+        return tqdm(self.positions, desc="L̂", unit="prefix", disable=quiet, leave=False)
 
 
 @torch.inference_mode()
@@ -50,20 +80,16 @@ def naive_nll(
     return float(torch.nn.functional.cross_entropy(widened(logits[-count - 1 : -1]), ids[-count:]))
 
 
-def plain_nll(
-    model: torch.nn.Module,
-    *,
-    prompt: Sequence[int],
-    trajectory: Sequence[int],
-    suffixes: Sequence[Suffix],
-    positions: Sequence[int],
-) -> np.ndarray:
+def plain_nll(model: torch.nn.Module, request: Request) -> np.ndarray:
     """`naive_nll` of suffixes of one length and start after several prefixes: (suffixes, prefixes).
 
     All texts are rows of one batch, filled up on the right, which no earlier token sees: a large
     model's weights are then read once.
     """
-    texts = [[*prompt, *trajectory[:i], *s.ids] for s in suffixes for i in positions]
+    suffixes, positions = request.suffixes, request.positions
+    texts = [
+        [*request.prompt, *request.trajectory[:i], *s.ids] for s in suffixes for i in positions
+    ]
     width, count = max(map(len, texts)), len(suffixes[0].ids) - suffixes[0].start
     filled = [text + text[-1:] * (width - len(text)) for text in texts]
     device = next(model.parameters()).device
@@ -78,31 +104,16 @@ def plain_nll(
     return torch.stack(nll).double().cpu().numpy().reshape(len(suffixes), -1)
 
 
-def naive_loop(
-    model: torch.nn.Module,
-    prompt: Sequence[int],
-    trajectory: Sequence[int],
-    *,
-    suffixes: Sequence[Suffix],
-    positions: Sequence[int] | np.ndarray,
-    whole_suffix: bool = False,
-    progress: bool = False,
-) -> PrefixNLL:
+def naive_loop(model: torch.nn.Module, request: Request) -> PrefixNLL:
     """`prefix_nll` of a model in evaluation mode, one text at a time and with nothing checked."""
-    own = np.full((len(suffixes), len(positions)), np.nan)
-    whole = np.full_like(own, np.nan)
-    for i, position in enumerate(progress_bar(positions, progress)):
-        for k, suffix in enumerate(suffixes):
-            text = prompt, trajectory, suffix, int(position)
+    own, whole = request.unread, request.unread
+    for i, position in enumerate(request.bar()):
+        for k, suffix in enumerate(request.suffixes):
+            text = request.prompt, request.trajectory, suffix, int(position)
             own[k, i] = naive_nll(model, *text, few_logits=True)
-            if whole_suffix:
+            if request.whole_suffix:
                 whole[k, i] = naive_nll(model, *text, whole_suffix=True, few_logits=True)
     return PrefixNLL(own, whole)
-
-
-def progress_bar(positions: Sequence[int] | np.ndarray, progress: bool) -> tqdm:
-    """The positions one after another, with a bar where it is wanted."""
-    return tqdm(positions, desc="L̂", unit="prefix", disable=not progress, leave=False)
 
 
 def widened(logits: torch.Tensor) -> torch.Tensor:

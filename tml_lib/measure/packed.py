@@ -19,58 +19,40 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import DynamicCache
 
 from tml_lib.lm.answers import Suffix
-from tml_lib.measure.naive import PrefixNLL, keeps_rows, widened
+from tml_lib.measure.naive import PrefixNLL, Request, keeps_rows, widened
 
 
-def packed_nll(
-    model: torch.nn.Module,
-    prompt: Sequence[int],
-    trajectory: Sequence[int],
-    *,
-    suffixes: Sequence[Suffix],
-    positions: Sequence[int] | np.ndarray,
-    whole_suffix: bool = False,
-    rows_per_pass: int,
-    progress: bool = False,
-) -> PrefixNLL:
+def packed_nll(model: torch.nn.Module, request: Request) -> PrefixNLL:
     """`prefix_nll` of a model in evaluation mode, in packed passes and with nothing checked."""
     device = next(model.parameters()).device
-    tree = _suffix_tree(suffixes, whole_suffix)
-    text = torch.tensor([*prompt, *trajectory], device=device)
-    roots = np.asarray(positions) + len(prompt) - 1
-    own = np.full((len(suffixes), len(roots)), np.nan)
-    whole = np.full_like(own, np.nan)
+    tree = _suffix_tree(request.suffixes, request.whole_suffix)
+    text = torch.tensor([*request.prompt, *request.trajectory], device=device)
+    roots = request.positions + len(request.prompt) - 1
+    own, whole = request.unread, request.unread
     cache = DynamicCache()
-    with tqdm(total=len(roots), desc="L̂", unit="prefix", disable=not progress, leave=False) as bar:
-        for chunk in _chunks(roots, len(tree.ids), rows_per_pass):
-            _read(model, text[: roots[chunk.start]], cache, rows=rows_per_pass)
+    with request.bar() as bar:
+        for chunk in _chunks(roots, len(tree.ids), request.rows_per_pass):
+            _read(model, text[: roots[chunk.start]], cache, rows=request.rows_per_pass)
             nll = _branch_pass(model, text, cache, roots=roots[chunk], tree=tree)
             for k, suffix in enumerate(tree.scored):
                 scored = nll[:, suffix.slots]
                 own[k, chunk] = scored[:, suffix.answer :].mean(1)
-                if whole_suffix:
+                if request.whole_suffix:
                     whole[k, chunk] = scored.mean(1)
             bar.update(chunk.stop - chunk.start)
     return PrefixNLL(own, whole)
 
 
-def widest_pass(
-    prompt: Sequence[int],
-    suffixes: Sequence[Suffix],
-    positions: np.ndarray,
-    *,
-    whole_suffix: bool,
-    rows_per_pass: int,
-) -> tuple[int, int]:
+def widest_pass(request: Request) -> tuple[int, int]:
     """(columns, index of a position): the most tokens that a pass sees, cache included, and the
     last prefix of that pass.
     """
-    roots, branch = positions + len(prompt) - 1, len(_suffix_tree(suffixes, whole_suffix).ids)
-    chunks = _chunks(roots, branch, rows_per_pass)
+    roots = request.positions + len(request.prompt) - 1
+    branch = len(_suffix_tree(request.suffixes, request.whole_suffix).ids)
+    chunks = _chunks(roots, branch, request.rows_per_pass)
     sizes = [(int(roots[c.stop - 1]) + 1 + (c.stop - c.start) * branch, c.stop - 1) for c in chunks]
     return max(sizes)
 

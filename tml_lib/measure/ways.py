@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +20,7 @@ import torch
 
 from tml_lib.lm.answers import Suffix
 from tml_lib.measure.forked import forked_nll
-from tml_lib.measure.naive import PrefixNLL, naive_loop, naive_nll, plain_nll
+from tml_lib.measure.naive import PrefixNLL, Request, naive_loop, naive_nll, plain_nll
 from tml_lib.measure.packed import packed_nll, widest_pass
 
 # what transformers and torch raise when a model is read in a way that it was not written for
@@ -33,56 +33,12 @@ class SlowerWay(UserWarning):
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is read off a model: fields as `probe.prefix_nll` takes them."""
-
-    prompt: Sequence[int]
-    trajectory: Sequence[int]
-    suffixes: Sequence[Suffix]
-    positions: np.ndarray
-    whole_suffix: bool
-    rows_per_pass: int
-    progress: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """Length of the longest text, in tokens."""
-        longest = max(len(suffix.ids) for suffix in self.suffixes)
-        return len(self.prompt) + int(self.positions[-1]) + longest
-
-    @property
-    def widest(self) -> tuple[int, int]:
-        """(columns, index of a position): see `packed.widest_pass`."""
-        return widest_pass(
-            self.prompt,
-            self.suffixes,
-            self.positions,
-            whole_suffix=self.whole_suffix,
-            rows_per_pass=self.rows_per_pass,
-        )
-
-    def read(self, way: _Way, model: torch.nn.Module) -> PrefixNLL:
-        """The values, with nothing checked."""
-        rows = {"rows_per_pass": self.rows_per_pass} if way.name == "packed" else {}
-        return way.read(
-            model,
-            self.prompt,
-            self.trajectory,
-            suffixes=self.suffixes,
-            positions=self.positions,
-            whole_suffix=self.whole_suffix,
-            progress=self.progress,
-            **rows,
-        )
-
-
-@dataclass(frozen=True)
 class _Way:
     """One way of reading: its name, what it does in words, and the function."""
 
     name: str
     words: str
-    read: Callable[..., PrefixNLL]
+    read: Callable[[torch.nn.Module, Request], PrefixNLL]  # with nothing checked
 
 
 # from the fastest to the slowest; each is tried after the one before
@@ -160,7 +116,7 @@ def _obstacle(way: _Way, model: torch.nn.Module, request: Request) -> str | None
     if way is not _PACKED:
         return None
     if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo: it counts slots of the cache
-        columns, _ = request.widest
+        columns, _ = widest_pass(request)
         if columns > config.window_size:
             return (
                 f"its local layers see {config.window_size} slots, and a packed pass has {columns}"
@@ -236,7 +192,6 @@ def _check_text(model: torch.nn.Module) -> Request:
         trajectory,
         [Suffix(branch, start=1, answer="") for branch in branches],
         np.array([0, 1, 4, 5]),
-        whole_suffix=False,
         rows_per_pass=8,  # 2 of the trunk and 2 * 3 nodes
     )
 
@@ -245,15 +200,9 @@ def _plain_values(model: torch.nn.Module, known: _Known, setting: _Setting) -> n
     """The naive values of `_check_text`; ValueError for a model that gives none."""
     if setting in known.plain:
         return known.plain[setting]
-    text, name = _check_text(model), type(model).__name__
+    name = type(model).__name__
     try:
-        plain = plain_nll(
-            model,
-            prompt=text.prompt,
-            trajectory=text.trajectory,
-            suffixes=text.suffixes,
-            positions=text.positions,
-        )
+        plain = plain_nll(model, _check_text(model))
     except _UNSUITED as reason:
         raise ValueError(
             f"{name} cannot be probed ({type(reason).__name__}: {reason}): take a causal language"
@@ -284,7 +233,7 @@ def _short_check(way: _Way, model: torch.nn.Module, known: _Known, setting: _Set
         return known.short[setting, way]
     try:
         with _silenced():
-            found = _check_text(model).read(way, model).own
+            found = way.read(model, _check_text(model)).own
     except _UNSUITED as error:
         reason = _fails(way, error)
     else:
@@ -320,13 +269,13 @@ def _read_checked(
     that sees the most tokens. Forked states are first tried at two positions, since they are slow.
     `announce` is called before the whole is read.
     """
-    columns, at = request.widest if way is _PACKED else (request.tokens, -1)
+    columns, at = widest_pass(request) if way is _PACKED else (request.tokens, -1)
     key = (setting, way, (request.tokens - 1).bit_length(), (columns - 1).bit_length())
     if known.real.get(key) is not None:
         return None, known.real[key]
     if way is _NAIVE or key in known.real:
         announce()
-        return request.read(way, model), None
+        return way.read(model, request), None
     k = max(range(len(request.suffixes)), key=lambda k: len(request.suffixes[k].ids))
     text = request.prompt, request.trajectory, request.suffixes[k], int(request.positions[at])
     naive, found = naive_nll(model, *text, few_logits=True), None
@@ -335,7 +284,7 @@ def _read_checked(
         if part is request:
             announce()
         try:
-            found = part.read(way, model)
+            found = way.read(model, part)
         except torch.OutOfMemoryError:
             raise
         except _UNSUITED as error:
