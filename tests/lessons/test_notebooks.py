@@ -27,6 +27,7 @@ from tml_lib.claims import ledger
 from tml_lib.data import hub
 from tml_lib.lessons import generated, notebooks
 from tml_lib.lm import models
+from tml_lib.studies import lora, rl, supervised, toy_maml
 
 BOOKS = notebooks.discover()
 SMALL = yaml.safe_load((notebooks.folder() / "params.yaml").read_text(encoding="utf8"))
@@ -528,3 +529,25 @@ def test_the_network_guard_is_in_force_here_and_in_children():
     assert "must not use the network" in child.stderr
     with pytest.raises(OSError, match="must not use the network"):
         socket.create_connection(("192.0.2.1", 80), timeout=1)
+
+
+@pytest.mark.parametrize(
+    ("number", "parameter", "steps"),
+    [
+        ("02", "meta_steps", toy_maml.SINUSOIDS.settings["meta_steps"]),
+        ("02", "optimiser_steps", toy_maml.SINUSOIDS.settings["optimiser_steps"]),
+        ("03", "train_steps", toy_maml.DESCENT.settings["train_steps"]),
+        ("04", "sft_steps", supervised.SFT.settings["steps"]),
+        ("08", "live_steps", lora.STUDY.settings["steps"]),
+        ("09", "live_steps", supervised.SUPPORT.settings["steps"]),
+        ("14", "live_steps", rl.SIZE.settings["steps"]),
+    ],
+)
+def test_a_parameters_comment_says_how_many_steps_the_stored_study_took(number, parameter, steps):
+    (book,) = notebooks.select([number])
+    (line,) = (
+        line
+        for line in tagged(book, "parameters")[0].source.splitlines()
+        if line.startswith(f"{parameter}:")
+    )
+    assert re.findall(r"\d+", line.split("#")[1]) == [str(steps)], line
