@@ -85,7 +85,8 @@ def trainer(reasoner, tmp_path_factory):
         args=grpo._arguments(reasoner, folder, SETTINGS, SETTINGS.prompts),
         train_dataset=Dataset.from_list(rows),
     )
-    grpo._train(trainer, folder, None)
+    with grpo._steps_kept(trainer, folder):
+        trainer.train()
     yield trainer
     adapters.without_patches(reasoner)
 
