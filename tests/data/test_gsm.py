@@ -5,6 +5,7 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
+import reasoning_gym
 
 from tml_lib.data import gsm
 from tml_lib.records import Question, Trajectory
@@ -70,12 +71,33 @@ def test_every_gold_trajectory_states_the_answer_and_no_format_marker(questions)
         assert "####" not in gold.text
 
 
-def test_52_of_the_first_2000_questions_have_a_false_step():
-    found = {}
+def test_52_of_the_first_2000_questions_have_a_false_step_and_are_left_out():
+    passed, kept = {}, []
     for seed in range(4):
-        found |= gsm.false_steps(gsm.gsm_symbolic(500, seed))
-    assert len(found) == 52
-    assert any(step.endswith("= -1") for step in found.values()), "an age of minus one year"
+        passed |= gsm.left_out(500, seed)
+        kept += gsm.gsm_symbolic(500, seed)
+    places = {(seed, int(place) % 10**6) for _, seed, place in map(_parts, passed)}
+    assert len(places) == 52
+    assert any(step.endswith("= -1") for step in passed.values()), "an age of minus one year"
+    assert not any(gsm.fault(gsm.gold(question).text) for question in kept)
+    assert len({question.id for question in kept}) == 2000
+    # what took a place has a later draw's number
+    drawn_again = {
+        (s, int(p) % 10**6) for _, s, p in map(_parts, (q.id for q in kept)) if int(p) >= 10**6
+    }
+    assert drawn_again == places
+
+
+def _parts(name):
+    return name.split("/")
+
+
+def test_questions_are_those_of_reasoning_gym_and_a_redrawn_one_keeps_its_template(questions):
+    data = reasoning_gym.create_dataset("gsm_symbolic", size=200, seed=0)
+    passed = {int(name.split("/")[-1]) for name in gsm.left_out(200, 0)}
+    for place, question in enumerate(questions):
+        assert question.template == str(data.task_indices[place])
+        assert (question.text == data[place]["question"]) == (place not in passed)
 
 
 @pytest.mark.parametrize(

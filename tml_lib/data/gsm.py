@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -31,6 +30,8 @@ _RESULT = re.compile(
 _ROUNDING = Fraction(1, 10**9)  # the golden texts are written by floating point
 # days, months, percent: a text may use them for what they are
 _CONSTANTS = {7, 10, 12, 24, 30, 52, 60, 100, 365, 1000}
+_ASKED = "Give the result as your final answer. Do not include units."  # reasoning-gym's own words
+_REDRAWN = 10**6  # from one draw of a place to the next
 
 
 def gsm_symbolic(n: int, seed: int = 0) -> list[Question]:
@@ -38,40 +39,45 @@ def gsm_symbolic(n: int, seed: int = 0) -> list[Question]:
     trajectory.
 
     The first n of a seed are the same whatever n is. About three in a hundred have a false step in
-    their gold trajectory: `false_steps` finds them. Raises ValueError where n < 1.
+    their gold trajectory, or come to a negative number: such a one is left out, and its template
+    is drawn again in its place. `left_out` counts them. Raises ValueError where n < 1.
     """
+    return [draws[-1] for draws in _draws(n, seed)]
+
+
+def left_out(n: int, seed: int = 0) -> dict[str, str]:
+    """What `gsm_symbolic(n, seed)` left out: id -> the false step or negative number."""
+    passed = [question for draws in _draws(n, seed) for question in draws[:-1]]
+    return {question.id: fault(gold(question).text) for question in passed}
+
+
+def _draws(n: int, seed: int) -> list[list[Question]]:
+    """Per place, the questions drawn until one has no fault."""
     if n < 1:
         raise ValueError(f"n={n} questions make no set: ask for at least 1")
     import reasoning_gym
 
     data = reasoning_gym.create_dataset("gsm_symbolic", size=n, seed=seed)
-    questions = []
-    for index in range(n):
-        entry = data[index]
-        *steps, stated = entry["metadata"]["answer_cot"].split("\n")
-        if not stated.startswith("####"):
-            raise ValueError(
-                f"gsm_symbolic question {index} of seed {seed} has no '####' line: its format"
-                " changed"
-            )
-        # a few templates indent or leave lines empty
-        lines = [step.strip() for step in steps if step.strip()]
-        gold = Trajectory("\n".join(lines), "gold", entry["answer"], True)
-        name = f"gsm_symbolic/{seed}/{index}"
-        questions.append(
-            Question(
-                name, entry["question"], entry["answer"], str(data.task_indices[index]), (gold,)
-            )
-        )
-    return questions
+    places = []
+    for place, template in enumerate(data.task_indices):
+        draws = []
+        while not draws or fault(gold(draws[-1]).text):
+            number = place + _REDRAWN * len(draws)
+            # what `data[place]` calls, for the first draw
+            entry = data.generators[template](random.Random(seed + number), 1.0)
+            draws.append(_question(entry, f"gsm_symbolic/{seed}/{number}", str(template)))
+        places.append(draws)
+    return places
 
 
-def false_steps(questions: Sequence[Question]) -> dict[str, str]:
-    """The questions whose gold trajectory has a false step or comes to a negative number: id ->
-    that step.
-    """
-    found = {question.id: fault(gold(question).text) for question in questions}
-    return {name: step for name, step in found.items() if step}
+def _question(entry: dict, name: str, template: str) -> Question:
+    *steps, stated = entry["metadata"]["answer_cot"].split("\n")
+    if not stated.startswith("####"):
+        raise ValueError(f"{name} has no '####' line: the format of reasoning-gym changed")
+    # a few templates indent or leave lines empty
+    text = "\n".join(step.strip() for step in steps if step.strip())
+    gold = Trajectory(text, "gold", entry["answer"], True)
+    return Question(name, f"{entry['question']} {_ASKED}", entry["answer"], template, (gold,))
 
 
 def fault(text: str) -> str:
