@@ -9,6 +9,7 @@ import pytest
 
 from tml_lib.claims import ledger
 from tml_lib.data import hub
+from tml_lib.lm import sampling
 from tml_lib.studies import lora, roles
 from tml_lib.train import sft
 
@@ -29,8 +30,9 @@ def test_a_trajectory_is_cut_after_sentences_and_lines():
 def test_cut_thinking_is_compared_with_answering_at_once(tiny_lm, monkeypatch):
     asked = roles.questions(3, 0)
     thoughts = ["First. Then more. Done.", "", "Only one"]
-    monkeypatch.setattr(roles.sampling, "sample", lambda *given, **settings: thoughts)
-    monkeypatch.setattr(roles.sampling, "texts", lambda lm, written: written)
+    written = [sampling.Sampled((), end) for end in (None, 0, 0)]
+    monkeypatch.setattr(roles.sampling, "sample", lambda *given, **settings: written)
+    monkeypatch.setattr(roles.sampling, "texts", lambda lm, written: thoughts)
     seen = []
 
     def forced(lm, questions, texts):
@@ -49,6 +51,7 @@ def test_cut_thinking_is_compared_with_answering_at_once(tiny_lm, monkeypatch):
         "an empty trajectory has no curve"
     )
     assert shares["empty"] == 1
+    assert (shares["texts"], shares["cut"]) == (thoughts, [True, False, False])
     assert shares["right"] == pytest.approx([0, 0, 0, 0, 2 / 3])
 
 
@@ -143,11 +146,13 @@ def test_a_group_that_writes_nothing_counts_as_wrong_and_has_no_loss():
     ]
     curves = {"shares": [0.0, 0.25, 0.5, 0.75, 1.0], "right": [0.0, 0.0, 0.0, 0.0, 1.0]}
     written = {
-        "cuts": curves | {"nll": [5.0, 4.0, 3.0, 2.0, 1.0], "empty": 1},
+        "cuts": curves
+        | {"nll": [5.0, 4.0, 3.0, 2.0, 1.0], "empty": 1}
+        | {"texts": ["Long.", "", "Done."], "cut": [True, False, False]},
         "values": dict.fromkeys(tests, [1.0] * 3),
     }
     silent = {
-        "cuts": curves | {"right": [0.0] * 5, "nll": [], "empty": 1},
+        "cuts": curves | {"right": [0.0] * 5, "nll": [], "empty": 1, "texts": [""], "cut": [False]},
         "values": {test: [0.0] for test in tests},
     }
     records = [record | {"tokens": [["Wait", 1.0, 0.5]]} for record in (written, silent)]
@@ -155,3 +160,5 @@ def test_a_group_that_writes_nothing_counts_as_wrong_and_has_no_loss():
     assert cuts["right"][-1] == 0.75
     assert cuts["nll"] == [5.0, 4.0, 3.0, 2.0, 1.0]
     assert cuts["empty"] == 2
+    assert cuts["texts"] == ["Long.", "", "Done.", ""]
+    assert cuts["cut"] == [True, False, False, False], "a cut text is counted, not dropped"

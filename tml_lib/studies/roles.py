@@ -102,8 +102,8 @@ def questions(n: int, seed: int, data: str = "") -> list[Question]:
 def cut_values(
     lm: LanguageModel, asked: Sequence[Question], seed: int
 ) -> tuple[dict[str, np.ndarray], dict]:
-    """The values of C3 per question, and for the figure: share right and mean L̂ by the share of
-    steps that thinking has.
+    """The values of C3 per question, and beside them: share right and mean L̂ by the share of steps
+    that thinking has, and the texts, with which of them were cut at `MOST_TOKENS`.
 
     The model's own greedy trajectory, up to where it gives its answer in the kit's template, is cut
     and the model made to answer. NaN where it writes nothing before that. As a control it answers
@@ -149,7 +149,8 @@ def cut_values(
         "right": [*right[: len(SHARES)].mean(1).tolist(), float(right[whole].mean())],
         "nll": nll,
     }
-    return values, shares | {"shares": [*SHARES, 1.0], "empty": texts.count("")}
+    shares |= {"shares": [*SHARES, 1.0], "empty": texts.count("")}
+    return values, shares | {"texts": texts, "cut": [one.cut for one in written]}
 
 
 def cut(text: str, share: float, less: int = 0) -> str:
@@ -206,7 +207,9 @@ def _values(records: Sequence[dict], settings: dict) -> engine.Values:
 
 
 def _kept(records: Sequence[dict]) -> dict:
-    """Share right and mean L̂ by the share of steps, over all groups, and the token classes."""
+    """Share right and mean L̂ by the share of steps, over all groups, the texts with which of them
+    were cut, and the token classes.
+    """
     asked = np.array([len(r["values"]["C3.optimum"]) for r in records])
     # a group that writes nothing has no L̂ to show
     drawn = asked - np.array([r["cuts"]["empty"] for r in records])
@@ -215,6 +218,8 @@ def _kept(records: Sequence[dict]) -> dict:
         rows = [r["cuts"][name] for r, weight in zip(records, weights, strict=True) if weight]
         mean = np.average(rows, 0, weights[weights > 0]).round(4).tolist() if rows else []
         cuts[name] = mean
+    for name in ("texts", "cut"):
+        cuts[name] = [one for record in records for one in record["cuts"][name]]
     tokens = [row for record in records for row in record["tokens"]]
     return {"cuts": cuts, "classes": token_roles.by_class(tokens)}
 
