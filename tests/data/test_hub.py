@@ -419,7 +419,7 @@ def test_prompt_trajectory_and_answer_meet_at_token_boundaries(saved, tokenizer,
 @pytest.mark.parametrize("name", ["math500_5", "orz_14b"])
 def test_the_trajectory_study_s_conditions_are_built_and_probed(saved, tiny_lm, made, name):
     (question,) = hub.right_as_gold(hub.questions(name, 1, source=str(saved[name])))
-    found = trajectories.build_conditions(tiny_lm, question, made, None, 0)
+    found = trajectories.build_conditions(tiny_lm, question, made, trajectories.Own(), 0)
     assert {"gold", "foreign", "copying"} <= set(found)
     curves = trajectories.probe_question(tiny_lm, question, found, stride=64)
     assert all(curves[kind]["right"].length > 0 for kind in found)

@@ -90,13 +90,21 @@ def conditions(lm, questions):
     """
     wrong = [(q, gsm.corrupt(q)) for q in questions if gsm.shuffle_steps(q)]
     suited = [q for q, made in wrong if made and gsm.first_mention(made.text, q.answer) is None][:2]
-    sampled = Trajectory("It is \\boxed{1}.", "sampled", "1", False)
-    return [(q, trajectories.build_conditions(lm, q, questions, sampled, seed=0)) for q in suited]
+    wrong = Trajectory("It is \\boxed{1}.", "sampled", "1", False)
+    return [
+        (q, trajectories.build_conditions(lm, q, questions, _own(q, wrong), seed=0)) for q in suited
+    ]
+
+
+def _own(question, wrong):
+    text = f"There is a lot to think about here, and it takes a while. So it is {question.answer}."
+    return trajectories.Own(Trajectory(text, "own_right", question.answer, True), wrong, 2)
 
 
 def test_all_conditions_are_built_and_say_what_they_are(conditions):
     for _, found in conditions:
-        assert tuple(found) == ("gold", "corrupted", "sampled", "foreign", "shuffled", "copying")
+        kinds = ("gold", "corrupted", "sampled", "own_right", "foreign", "shuffled", "copying")
+        assert tuple(found) == kinds
         assert all(trajectory.kind == kind for kind, trajectory in found.items())
 
 
@@ -117,11 +125,8 @@ def test_copying_states_the_answer_at_its_end_only_and_foreign_never(conditions)
 
 def test_a_condition_that_cannot_be_built_is_left_out(lm, questions):
     question = next(q for q in questions if gsm.corrupt(q) is None and gsm.shuffle_steps(q) is None)
-    assert set(trajectories.build_conditions(lm, question, questions, None, seed=0)) == {
-        "gold",
-        "foreign",
-        "copying",
-    }
+    found = trajectories.build_conditions(lm, question, questions, trajectories.Own(), seed=0)
+    assert set(found) == {"gold", "foreign", "copying"}
 
 
 def test_probed_conditions_give_every_estimand(tiny_lm, conditions):
@@ -176,6 +181,7 @@ def record(**changes):
             "own": held([0, 2, 4], [5.0, 4.0, 1.0], 2),
         },
         "sampled": {"right": held([0, 2, 3], [4.0, 4.2, 4.1])},
+        "own_right": {"right": held([0, 2, 4, 5], [4.0, 4.1, 3.5, 0.2], 4)},
     }
     return {
         "id": "q",
@@ -192,6 +198,9 @@ BY_HAND = {
     "C1.content": 1.5,  # 2 - (4 - 3.5)
     "C1.order": 0.4,  # 3.4 - 3
     "C1.copying": 0.5,  # 3.5 - 3
+    "C1.own_trend": -2 / 3,  # all but the first step go down
+    "C1.own_trend_unstated": -1 / 3,  # up, down, down
+    "C1.own_unstated": 0.5,  # 4 - 3.5
     "C2.sampled_trend": 1 / 3,  # up, up, down
     "C2.corrupted_trend": -1 / 3,  # down, down, up
     "C2.corrupted_over_foreign": 0.0,  # -1/3, and down, down, up again (4, 3.6, 3.9)
@@ -221,15 +230,7 @@ def test_every_estimand_has_a_rule_and_every_rule_an_estimand():
     }
     # tests that only the tiny reasoner's study can make: test_probe_study has them
     known_only_by_construction = {
-        *(
-            "C1.area",
-            "C1.share_unstated",
-            "C1.changepoint",
-            "C1.below_chance",
-            "C1.own_trend",
-            "C1.own_trend_unstated",
-            "C1.own_unstated",
-        ),
+        *("C1.area", "C1.share_unstated", "C1.changepoint", "C1.below_chance"),
         *("C2.after_error", "C2.after_error_over_gold", "C2.spoilt_word"),
     }
     assert set(BY_HAND) | known_only_by_construction == {
@@ -247,6 +248,7 @@ def nan_names(values):
     [
         ("shuffled", {"C1.order"}),
         ("sampled", {"C2.sampled_trend", "C2.sampled_fall"}),
+        ("own_right", {"C1.own_trend", "C1.own_trend_unstated", "C1.own_unstated"}),
         ("corrupted", CORRUPTED),
     ],
 )
@@ -295,9 +297,9 @@ def study(lm, questions, monkeypatch):
     model.
     """
 
-    def fake_samples(lm, group, *, seed, tries):
+    def fake_samples(lm, group, *, seed, tries, max_tokens):
         run.sampled.append((seed, [q.id for q in group]))
-        return [None] * len(group)
+        return [trajectories.Own(samples=tries, cut=1)] * len(group)
 
     def fake_probe(lm, question, conditions, *, stride):
         if len(run.probed) == run.fail_at:
@@ -314,7 +316,7 @@ def study(lm, questions, monkeypatch):
 
     run.probed, run.sampled, run.fail_at = [], [], None
     monkeypatch.setattr(trajectories, "_GROUP", 2)
-    monkeypatch.setattr(trajectories, "wrong_samples", fake_samples)
+    monkeypatch.setattr(trajectories, "own_samples", fake_samples)
     monkeypatch.setattr(trajectories, "probe_question", fake_probe)
     monkeypatch.setattr(trajectories, "build_conditions", lambda *_: {})
     return run

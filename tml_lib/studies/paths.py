@@ -62,7 +62,8 @@ def material(
         trajectories.study_questions(n, seed),
     )
     others = gsm.gsm_symbolic(64, seed)
-    texts = [trajectories.build_conditions(lm, question, others, None, seed) for question in asked]
+    nothing = trajectories.Own()
+    texts = [trajectories.build_conditions(lm, q, others, nothing, seed) for q in asked]
     return lm, [
         (q, {kind: found[kind].text for kind in ("gold", "foreign")})
         for q, found in zip(asked, texts, strict=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,19 @@ from tml_lib.records import ProbeCurve, Question, Trajectory
 from tml_lib.studies import engine, lora
 from tml_lib.studies.engine import Made, Study
 
+MOST_TOKENS = 200  # of a sample
 _STRANGERS = 64  # questions from which the trajectories of other questions are drawn
 _GROUP = 8  # questions sampled together, and so lost at most when a run is interrupted
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a model wrote to a question: the first right and the first wrong of its samples."""
+
+    right: Trajectory | None = None
+    wrong: Trajectory | None = None
+    samples: int = 0
+    cut: int = 0  # of them, how many had not ended at the greatest number of tokens
 
 
 def study_questions(n: int, seed: int) -> list[Question]:
@@ -90,11 +102,7 @@ def scale_name(preset: str, data: str = "", tuned: bool = False) -> str:
 
 
 def build_conditions(
-    lm: LanguageModel,
-    question: Question,
-    others: list[Question],
-    sampled: Trajectory | None,
-    seed: int,
+    lm: LanguageModel, question: Question, others: list[Question], own: Own, seed: int
 ) -> dict[str, Trajectory]:
     """The trajectories of one question by condition; one that cannot be built for this question is
     left out.
@@ -111,7 +119,8 @@ def build_conditions(
     found = {
         "gold": gold,
         "corrupted": gsm.corrupt(question, seed),
-        "sampled": sampled,
+        "sampled": own.wrong,
+        "own_right": own.right,
         "foreign": Trajectory(_cut(lm, prompt, strange.text, length), "foreign"),
         "shuffled": gsm.shuffle_steps(question, seed),
         "copying": Trajectory(copying, "copying", question.answer, None),
@@ -119,42 +128,50 @@ def build_conditions(
     return {kind: trajectory for kind, trajectory in found.items() if trajectory is not None}
 
 
-def wrong_samples(
+def own_samples(
     lm: LanguageModel,
-    questions: list[Question],
+    questions: Sequence[Question],
     *,
     seed: int,
     tries: int = 4,
+    max_tokens: int = MOST_TOKENS,
     progress: bool = False,
     **settings,
-) -> list[Trajectory | None]:
-    """Per question, the first of `tries` samples that states an answer, a wrong one, and never the
-    right value.
+) -> list[Own]:
+    """Per question what the model writes in `tries` samples of at most `max_tokens` tokens.
 
-    None where no sample qualifies; one that did not end does not. settings: passed to
-    `sampling.sample`, in place of temperature 0.7, top-k 50 (the paper's, Table 5) and 200 tokens.
+    Right is a sample that is graded so; wrong is one that states an answer, a wrong one, and never
+    the right value. A sample that was cut is neither, and is counted. settings: passed to
+    `sampling.sample`, in place of temperature 0.7 and top-k 50 (the paper's, Table 5).
     """
     prompts = [chat_prompt(lm.tokenizer, q.text) for q in questions for _ in range(tries)]
-    settings = {"temperature": 0.7, "top_k": 50, "max_new_tokens": 200, "batch_size": 32} | settings
-    written = sampling.sample(
-        lm, prompts, sampling.row_seeds(seed, len(prompts)), progress=progress, **settings
-    )
+    settings = {"temperature": 0.7, "top_k": 50, "batch_size": 32} | settings
+    settings |= {"max_new_tokens": max_tokens, "progress": progress}
+    written = sampling.sample(lm, prompts, sampling.row_seeds(seed, len(prompts)), **settings)
     texts = [text.strip() for text in sampling.texts(lm, written, whole=True)]
-    found: list[Trajectory | None] = []
+    found = []
     for k, question in enumerate(questions):
-        chosen = None
-        for text in texts[k * tries : (k + 1) * tries]:
-            stated = extract(text) if text else None
-            if (
-                stated is None
-                or grade(text, question.answer)
-                or gsm.first_mention(text, question.answer) is not None
-            ):
-                continue
-            chosen = Trajectory(text, "sampled", stated, False)
-            break
-        found.append(chosen)
+        here = slice(k * tries, (k + 1) * tries)
+        kinds = [_own(text, question) for text in texts[here]]
+        first = {
+            kind: next((one for one in kinds if one and one.kind == kind), None)
+            for kind in ("own_right", "sampled")
+        }
+        cut = sum(one.cut for one in written[here])
+        found.append(Own(first["own_right"], first["sampled"], tries, cut))
     return found
+
+
+def _own(text: str, question: Question) -> Trajectory | None:
+    """A sample as a right or a wrong trajectory; None where it is neither."""
+    stated = extract(text) if text else None
+    if stated is None:
+        return None
+    if grade(text, question.answer):
+        return Trajectory(text, "own_right", stated, True)
+    if gsm.first_mention(text, question.answer) is not None:
+        return None
+    return Trajectory(text, "sampled", stated, False)
 
 
 def _cut(lm: LanguageModel, prompt: str, text: str, tokens: int) -> str:
@@ -206,19 +223,19 @@ def free_end(question: Question) -> int:
 
 
 def question_record(
-    lm: LanguageModel, question: Question, sampled: Trajectory | None, *, seed: int, stride: int
+    lm: LanguageModel, question: Question, own: Own, *, seed: int, stride: int
 ) -> dict:
-    """One question's curves under every condition, and the text of its sampled trajectory: enough
-    to make it again.
+    """One question's curves under every condition, the texts that the model wrote itself, and how
+    many samples were cut: enough to make it again.
     """
-    others = strangers(seed)
-    conditions = build_conditions(lm, question, others, sampled, seed)
+    conditions = build_conditions(lm, question, strangers(seed), own, seed)
     curves = probe_question(lm, question, conditions, stride=stride)
-    found = {kind: _plain(by_answer) for kind, by_answer in curves.items()}
     return {
         "id": question.id,
-        "curves": found,
-        "sampled": None if sampled is None else sampled.text,
+        "curves": {kind: _plain(by_answer) for kind, by_answer in curves.items()},
+        "sampled": own.wrong and own.wrong.text,
+        "own_right": own.right and own.right.text,
+        "cut": [own.cut, own.samples],
     }
 
 
@@ -236,13 +253,14 @@ def group_record(
     seed: int,
     stride: int,
     tries: int,
+    max_tokens: int,
 ) -> list[dict]:
     """The `question_record`s of a group of questions, of which the first has the place group[0]."""
     start, questions = group
-    wrong = wrong_samples(lm, questions, seed=seed + start, tries=tries)
+    written = own_samples(lm, questions, seed=seed + start, tries=tries, max_tokens=max_tokens)
     return [
-        question_record(lm, question, sampled, seed=seed, stride=stride)
-        for question, sampled in zip(questions, wrong, strict=True)
+        question_record(lm, question, own, seed=seed, stride=stride)
+        for question, own in zip(questions, written, strict=True)
     ]
 
 
@@ -309,7 +327,7 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
     shuffled, corrupted, sampled = (
         curve_of(record, kind) for kind in ("shuffled", "corrupted", "sampled")
     )
-    own = curve_of(record, "corrupted", "own")
+    own, own_right = curve_of(record, "corrupted", "own"), curve_of(record, "own_right")
     end = gold.length if gold.stated_at is None else gold.stated_at
     unstated = gold.answer_nll[0] - gold.at(end)
     foreign_fall = foreign.answer_nll[0] - foreign.at(min(end, foreign.length))
@@ -324,6 +342,9 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
         "C1.content": unstated - foreign_fall,
         "C1.order": math.nan,
         "C1.copying": gold.fall - copying.fall,
+        "C1.own_trend": _trend(own_right, stride),
+        "C1.own_trend_unstated": math.nan,
+        "C1.own_unstated": math.nan,
         "C2.sampled_trend": _trend(sampled, stride),
         "C2.corrupted_trend": math.nan,
         "C2.corrupted_over_foreign": math.nan,
@@ -335,6 +356,10 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
     if shuffled is not None:
         in_order, in_disorder = gold.meta["shuffled_end"], shuffled.meta["shuffled_end"]
         values["C1.order"] = shuffled.at(in_disorder) - gold.at(in_order)
+    if own_right is not None:
+        before = own_right.length if own_right.stated_at is None else own_right.stated_at
+        values["C1.own_trend_unstated"] = _trend(_until(own_right, before), stride)
+        values["C1.own_unstated"] = own_right.answer_nll[0] - own_right.at(before)
     # it never states the right answer, not even by chance
     if corrupted is not None and corrupted.stated_at is None:
         wrong_end = corrupted.length if own.stated_at is None else own.stated_at
@@ -358,24 +383,28 @@ def _trend(curve: ProbeCurve | None, stride: int) -> float:
 
 
 def _again(evidence: dict, place: int) -> dict[str, float]:
-    """A question's estimands from the sampled text that evidence keeps; evidence of an earlier
-    version keeps none, and says nothing of sampled trajectories.
+    """A question's estimands from the texts that evidence keeps of the model's own. Evidence of an
+    earlier version lacks some, and says nothing of them.
     """
-    settings, kept = evidence["settings"], "sampled" in evidence
+    settings = evidence["settings"]
     question = study_questions(settings["n_questions"], settings["seed"])[place]
-    text = evidence["sampled"][place] if kept else None
-    sampled = None if text is None else Trajectory(text, "sampled", extract(text), False)
+    kept = {kind: evidence[kind][place] for kind in ("sampled", "own_right") if kind in evidence}
+    own = {kind: _own(text, question) for kind, text in kept.items() if text is not None}
     lm, stride = lora.embedded(settings["model"]), settings["stride"]
-    record = question_record(lm, question, sampled, seed=settings["seed"], stride=stride)
+    written = Own(own.get("own_right"), own.get("sampled"))
+    record = question_record(lm, question, written, seed=settings["seed"], stride=stride)
     found = estimands(record, stride)
-    return {test: x for test, x in found.items() if kept or not test.startswith("C2.sampled")}
+    return {test: x for test, x in found.items() if test in evidence["values"]}
 
 
 STUDY = Study(
     "trajectories",
     group_record,
     engine.by_question(lambda record, settings: estimands(record, settings["stride"])),
-    lambda records: {part: [record[part] for record in records] for part in ("curves", "sampled")},
+    lambda records: {
+        part: [record[part] for record in records]
+        for part in ("curves", "sampled", "own_right", "cut")
+    },
     replays=(engine.question_again(_again, 40),),
 )
 
@@ -388,14 +417,15 @@ def study(
     seed: int,
     stride: int,
     tries: int = 2,
+    max_tokens: int = MOST_TOKENS,
     progress: bool = False,
 ) -> Made:
     """One `question_record` per question, every condition probed; the folder keeps finished groups
-    of questions.
+    of questions. tries, max_tokens: as `own_samples` takes them.
     """
     places = range(0, len(questions), _GROUP)
     groups = [(start, questions[start : start + _GROUP]) for start in places]
-    settings = {"seed": seed, "stride": stride, "tries": tries}
+    settings = {"seed": seed, "stride": stride, "tries": tries, "max_tokens": max_tokens}
     made = STUDY.run(groups, folder, progress=progress, inputs={"lm": lm}, **settings)
     return dataclasses.replace(made, records=[one for group in made.records for one in group])
 

@@ -31,7 +31,7 @@ from tml_lib.records import Question
 from tml_lib.studies import engine, lora
 from tml_lib.studies import trajectories as trajectory_study
 from tml_lib.studies.engine import Made, Study
-from tml_lib.studies.trajectories import build_conditions
+from tml_lib.studies.trajectories import Own, build_conditions
 
 # of gradient steps in the transfer test, in the update's norm
 STEP_LENGTHS = (1.0, 0.25, 0.0625, 0.015625, 0.00390625, 0.0)
@@ -62,7 +62,7 @@ def gsm_case(lm: LanguageModel, question: Question, others: list[Question], seed
     where it has no sibling.
     """
     prompt, answer = chat_prompt(lm.tokenizer, question.text), question.answer
-    conditions = build_conditions(lm, question, others, None, seed)
+    conditions = build_conditions(lm, question, others, Own(), seed)
     conditions.pop("copying")
     wrong = conditions.get("corrupted")
     if wrong is not None and gsm.first_mention(wrong.text, answer) is not None:
