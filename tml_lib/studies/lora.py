@@ -220,7 +220,16 @@ def load(
 
 def _values(records: Sequence[dict], settings: dict) -> engine.Values:
     questions = held_out_questions(len(records[0]["greedy"]["right"]), settings["seed"])
-    counted = fresh(questions, settings["steps"], settings["seed"])
+    return _table(records, questions, fresh(questions, settings["steps"], settings["seed"]))
+
+
+def _values_kept(evidence: dict) -> engine.Values:
+    """The values from what evidence keeps, with the questions that it counted."""
+    questions = held_out_questions(len(evidence["fresh"]), evidence["settings"]["seed"])
+    return _table(evidence["records"], questions, evidence["fresh"])
+
+
+def _table(records: Sequence[dict], questions: Sequence[Question], counted) -> engine.Values:
     found = estimands(records, questions, counted)
     return {test: [numbers.tolist()] for test, numbers in found.items()}
 
@@ -258,7 +267,7 @@ STUDY = Study(
     _values,
     lambda records: {"records": records},
     settings={"steps": STEPS, "questions": 200, "seed": 0},
-    replays=(engine.question_again(_again, 60), engine.records_again(_values)),
+    replays=(engine.question_again(_again, 60), engine.values_again(_values_kept)),
 )
 
 
