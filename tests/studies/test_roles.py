@@ -156,9 +156,10 @@ def test_a_group_that_writes_nothing_counts_as_wrong_and_has_no_loss():
         "values": {test: [0.0] for test in tests},
     }
     records = [record | {"tokens": [["Wait", 1.0, 0.5]]} for record in (written, silent)]
-    cuts = roles.STUDY.keep(records)["cuts"]
+    kept = roles.STUDY.keep(records)
+    cuts = kept["cuts"]
     assert cuts["right"][-1] == 0.75
     assert cuts["nll"] == [5.0, 4.0, 3.0, 2.0, 1.0]
     assert cuts["empty"] == 2
-    assert cuts["texts"] == ["Long.", "", "Done.", ""]
-    assert cuts["cut"] == [True, False, False, False], "a cut text is counted, not dropped"
+    assert kept["texts"] == ["Long.", "", "Done.", ""]
+    assert kept["cut"] == [[1, 1], [0, 1], [0, 1], [0, 1]], "a cut text is counted, not dropped"

@@ -58,10 +58,13 @@ def test_a_program_is_shortened_as_in_the_study(reasoner):
 def test_a_text_model_writes_its_own_summary_and_finishes(tiny_lm, monkeypatch):
     seen, texts = [], []
 
+    class Written(str):
+        cut = False
+
     def scripted(lm, prompts, seeds, **settings):
         assert len(seeds) == len(prompts)
         seen.append(list(prompts))
-        return texts.pop(0)
+        return [Written(text) for text in texts.pop(0)]
 
     monkeypatch.setattr(lora.models, "load", lambda name, **given: tiny_lm)
     monkeypatch.setattr(shortened.sampling, "sample", scripted)
@@ -78,6 +81,7 @@ def test_a_text_model_writes_its_own_summary_and_finishes(tiny_lm, monkeypatch):
         "the result is withheld from the summary's writer"
     )
     assert second["summary"] == "5 are left."
+    assert given.cut == [False, False]
     texts.append([f" so \\boxed{{{given.questions[0].answer}}}", "nothing"])
     assert given.right("summary") == [True, False]
     assert all(

@@ -212,6 +212,14 @@ def read_evidence(path: Path) -> dict:
     return record
 
 
+def cut_share(record: dict) -> float | None:
+    """The share of the samples of an evidence file that were cut, as they had not ended at the
+    greatest number of tokens; None where the study samples none or kept no count.
+    """
+    counts = record.get("cut")
+    return sum(cut for cut, _ in counts) / sum(n for _, n in counts) if counts else None
+
+
 def _is_nested(seeds) -> bool:
     return isinstance(seeds, list) and bool(seeds) and all(isinstance(seed, list) for seed in seeds)
 
@@ -224,6 +232,11 @@ def rows(folders: list[Path]) -> list[Row]:
             table += _rows_of(read_evidence(path), path, known)
     order = {f"{claim}.{test['name']}": k for k, (claim, test) in enumerate(_all_tests(known))}
     return sorted(table, key=lambda row: order[f"{row.claim}.{row.test}"])
+
+
+def rows_of(path: Path) -> list[Row]:
+    """The rows of one evidence file, in the order of `claims`."""
+    return _rows_of(read_evidence(path), Path(path), claims())
 
 
 def _all_tests(known: dict[str, dict]) -> list[tuple[str, dict]]:

@@ -262,8 +262,23 @@ def measured(
         right[mode], words[mode] = (
             np.reshape(column, (len(asked), SAMPLES)).astype(float) for column in got
         )
+    cuts = {
+        str(n): round(
+            float(np.mean(finished(lm, repeated, [w[:n] for w in found], at_once=True)[0])), 4
+        )
+        for n in BUDGETS
+    }
+    return summed(right, words) | {"budget": cuts}
+
+
+def summed(right: dict[str, np.ndarray], words: dict[str, np.ndarray]) -> dict:
+    """The values of C10 per question, and per mode the share right, Pass@k and mean words.
+
+    right, words: mode -> (Q, k), per sample whether it is right and its words of trajectory. What
+    is said of pruned trajectories is left out where that mode is missing.
+    """
     mean, passed = (
-        {mode: table(right[mode]) for mode in MODES}
+        {mode: table(held) for mode, held in right.items()}
         for table in (lambda t: t.mean(1), lambda t: t.max(1))
     )
     values = {
@@ -274,27 +289,16 @@ def measured(
         "C10.over_begun": mean["summary"] - mean["begun"],
         "C10.over_random": mean["summary"] - mean["random"],
         "C10.over_foreign": mean["summary"] - mean["foreign"],
-        "C10.pruned_over_summary": mean["pruned"] - mean["summary"],
-        "C10.pruned_over_random": mean["pruned"] - mean["random"],
     }
+    if "pruned" in mean:
+        values["C10.pruned_over_summary"] = mean["pruned"] - mean["summary"]
+        values["C10.pruned_over_random"] = mean["pruned"] - mean["random"]
+    tables = {"right": mean, "pass": passed, "words": words}
     modes = {
-        mode: {
-            name: round(float(table[mode].mean()), 4)
-            for name, table in (("right", mean), ("pass", passed), ("words", words))
-        }
-        for mode in MODES
+        mode: {name: round(float(table[mode].mean()), 4) for name, table in tables.items()}
+        for mode in right
     }
-    cuts = {
-        str(n): round(
-            float(np.mean(finished(lm, repeated, [w[:n] for w in found], at_once=True)[0])), 4
-        )
-        for n in BUDGETS
-    }
-    return {
-        "values": {name: column.tolist() for name, column in values.items()},
-        "modes": modes,
-        "budget": cuts,
-    }
+    return {"values": {name: column.tolist() for name, column in values.items()}, "modes": modes}
 
 
 STUDY = program_probes.of_reasoners("efficiency", efficiency_record, QUESTIONS, mixed_rows)

@@ -66,6 +66,7 @@ class Study:
         key |= {"said": self.said(), "settings": _identity(settings), "inputs": _identity(inputs)}
         checkpoint = Path(folder) / f"{self.name}-{_hash(key)}.checkpoint"
         held, wanted = _read(checkpoint), [_hash(_identity(item)) for item in items]
+        start, done = time.perf_counter(), 0
         for item, name in zip(items, wanted, strict=True):
             if name in held["records"]:
                 continue
@@ -74,8 +75,11 @@ class Study:
             held["records"][name] = json.loads(json.dumps(record))
             held["seconds"] += time.perf_counter() - began
             runtime.write_text(checkpoint, json.dumps(held))
+            done += 1
             if progress:
-                print(f"{self.name}: {len(held['records'])} of {len(items)}", flush=True)
+                here = sum(name in held["records"] for name in wanted)
+                left = (time.perf_counter() - start) / done * (len(items) - here)
+                print(f"{self.name}: {here} of {len(items)}{_left(left)}", flush=True)
         return Made([held["records"][name] for name in wanted], held["seconds"], settings)
 
     def write(self, made: Made, folder: Path, *, command: str, scale: str = "tiny", **more) -> Path:
@@ -101,6 +105,11 @@ class Study:
             return None
         made = self.run(items, folder, progress=True, **settings)
         return self.write(made, folder, command=command)
+
+
+def _left(seconds: float) -> str:
+    """The time left in words; nothing below half a minute."""
+    return f", about {seconds / 60:.0f} min left" if seconds >= 30 else ""
 
 
 def _identity(value):

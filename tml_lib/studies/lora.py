@@ -197,12 +197,13 @@ def adapter_folder(lm: LanguageModel, otherwise: Path) -> Path:
 
 
 def load(
-    preset: str, *, model: str = "", adapter: str = "", reasoner: str = "tiny-long"
+    preset: str, *, model: str = "", adapter: str = "", reasoner: str = "tiny-long", dtype: str = ""
 ) -> LanguageModel:
     """A preset's model, with a LoRA adapter put on it. adapter: a folder, or 'stored' for the kit's
     own; empty: none.
 
-    reasoner: the shipped model that preset 'tiny' takes where none is named. Raises
+    reasoner: the shipped model that preset 'tiny' takes where none is named. dtype: in place of the
+    preset's. Raises
     FileNotFoundError where the folder holds no adapter, ValueError where it was trained on another
     model, or is asked for at preset 'tiny'.
     """
@@ -211,7 +212,8 @@ def load(
         raise ValueError(
             f"adapter={adapter!r} is for text models: leave it empty at preset {preset!r}"
         )
-    lm = models.load(preset, model=model or (models.shipped(reasoner) if programs else ""))
+    chosen = model or (models.shipped(reasoner) if programs else "")
+    lm = models.load(preset, model=chosen, dtype=dtype or None)
     return adapters.adapted(lm, STORED if adapter == "stored" else Path(adapter)) if adapter else lm
 
 

@@ -57,14 +57,20 @@ def material(
         return models.load(preset, model=model or models.shipped("tiny-long")), list(
             zip(asked[:n], texts, strict=True)
         )
-    lm, asked = (
-        models.load(preset, model=model, dtype="float32"),
-        trajectories.study_questions(n, seed),
-    )
-    others = gsm.gsm_symbolic(64, seed)
-    nothing = trajectories.Own()
+    lm = models.load(preset, model=model, dtype="float32")
+    return lm, text_material(lm, n, seed)
+
+
+def text_material(
+    lm: LanguageModel, n: int, seed: int, data: str = ""
+) -> list[tuple[Question, dict[str, str]]]:
+    """n questions of text, as `trajectories.chosen_questions` reads them, each with gold and
+    another question's trajectory by kind.
+    """
+    asked = trajectories.chosen_questions(data, n, seed)
+    others, nothing = trajectories.strangers(seed), trajectories.Own()
     texts = [trajectories.build_conditions(lm, q, others, nothing, seed) for q in asked]
-    return lm, [
+    return [
         (q, {kind: found[kind].text for kind in ("gold", "foreign")})
         for q, found in zip(asked, texts, strict=True)
     ]
@@ -230,12 +236,23 @@ def make_evidence(
         return STUDY.evidence(range(seeds), folder, command=command)
     if not seeds:
         return None
+    said = {"scale": preset, "command": runtime.run_command("06", settings)}
+    return text_evidence(lm, asked, folder, stride=stride, seed=settings["seed"], **said)
+
+
+def text_evidence(
+    lm: LanguageModel,
+    asked: Sequence[tuple[Question, dict[str, str]]],
+    folder: Path,
+    *,
+    stride: int,
+    seed: int,
+    scale: str,
+    command: str,
+) -> Path:
+    """Write paths.<scale>.json of a text model; the folder keeps finished questions."""
     made = TEXT.run(asked, folder, progress=True, inputs={"lm": lm}, stride=stride)
-    return TEXT.write(
-        made,
-        folder,
-        command=runtime.run_command("06", settings),
-        scale=preset,
-        settings={"model": lm.name, "stride": stride, "seed": settings["seed"]},
-        templates=[question.template for question, _ in asked],
-    )
+    settings = {"model": lm.name, "stride": stride, "seed": seed}
+    templates = [question.template for question, _ in asked]
+    more = {"settings": settings, "templates": templates}
+    return TEXT.write(made, folder, command=command, scale=scale, **more)

@@ -3,7 +3,7 @@ tests as on the tiny reasoner.
 
 `material` gives notebook 07 its model and trajectories at any preset. Deviations from the paper:
 gsm_symbolic's gold solutions with reflections written into them by rule (a small model writes
-none), and greedy trajectories cut after 160 tokens.
+none), and greedy trajectories cut after `max_tokens` tokens.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ def questions(n: int, seed: int, data: str = "") -> list[Question]:
 
 
 def cut_values(
-    lm: LanguageModel, asked: Sequence[Question], seed: int
+    lm: LanguageModel, asked: Sequence[Question], seed: int, max_tokens: int = MOST_TOKENS
 ) -> tuple[dict[str, np.ndarray], dict]:
     """The values of C3 per question, and beside them: share right and mean L̂ by the share of steps
-    that thinking has, and the texts, with which of them were cut at `MOST_TOKENS`.
+    that thinking has, and the texts, with which of them were cut at `max_tokens` tokens.
 
     The model's own greedy trajectory, up to where it gives its answer in the kit's template, is cut
     and the model made to answer. NaN where it writes nothing before that. As a control it answers
@@ -111,7 +111,7 @@ def cut_values(
     """
     prompts = [chat_prompt(lm.tokenizer, question.text) for question in asked]
     written = sampling.sample(
-        lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=MOST_TOKENS, batch_size=32
+        lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=max_tokens, batch_size=32
     )
     texts = [
         text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in sampling.texts(lm, written)
@@ -178,13 +178,15 @@ def forced(lm: LanguageModel, asked: Sequence[Question], thoughts: Sequence[str]
 # --- the study ------------------------------------------------------------------------------------
 
 
-def text_record(now: list[Question], folder: Path, *, lm: LanguageModel, seed: int) -> dict:
+def text_record(
+    now: list[Question], folder: Path, *, lm: LanguageModel, seed: int, max_tokens: int
+) -> dict:
     """The values of C3 and C6 for a group of questions, their curves by share of steps, and the
     tokens' rows.
 
     C6 takes every EVERY-th question, and is NaN for the others.
     """
-    cut_found, shares = cut_values(lm, now, seed)
+    cut_found, shares = cut_values(lm, now, seed, max_tokens)
     values, tokens = [], []
     for question in now[::EVERY]:
         found, rows = token_roles.role_values(
@@ -218,17 +220,19 @@ def _kept(records: Sequence[dict]) -> dict:
         rows = [r["cuts"][name] for r, weight in zip(records, weights, strict=True) if weight]
         mean = np.average(rows, 0, weights[weights > 0]).round(4).tolist() if rows else []
         cuts[name] = mean
-    for name in ("texts", "cut"):
-        cuts[name] = [one for record in records for one in record["cuts"][name]]
+    texts = [text for record in records for text in record["cuts"]["texts"]]
+    cut = [[int(one), 1] for record in records for one in record["cuts"]["cut"]]
     tokens = [row for record in records for row in record["tokens"]]
-    return {"cuts": cuts, "classes": token_roles.by_class(tokens)}
+    classes = token_roles.by_class(tokens)
+    return {"cuts": cuts, "classes": classes, "texts": texts, "cut": cut}
 
 
 def _again(evidence: dict, place: int) -> dict[str, float]:
     seed = evidence["settings"]["seed"]
     question = questions(len(evidence["templates"]), seed)[place]
     lm = lora.embedded(evidence["settings"]["model"])
-    found = {test: column[0] for test, column in cut_values(lm, [question], seed)[0].items()}
+    most = evidence["settings"].get("max_tokens", MOST_TOKENS)
+    found = {test: column[0] for test, column in cut_values(lm, [question], seed, most)[0].items()}
     if place % EVERY == 0:
         reflecting = gsm.reflecting(question, seed)
         found |= token_roles.role_values(lm, question, reflecting, token_roles.text_pieces)[0]
@@ -248,6 +252,7 @@ def make_evidence(
     folder: Path,
     settings: dict,
     data: str = "",
+    max_tokens: int = MOST_TOKENS,
 ) -> Path | None:
     """The evidence at a preset: C1, C2, C3 and C6 from `seeds` tiny reasoners, or C3 and C6 from n
     questions of text, GROUP at a time; the folder keeps finished groups.
@@ -259,14 +264,29 @@ def make_evidence(
         return program_probes.STUDY.evidence(range(seeds), folder, command=command)
     if not seeds:
         return None
+    said = {
+        "command": runtime.run_command("07", settings),
+        "scale": trajectories.scale_name(preset, data, made.lm.name.endswith("+sft")),
+    }
     asked = questions(n, seed, data)
-    groups = [asked[start : start + GROUP] for start in range(0, n, GROUP)]
-    found = STUDY.run(groups, folder, progress=True, inputs={"lm": made.lm}, seed=seed)
-    return STUDY.write(
-        found,
-        folder,
-        command=runtime.run_command("07", settings),
-        scale=trajectories.scale_name(preset, data, made.lm.name.endswith("+sft")),
-        settings={"model": made.lm.name, "seed": seed},
-        templates=[question.template for question in asked],
-    )
+    return text_evidence(made.lm, asked, folder, seed=seed, max_tokens=max_tokens, **said)
+
+
+def text_evidence(
+    lm: LanguageModel,
+    asked: Sequence[Question],
+    folder: Path,
+    *,
+    seed: int,
+    max_tokens: int,
+    scale: str,
+    command: str,
+) -> Path:
+    """Write text.<scale>.json; the folder keeps finished groups of questions."""
+    groups = [list(asked[start : start + GROUP]) for start in range(0, len(asked), GROUP)]
+    how = {"seed": seed, "max_tokens": max_tokens}
+    found = STUDY.run(groups, folder, progress=True, inputs={"lm": lm}, **how)
+    settings = {"model": lm.name, "n_questions": len(asked)} | how
+    templates = [question.template for question in asked]
+    more = {"settings": settings, "templates": templates}
+    return STUDY.write(found, folder, command=command, scale=scale, **more)

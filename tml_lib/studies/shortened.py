@@ -1,4 +1,5 @@
-"""Shortened trajectories at any preset: what notebook 11 shows live (C10, RaML §4.3).
+"""Shortened trajectories at any preset (C10, RaML §4.3): what notebook 11 shows live, and the study
+of a text model.
 
 For programs the ways are those of `efficiency`. For text the model's own sample is shortened:
 *withheld* is what stands before the sentence that states its result (the right answer's, where it
@@ -13,17 +14,22 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 from tml_lib.data import gsm, programs
 from tml_lib.lm import models, sampling
 from tml_lib.lm.answers import ANSWER_TEMPLATE, chat_prompt, extract, grade
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Question
-from tml_lib.studies import efficiency, lora, trajectories
+from tml_lib.studies import efficiency, engine, lora, trajectories
+from tml_lib.studies.engine import Study
 from tml_lib.studies.program_probes import renamed
 from tml_lib.studies.roles import MOST_TOKENS, forced
 
 TEMPERATURE = 0.6
+GROUP = 8  # questions of a record
 ASK = (
     "Here is a question and the beginning of its solution. Summarise the beginning in one or two"
     " sentences, with the numbers that it has found, for someone who will finish it. Do not state"
@@ -39,6 +45,8 @@ class Shortened:
     questions: list[Question]
     ways: list[dict[str, str]]
     programs: bool
+    max_tokens: int = MOST_TOKENS  # of what is written for text
+    cut: list[bool] | None = None  # per question whether its own sample was cut
 
     def right(self, way: str) -> list[bool]:
         """Per question whether the model comes to the right answer from there; after 'full' and
@@ -54,7 +62,7 @@ class Shortened:
             chat_prompt(self.lm.tokenizer, q.text) + text
             for q, text in zip(self.questions, texts, strict=True)
         ]
-        endings = _written(self.lm, prompts, 0, temperature=0, max_new_tokens=MOST_TOKENS)
+        endings, _ = _written(self.lm, prompts, 0, 0, self.max_tokens)
         whole = [text + ending for text, ending in zip(texts, endings, strict=True)]
         return [
             grade(text, question.answer)
@@ -71,9 +79,10 @@ def material(
     n: int,
     seed: int,
     worth: dict[str, float],
+    max_tokens: int = MOST_TOKENS,
 ) -> Shortened:
     """A preset's model, n questions and their trajectories in every way. worth: of word classes,
-    for programs.
+    for programs. max_tokens: of a text model's own trajectory.
 
     data: a set of the paper in place of gsm_symbolic, as `trajectories.chosen_questions` reads it.
     Raises ValueError for n < 2 (the other question's summary needs another question), or data given
@@ -92,7 +101,8 @@ def material(
             lm, asked, [_program_ways(asked, found, k, worth, seed) for k in range(n)], True
         )
     asked = trajectories.chosen_questions(data, n, seed)
-    return Shortened(lm, asked, text_ways(lm, asked, seed), False)
+    ways, cut = text_ways(lm, asked, seed, max_tokens)
+    return Shortened(lm, asked, ways, False, max_tokens, cut)
 
 
 def _program_ways(
@@ -105,10 +115,15 @@ def _program_ways(
     return {name: " ".join(words) for name, words in ways.items()}
 
 
-def text_ways(lm: LanguageModel, asked: Sequence[Question], seed: int) -> list[dict[str, str]]:
-    """Per question the model's own sample in every way."""
+def text_ways(
+    lm: LanguageModel, asked: Sequence[Question], seed: int, max_tokens: int, samples: int = 1
+) -> tuple[list[dict[str, str]], list[bool]]:
+    """Per question the model's own sample in every way, and whether that sample was cut.
+
+    asked: each question `samples` times in a row, and at least two questions.
+    """
     prompts = [chat_prompt(lm.tokenizer, question.text) for question in asked]
-    written = _written(lm, prompts, seed, temperature=TEMPERATURE, max_new_tokens=MOST_TOKENS)
+    written, cut = _written(lm, prompts, seed, TEMPERATURE, max_tokens)
     full = [text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in written]
     results = [extract(text) or question.answer for text, question in zip(full, asked, strict=True)]
     withheld = [before_result(text, result) for text, result in zip(full, results, strict=True)]
@@ -116,26 +131,25 @@ def text_ways(lm: LanguageModel, asked: Sequence[Question], seed: int) -> list[d
         chat_prompt(lm.tokenizer, ASK.format(question=q.text, text=text), "")
         for q, text in zip(asked, withheld, strict=True)
     ]
-    written = _written(lm, requests, seed, temperature=0, max_new_tokens=MOST_TOKENS // 2)
+    written, _ = _written(lm, requests, seed, 0, max_tokens // 2)
     short = [
         before_result(text.strip(), result) for text, result in zip(written, results, strict=True)
     ]
-    return [
-        _same_length(
-            full[k],
-            withheld[k],
-            short[k],
-            short[(k + 1) % len(asked)],
-            random.Random(f"{seed}/{k}"),
-        )
-        for k in range(len(asked))
-    ]
+    ways = []
+    for k in range(len(asked)):
+        other = short[(k + samples) % len(asked)]
+        rng = random.Random(f"{seed}/{k}")
+        ways.append(_same_length(full[k], withheld[k], short[k], other, rng))
+    return ways, cut
 
 
-def _written(lm: LanguageModel, prompts: Sequence[str], seed: int, **settings) -> list[str]:
-    """What the model writes after each prompt, cut where it does not end."""
-    seeds = sampling.row_seeds(seed, len(prompts))
-    return sampling.texts(lm, sampling.sample(lm, prompts, seeds, batch_size=32, **settings))
+def _written(
+    lm: LanguageModel, prompts: Sequence[str], seed: int, temperature: float, most: int
+) -> tuple[list[str], list[bool]]:
+    """What the model writes after each prompt, and whether it was cut after `most` tokens."""
+    settings = {"temperature": temperature, "max_new_tokens": most, "batch_size": 32}
+    found = sampling.sample(lm, prompts, sampling.row_seeds(seed, len(prompts)), **settings)
+    return sampling.texts(lm, found), [one.cut for one in found]
 
 
 def before_result(text: str, result: str) -> str:
@@ -164,3 +178,77 @@ def _same_length(
         "foreign": " ".join(other.split()[:count]),
         "at_once": "",
     }
+
+
+# --- the study of a text model --------------------------------------------------------------------
+
+
+def text_record(
+    group: tuple[int, list[Question]],
+    folder: Path,
+    *,
+    lm: LanguageModel,
+    seed: int,
+    samples: int,
+    max_tokens: int,
+) -> dict:
+    """The values of C10 for a group of questions, of which the first has the place group[0]; per
+    mode the share right, Pass@k and mean words; the samples, and per question how many were cut.
+    """
+    start, questions = group
+    asked = [question for question in questions for _ in range(samples)]
+    ways, cut = text_ways(lm, asked, seed + start, max_tokens, samples)
+    given = Shortened(lm, asked, ways, False, max_tokens, cut)
+    shape = len(questions), samples
+    right = {mode: np.reshape(given.right(mode), shape).astype(float) for mode in ways[0]}
+    words = {
+        mode: np.reshape([len(way[mode].split()) for way in ways], shape).astype(float)
+        for mode in ways[0]
+    }
+    counts = [[int(table.sum()), samples] for table in np.reshape(cut, shape)]
+    return efficiency.summed(right, words) | {"texts": [way["full"] for way in ways], "cut": counts}
+
+
+def _values(records: Sequence[dict], settings: dict) -> engine.Values:
+    tests = records[0]["values"]
+    return {test: [[x for record in records for x in record["values"][test]]] for test in tests}
+
+
+def _kept(records: Sequence[dict]) -> dict:
+    """The modes' means over all questions, the texts, and per question how many were cut."""
+    sizes = [len(next(iter(record["values"].values()))) for record in records]
+    modes = {
+        mode: {
+            name: float(np.average([record["modes"][mode][name] for record in records], 0, sizes))
+            for name in held
+        }
+        for mode, held in records[0]["modes"].items()
+    }
+    flat = {key: [x for record in records for x in record[key]] for key in ("texts", "cut")}
+    return {"modes": modes} | flat
+
+
+TEXT = Study("efficiency", text_record, _values, _kept)
+
+
+def make_evidence(
+    lm: LanguageModel,
+    asked: Sequence[Question],
+    folder: Path,
+    *,
+    scale: str,
+    command: str,
+    seed: int,
+    samples: int = 4,
+    max_tokens: int = MOST_TOKENS,
+) -> Path:
+    """Write efficiency.<scale>.json of a text model; the folder keeps finished groups."""
+    groups = [(start, list(asked[start : start + GROUP])) for start in range(0, len(asked), GROUP)]
+    if len(groups) > 1 and len(groups[-1][1]) == 1:  # another question's summary needs another
+        groups[-2:] = [(groups[-2][0], groups[-2][1] + groups[-1][1])]
+    how = {"seed": seed, "samples": samples, "max_tokens": max_tokens}
+    made = TEXT.run(groups, folder, progress=True, inputs={"lm": lm}, **how)
+    settings = {"model": lm.name, "n_questions": len(asked)} | how
+    templates = [question.template for question in asked]
+    more = {"settings": settings, "templates": templates}
+    return TEXT.write(made, folder, command=command, scale=scale, **more)

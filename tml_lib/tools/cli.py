@@ -1,4 +1,4 @@
-"""Command line: `python -m tml_lib run|list|check|bench|report|verify|site|plan|sweep|checkpoints`.
+"""Command line: `python -m tml_lib COMMAND`.
 
 Each command imports what it needs itself, so that `--help`, `list` and `plan` answer at once.
 """
@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     without a traceback. Ctrl-C ends with status 130, SIGTERM with 143: children end first.
     """
     options = _parser().parse_args(arguments)
+    options.words = sys.argv[1:] if arguments is None else arguments
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -53,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tml_lib", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(
-        required=True, metavar="run|list|check|bench|report|verify|site|plan|sweep|checkpoints"
+        required=True,
+        metavar="run|list|check|study|bench|report|verify|site|plan|sweep|checkpoints",
     )
     run = commands.add_parser("run", help="execute notebooks headless into runs/<time>/")
     run.add_argument(
@@ -133,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     again.add_argument("--json", action="store_true")
     again.set_defaults(command=_verify)
+    _study_parser(commands)
     pages = commands.add_parser(
         "site",
         help="build the kit as a static site: the report, README, notebooks with their outputs",
@@ -182,6 +185,31 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("name", nargs="*", help="which ones (default: all, the base first)")
     weights.set_defaults(command=_checkpoints)
     return parser
+
+
+def _study_parser(commands) -> None:
+    one = commands.add_parser(
+        "study", help="a study of your own model without a notebook: evidence and an HTML page"
+    )
+    subjects = ("trajectories", "roles", "efficiency", "updates", "paths")
+    one.add_argument("subject", choices=subjects)
+    one.add_argument("--preset", default="gpu", help="whose settings are taken (default: gpu)")
+    one.add_argument("--model", default="", help="a folder or a hub name (default: the preset's)")
+    one.add_argument("--adapter", default="", help="a LoRA folder, or 'stored' (the kit's)")
+    one.add_argument(
+        "--data", default="", metavar="SET", help="a set of the paper, NAME or NAME=FOLDER"
+    )
+    one.add_argument("--n", type=int, default=100, help="questions (default 100)")
+    one.add_argument("--seed", type=int, default=0, help="which questions (default 0)")
+    one.add_argument("--stride", type=int, default=4, help="probe every so many tokens (default 4)")
+    one.add_argument("--samples", type=int, default=2, help="of the model's own (default 2)")
+    one.add_argument(
+        "--max-tokens", type=int, default=0, help="of a sample (default: the preset's)"
+    )
+    one.add_argument(
+        "--out", type=Path, help="folder (default: runs/studies/<subject>-<model>); it resumes"
+    )
+    one.set_defaults(command=_study)
 
 
 def _run(options) -> int:
@@ -316,6 +344,12 @@ def _checkpoints(options) -> int:
             flush=True,
         )
     return 0
+
+
+def _study(options) -> int:
+    from tml_lib.tools import study
+
+    return study.run(options)
 
 
 def _site(options) -> int:

@@ -1,0 +1,122 @@
+"""One study as an HTML page that needs no other file: question, method, figures, tests, settings,
+command.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from pathlib import Path
+
+from tml_lib import runtime
+from tml_lib.claims import ledger
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; font-size: 14px }
+td, th { border-bottom: 1px solid #ccc; padding: .3rem .6rem; text-align: left }
+pre { background: #f4f4f4; padding: .6rem; overflow-x: auto; white-space: pre-wrap }
+img { max-width: 100% } code { font-size: 12px; color: #555 }
+"""
+_HEADS = ("test", "compared with", "claimed", "estimate [95 % interval]", "n", "verdict")
+
+
+def write(path: Path, evidence: Path, question: str, method: str) -> Path:
+    """Write the page of an evidence file; every text of model and data is escaped."""
+    record, rows = ledger.read_evidence(evidence), ledger.rows_of(evidence)
+    settings = record["settings"]
+    title = f"{settings.get('model', 'a model')}: {record['study']} ({record['scale']})"
+    parts = [
+        f"<h1>{_text(title)}</h1>",
+        f"<p><b>{_text(question)}</b></p><p>{_text(method)}</p>",
+        *_claims(rows),
+        *[
+            f'<p><img src="{image}" alt="{_text(alt)}"></p>'
+            for alt, image in _figures(record, rows)
+        ],
+        f"<p>{_text(_cut(record))}</p>",
+        "<h2>Settings</h2>",
+        _table(("setting", "value"), sorted(settings.items())),
+        f"<h2>Command</h2><pre>{_text(record['command'])}</pre>",
+        f"<p>{record['wall_seconds'] / 60:.0f} minutes; {_text(_versions(record))}</p>",
+    ]
+    head = f'<meta charset="utf8"><title>{_text(title)}</title><style>{_STYLE}</style>'
+    body = "\n".join(parts)
+    return runtime.write_text(
+        path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
+    )
+
+
+def _claims(rows: list[ledger.Row]) -> list[str]:
+    """Per claim its title and a table of its tests."""
+    found, tests = [], ledger.rules()
+    for claim in dict.fromkeys(row.claim for row in rows):
+        lines = []
+        for row in (row for row in rows if row.claim == claim):
+            rule = tests[claim, row.test]
+            numbers = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}] {row.unit}"
+            name = f"{rule['label']} ({claim}.{row.test})" + ("" if row.decisive else ", beside")
+            lines.append(
+                (name, row.control, ledger.wanted(rule), numbers, row.n_questions, row.verdict)
+            )
+        found += [f"<h2>{_text(ledger.claims()[claim]['title'])}</h2>", _table(_HEADS, lines)]
+    return found
+
+
+def _figures(record: dict, rows: list[ledger.Row]) -> list[tuple[str, str]]:
+    """(what it shows, PNG as a data address): the curves by condition where there are such, and
+    every test's estimate beside its threshold.
+    """
+    from matplotlib import pyplot as plt
+
+    from tml_lib.lessons import plots
+
+    drawn = []
+    if record["study"] == "trajectories":
+        from tml_lib.studies.trajectories import curve_of
+
+        kinds = ("gold", "own_right", "sampled", "corrupted", "foreign")
+        groups = {
+            kind: [c for held in record["curves"] if (c := curve_of({"curves": held}, kind))]
+            for kind in kinds
+        }
+        figure, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
+        plots.bands(ax, {kind: curves for kind, curves in groups.items() if curves})
+        drawn.append(("L̂ of the right answer along trajectories, by kind", figure))
+    drawn.append(("Estimates with intervals beside their thresholds", plots.forest(rows)))
+    return [(alt, _png(figure)) for alt, figure in drawn]
+
+
+def _png(figure) -> str:
+    from matplotlib import pyplot as plt
+
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=130)
+    plt.close(figure)
+    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+
+
+def _cut(record: dict) -> str:
+    share = ledger.cut_share(record)
+    if share is None:
+        return "This study samples nothing."
+    most = record["settings"].get("max_tokens", "an unknown number of")
+    return (
+        f"{share:.0%} of the model's samples were cut, as they had not ended after {most} tokens."
+    )
+
+
+def _versions(record: dict) -> str:
+    held = record["versions"]
+    return ", ".join(f"{name} {held[name]}" for name in ("torch", "transformers") if name in held)
+
+
+def _table(heads, lines) -> str:
+    cells = [[f"<th>{_text(name)}</th>" for name in heads]]
+    cells += [[f"<td>{_text(cell)}</td>" for cell in line] for line in lines]
+    return "<table>" + "".join(f"<tr>{''.join(row)}</tr>" for row in cells) + "</table>"
+
+
+def _text(value) -> str:
+    return html.escape(str(value))

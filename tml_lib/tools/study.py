@@ -1,0 +1,168 @@
+"""`python -m tml_lib study SUBJECT`: a study of a reader's own model, without a notebook.
+
+It writes the subject's evidence and one HTML page that needs no other file. An interrupted study
+resumes with the same command.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tml_lib import runtime
+from tml_lib.lm.models import LanguageModel
+
+ENOUGH = 64  # questions that a verdict needs at a scale of one's own
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a study asks, how it answers in three sentences, and what makes its evidence."""
+
+    question: str
+    method: str
+    make: Callable[[LanguageModel, object, Path, dict], Path]  # (lm, options, folder, said)
+    dtype: str = ""  # in place of the preset's; at a lower precision no update is exact
+
+
+def _trajectories(lm, options, folder: Path, said: dict) -> Path:
+    from tml_lib.studies import trajectories
+
+    asked = trajectories.chosen_questions(options.data, options.n, options.seed)
+    how = {"seed": options.seed, "stride": options.stride, "tries": options.samples}
+    how |= {"max_tokens": options.max_tokens}
+    made = trajectories.study(lm, asked, folder, progress=True, **how)
+    settings = how | {"n_questions": options.n, "data": options.data, "model": lm.name}
+    return trajectories.write_evidence(made, asked, folder, settings=settings, **said)
+
+
+def _roles(lm, options, folder: Path, said: dict) -> Path:
+    from tml_lib.studies import roles
+
+    asked = roles.questions(options.n, options.seed, options.data)
+    how = {"seed": options.seed, "max_tokens": options.max_tokens}
+    return roles.text_evidence(lm, asked, folder, **how, **said)
+
+
+def _efficiency(lm, options, folder: Path, said: dict) -> Path:
+    from tml_lib.studies import shortened, trajectories
+
+    asked = trajectories.chosen_questions(options.data, options.n, options.seed)
+    how = {"seed": options.seed, "samples": options.samples, "max_tokens": options.max_tokens}
+    return shortened.make_evidence(lm, asked, folder, **how, **said)
+
+
+def _updates(lm, options, folder: Path, said: dict) -> Path:
+    from tml_lib.studies import updates
+
+    if options.data:
+        raise ValueError(
+            f"data={options.data!r}: updates are tried on sibling questions, which only"
+            " gsm_symbolic has; leave --data out"
+        )
+    cases = updates.study_cases(lm, options.n, options.seed)
+    how = {"stride": options.stride, "seed": options.seed}
+    exact = updates.EXACT.run(cases, folder, progress=True, inputs={"lm": lm})
+    measured = updates.MEASURED.run(cases, folder, progress=True, inputs={"lm": lm}, **how)
+    settings = how | {"n_questions": options.n, "model": lm.name}
+    return updates.write_evidence(exact, measured, cases, folder, settings=settings, **said)
+
+
+def _paths(lm, options, folder: Path, said: dict) -> Path:
+    from tml_lib.studies import paths
+
+    asked = paths.text_material(lm, options.n, options.seed, options.data)
+    how = {"stride": options.stride, "seed": options.seed}
+    return paths.text_evidence(lm, asked, folder, **how, **said)
+
+
+SUBJECTS = {
+    "trajectories": Subject(
+        "Does the loss of the right answer fall along a right trajectory, and only there?",
+        "After every few tokens of a trajectory the answer is appended, and the mean negative"
+        " log-probability of its tokens is taken (L̂, nats per token). The trajectories are the"
+        " gold solution, the same with one wrong value, the model's own right and wrong samples,"
+        " and controls: another question's solution, the steps shuffled, and unrelated text that"
+        " ends in the answer. Each test compares questions with themselves, and its interval is"
+        " taken over questions.",
+        _trajectories,
+    ),
+    "roles": Subject(
+        "What does thinking bring when it is cut short, and what do words such as 'Wait' bring?",
+        "The model's own greedy trajectory is cut after a share of its steps, and the model made"
+        " to answer; as a control it answers after another question's text. Reflections are"
+        " written into gold solutions by rule, and the change of L̂ at each kind of token is"
+        " compared. Each test's interval is taken over questions.",
+        _roles,
+    ),
+    "efficiency": Subject(
+        "How much of what thinking gains is left when the trajectory is shortened?",
+        "The model's own samples are cut before their result, summarised by the model itself, and"
+        " cut to as many words from the beginning, at random, or from another question. From each"
+        " of them the model finishes its answer, which is graded. Each test compares shares of"
+        " right answers per question, and its interval is taken over questions.",
+        _efficiency,
+    ),
+    "updates": Subject(
+        "Is a trajectory in the context the same as an update of the weights, and is that update a"
+        " step down the gradient?",
+        "For every prefix the exact change of the weights is computed that does without context"
+        " what the prefix does in it. Its size, rank and direction are compared with the gradient"
+        " of the answer's loss, and the update is tried on sibling questions. Controls are the"
+        " same for other trajectories and random directions, and intervals are taken over"
+        " questions.",
+        _updates,
+        "float32",
+    ),
+    "paths": Subject(
+        "On the true landscape of its own parameter path, does a trajectory go down?",
+        "The exact updates of a trajectory's prefixes are a path in the space of the weights, and"
+        " its first two principal directions span a plane. The loss is read off that plane at the"
+        " projected path. The control is the path of another question's trajectory in its own"
+        " plane, and intervals are taken over questions.",
+        _paths,
+        "float32",
+    ),
+}
+
+
+def run(options) -> int:
+    """Make a subject's evidence and its page; 0 where both are written."""
+    from tml_lib.lessons import page
+    from tml_lib.lm import presets
+    from tml_lib.studies import lora, trajectories
+
+    subject = SUBJECTS[options.subject]
+    if options.n < 2:
+        raise ValueError(f"n={options.n} questions give no interval: ask for at least 2")
+    if presets.preset(options.preset).task == "programs":
+        raise ValueError(
+            f"preset {options.preset!r} reads programs, and this command text: take another preset"
+        )
+    options.max_tokens = options.max_tokens or presets.preset(options.preset).max_tokens
+    chosen = {"model": options.model, "adapter": options.adapter, "dtype": subject.dtype}
+    lm = lora.load(options.preset, **chosen)
+    scale = trajectories.scale_name(options.preset, options.data, bool(options.adapter))
+    folder = Path(options.out or _folder(options.subject, lm.name))
+    folder.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", "-m", "tml_lib", *options.words])
+    if options.n < ENOUGH:
+        print(
+            f"{options.n} questions are too few for a verdict ({ENOUGH} are enough); estimates and"
+            " intervals are shown",
+            file=sys.stderr,
+        )
+    evidence = subject.make(lm, options, folder, {"scale": scale, "command": command})
+    shown = folder / f"{options.subject}.html"
+    page.write(shown, evidence, subject.question, subject.method)
+    print(f"{evidence}\n{shown}")
+    return 0
+
+
+def _folder(subject: str, model: str) -> Path:
+    name = re.sub(r"[^\w.+-]+", "_", Path(model).name)
+    return runtime.project_root() / "runs" / "studies" / f"{subject}-{name}"
