@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from pathlib import Path
 
 from tml_lib import runtime
@@ -56,6 +57,7 @@ def _claims(rows: list[ledger.Row]) -> list[str]:
         for row in (row for row in rows if row.claim == claim):
             rule = tests[claim, row.test]
             numbers = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}] {row.unit}"
+            numbers = "no question has it" if math.isnan(row.estimate) else numbers
             name = f"{rule['label']} ({claim}.{row.test})" + ("" if row.decisive else ", beside")
             lines.append(
                 (name, row.control, ledger.wanted(rule), numbers, row.n_questions, row.verdict)
@@ -84,7 +86,9 @@ def _figures(record: dict, rows: list[ledger.Row]) -> list[tuple[str, str]]:
         figure, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
         plots.bands(ax, {kind: curves for kind, curves in groups.items() if curves})
         drawn.append(("L̂ of the right answer along trajectories, by kind", figure))
-    drawn.append(("Estimates with intervals beside their thresholds", plots.forest(rows)))
+    drawable = [row for row in rows if not math.isnan(row.low)]
+    if drawable:
+        drawn.append(("Estimates with intervals beside their thresholds", plots.forest(drawable)))
     return [(alt, _png(figure)) for alt, figure in drawn]
 
 

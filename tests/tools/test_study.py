@@ -1,0 +1,95 @@
+"""The command that studies a reader's own model: evidence, page, resuming, errors."""
+
+import html
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from tml_lib.claims import ledger
+from tml_lib.lm.models import LanguageModel
+from tml_lib.studies import lora, trajectories
+from tml_lib.tools import cli
+
+FILES = {"roles": "text"}
+SMALL = ("--preset", "small", "--max-tokens", "6", "--stride", "64")
+
+
+@pytest.fixture
+def command(tiny_lm, monkeypatch, tmp_path):
+    """Run `study` with a random model of a name that is no name."""
+    name = "<img src=x onerror=alert(1)>"
+    lm = LanguageModel(tiny_lm.model, tiny_lm.tokenizer, name)
+    monkeypatch.setattr(lora.models, "load", lambda *given, **settings: lm)
+    return lambda *words: cli.main(["study", *words, *SMALL, "--out", str(tmp_path)])
+
+
+class Tags(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.mark.parametrize(
+    ("subject", "claims"),
+    [
+        ("trajectories", {"C1", "C2"}),
+        ("roles", {"C3", "C6"}),
+        ("efficiency", {"C10"}),
+        ("updates", {"C11", "C11g", "C11t"}),
+        ("paths", {"C12"}),
+    ],
+)
+def test_a_study_writes_evidence_and_a_page_that_needs_no_other_file(
+    command, tmp_path, capsys, subject, claims
+):
+    assert command(subject, "--n", "2") == 0
+    said = capsys.readouterr()
+    assert "2 questions are too few for a verdict" in said.err
+    record = ledger.read_evidence(tmp_path / f"{FILES.get(subject, subject)}.small.json")
+    assert record["command"].startswith(f"python -m tml_lib study {subject} --n 2 --preset small")
+    assert {name.split(".")[0] for name in record["values"]} == claims
+    assert all(len(seed) == 2 for seeds in record["values"].values() for seed in seeds)
+    page = (tmp_path / f"{subject}.html").read_text(encoding="utf8")
+    words = html.unescape(page)
+    tags = Tags(page).found
+    loaded = [attrs["src"] for _, attrs in tags if "src" in attrs]
+    assert loaded
+    assert all(address.startswith("data:image/png") for address in loaded)
+    assert not [attrs for _, attrs in tags if any(name.startswith("on") for name in attrs)]
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page, "names are escaped"
+    for claim in claims:
+        assert ledger.claims()[claim]["title"] in words
+    if subject in ("updates", "paths"):
+        assert "This study samples nothing" in page
+    else:
+        assert re.search(r"\d+% of the model's samples were cut, as .* after 6 tokens", words)
+
+
+def test_a_study_resumes_and_says_what_was_made(command, tmp_path, monkeypatch, capsys):
+    command("trajectories", "--n", "2")
+    capsys.readouterr()
+    again = [lambda *given, **settings: pytest.fail("a question is probed twice")]
+    monkeypatch.setattr(trajectories, "question_record", *again)
+    assert command("trajectories", "--n", "2") == 0
+    assert "of 1" not in capsys.readouterr().out, "nothing is made twice"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trajectories", "--n", "1"], "n=1 questions give no interval: ask for at least 2"),
+        (["updates", "--data", "aime24"], "data='aime24': updates are tried on sibling questions"),
+        (["paths", "--preset", "tiny"], "preset 'tiny' reads programs"),
+        (["paths", "--preset", "nope"], "unknown preset 'nope': choose one of"),
+    ],
+)
+def test_what_cannot_be_studied_is_an_error_of_use(command, capsys, words, message):
+    arguments = ["study", *words] if "--preset" in words else None
+    status = cli.main(arguments) if arguments else command(*words)
+    assert status == 2
+    assert message in capsys.readouterr().err
