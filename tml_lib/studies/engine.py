@@ -160,6 +160,16 @@ def by_question(estimands: Callable[[dict, dict], dict[str, float]]) -> Callable
     return values
 
 
+def rounded(numbers, digits: int = 5) -> list[float]:
+    """To so many significant digits, for records that evidence keeps."""
+    return [float(f"{x:.{digits}g}") for x in np.asarray(numbers, dtype=float)]
+
+
+def mean_rounded(table) -> list[float]:
+    """The mean over the rows of a (n, m) tensor, `rounded`."""
+    return rounded(table.mean(0))
+
+
 def _floats(numbers) -> list[float]:
     return np.asarray(numbers, dtype=float).tolist()
 
