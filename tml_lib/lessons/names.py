@@ -83,9 +83,7 @@ TRANSFER: Group = {  # updates whose effect on other questions is measured
     "shuffled": CONDITIONS["shuffled"].called("shuffled"),
     "corrupted": CONDITIONS["corrupted"].called("corrupted"),
     "gradient": _GRADIENT.called("gradient, as long"),
-    "best_gradient": Style("best gradient step, no longer", ORANGE, ":", "^"),
     "matched_gradient": Style("gradient, same effect", ORANGE, "-", "v"),
-    "theta": Style("no update", GREY, ":", "x"),
 }
 ARMS: Group = {  # models by what they were trained on
     "base": Style("base model", GREY, "-", "o"),
@@ -112,10 +110,10 @@ ARMS: Group = {  # models by what they were trained on
 }
 METHODS: Group = {  # of meta-learning
     "maml": Style("MAML", BLUE),
-    "fomaml": Style("first-order MAML", VERMILION, "--", "s"),
+    "fomaml": Style("FOMAML", VERMILION, "--", "s"),
     "reptile": Style("Reptile", PURPLE, ":", "^"),
     "anil": Style("ANIL", BLACK, "-.", "D"),
-    "joint": Style("joint training", GREEN, "--", "p"),
+    "joint": Style("joint", GREEN, "--", "p"),
     "maml_large": Style("MAML, large step", SKY, "-", "v"),
     "untrained": Style("no training", GREY, ":", "x"),
 }
@@ -149,6 +147,19 @@ MODES: Group = {  # of being given a shortened trajectory
     "foreign": Style("another question's summary", BLACK, "-.", "D"),
     "at_once": Style("answer without thinking", ORANGE, ":", "h"),
 }
+_PLAIN = {  # classes of words that are no reflections
+    "name": "name",
+    "operation": "operation",
+    "operand": "operand",
+    "value": "value",
+    "answer": "value of the answer",
+    "slip": "slip",
+    "number": "number",
+    ".": "full stop",
+    "?": "question mark",
+    "newline": "line break",
+    "other": "other",
+}
 CLASSES: Group = {  # of tokens
     "Wait": Style("Wait", VERMILION, "-", "s"),
     "Alternatively": Style("Alternatively", PURPLE, "-", "^"),
@@ -156,7 +167,8 @@ CLASSES: Group = {  # of tokens
     "However": Style("However", ORANGE, "-", "h"),
     "Therefore": Style("Therefore", SKY, "-", "v"),
     "Since": Style("Since", BLACK, "-", "D"),
-    "So": Style("So", BLUE, "-", "x"),
+    "So": Style("So", DARK, "-", "X"),
+    **{key: Style(name, BLUE) for key, name in _PLAIN.items()},
 }
 FAULTS: Group = {  # the first one of a written-out trajectory
     "none": Style("none", LIGHT),
@@ -174,6 +186,7 @@ METRICS: Group = {  # of answers
     "mgpass": Style("mG-Pass@8", PURPLE, ":", "^"),
     "pass@1.0": Style("Pass@8, T = 1", VERMILION, "--", "s"),
     "mgpass@0.6": Style("mG-Pass@8, T = 0.6", PURPLE, ":", "^"),
+    "mgpass@1.0": Style("mG-Pass@8, T = 1", PURPLE, ":", "^"),
     "sampled": Style("a sample", ORANGE, ":", "h"),
     "boxed": Style("a sample ends in a box", SKY, "-", "v"),
 }
@@ -190,6 +203,23 @@ SCALES: Group = {  # models that claims are asked of
     "medium": Style("medium: Qwen2.5-Coder, 1.5 B", GREEN, "-.", "D"),
     "gpu": Style("gpu: a model of yours", BLACK, "-", "p"),
     "published": Style("published: others' numbers", ORANGE, ":", "h"),
+}
+READINGS: Group = {  # of Proposition 2.1, and rivals
+    "fit of the token": Style("fit of the token", BLACK, "-.", "D"),
+    "printed, no softmax": Style("printed, no softmax", GREEN, "--", "p"),
+    "printed, softmax": Style("printed, softmax", VERMILION, "--", "s"),
+    "new query only": Style("new query only", ORANGE, ":", "h"),
+    "value-side rank one": Style("value-side rank one", BLUE),
+}
+TASKS: Group = {  # of one parameter
+    "steep task": Style("steep task", BLUE),
+    "flat task": Style("flat task", VERMILION, "--", "s"),
+    "mean": Style("mean", BLACK, "-.", "D"),
+}
+STEPS: Group = {  # of adapting to a question
+    "no step": Style("no step", GREY, ":", "x"),
+    "one support for all": Style("one support for all", VERMILION, "--", "s"),
+    "its sibling's support": Style("its sibling's support", BLUE),
 }
 WHEN: Group = {  # the same model before and after a training
     "before": Style("before", BLUE),
@@ -225,6 +255,9 @@ GROUPS: dict[str, Group] = {
     "metrics": METRICS,
     "temperatures": TEMPERATURES,
     "scales": SCALES,
+    "readings": READINGS,
+    "tasks": TASKS,
+    "steps": STEPS,
     "when": WHEN,
     "sources": SOURCES,
     "verdicts": VERDICTS,
@@ -239,6 +272,11 @@ def style(group: Group, key: str) -> Style:
             " tml_lib/lessons/names.py, or give the figure another group"
         )
     return group[key]
+
+
+def by_name(group: Group) -> Group:
+    """The group with its names for keys."""
+    return {style.name: style for style in group.values()}
 
 
 def only(name: str) -> Group:

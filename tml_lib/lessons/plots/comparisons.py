@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -81,7 +83,9 @@ def shares(
         ax.axhline(chance, **names.DOTTED)
         at = {"ha": "right", "va": "bottom", "fontsize": 7, "color": names.DARK}
         ax.annotate("chance", (ax.get_xlim()[1], chance), **at)
-    ax.set_xticks(range(len(rows)), list(rows), fontsize=8)
+    letters = max(96 // len(rows), 8)  # of a group's name in a line
+    labels = [textwrap.fill(name, letters, replace_whitespace=False) for name in rows]
+    ax.set_xticks(range(len(rows)), labels, fontsize=7 if len(rows) > 5 else 8)
     ax.set(ylabel=ylabel, ylim=(-0.03, 1.03))
     columns = 3 if any(len(names.style(of, key).name) > 16 for key in shown) else 4
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}

@@ -129,7 +129,9 @@ def _page(found: list[Settled]) -> list[tuple[str, str, list[Settled]]]:
             for (test, _), cells in rows.items():
                 rule = tests[claim, test]
                 sign = ">" if rule["side"] == "above" else "<"
-                claimed = f"claimed {sign} {rule['threshold']:g} {rule['unit']}".replace("-", "−", 1)
+                claimed = f"claimed {sign} {rule['threshold']:g} {rule['unit']}".replace(
+                    "-", "−", 1
+                )
                 lines.append(("test", f"{rule['label']}\n{claimed}", cells))
     return lines
 
