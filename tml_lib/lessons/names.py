@@ -60,7 +60,7 @@ CONDITIONS: Group = {  # trajectories that a model reads
     "copying": Style("control: unrelated text ending in the answer", ORANGE, ":", "h"),
 }
 _RANDOM = Style("random steps", GREY, ":", "x")
-_GRADIENT = Style("gradient step, equally long", VERMILION, "--", "s")
+_GRADIENT = Style("gradient step, equally long", ORANGE, "--", "s")
 UPDATES: Group = {  # implicit updates: whose they are, and the gradient steps beside them
     "whole": Style("gold, whole", BLUE),
     "gold": Style("gold, before the statement", BLUE, "--", "s"),
@@ -86,7 +86,7 @@ TRANSFER: Group = {  # updates whose effect on other questions is measured
     "matched_gradient": Style("gradient, same effect", ORANGE, "-", "v"),
 }
 ARMS: Group = {  # models by what they were trained on
-    "base": Style("base model", GREY, "-", "o"),
+    "base": Style("base model", GREY, "--", "o"),
     "none": Style("SFT, answers alone", ORANGE, ":", "^"),
     "answers": Style("SFT, answers alone", ORANGE, ":", "^"),
     "short": Style("SFT, short trajectories", VERMILION, "--", "s"),
@@ -103,7 +103,7 @@ ARMS: Group = {  # models by what they were trained on
     "zero_wall": Style("GRPO from the base, time of long SFT", PURPLE, ":", "*"),
     "dpo": Style("DPO after the cold start", GREEN, ":", "<"),
     # live trainings of notebook 12
-    "before": Style("before", GREY, "-", "o"),
+    "before": Style("before", GREY, "--", "o"),
     "GRPO": Style("GRPO", PURPLE, "--", "X"),
     "DPO": Style("DPO", GREEN, ":", "<"),
     "DPO, rate × 3": Style("DPO, rate × 3", GREEN, "-", ">"),
