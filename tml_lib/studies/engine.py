@@ -23,6 +23,7 @@ from tml_lib.claims import ledger
 from tml_lib.claims.replay import ESTIMANDS, FIRST_STEPS, RECORD, Pairs, Replay
 from tml_lib.lm import adapters
 from tml_lib.lm.models import LanguageModel
+from tml_lib.records import Question
 
 FIRST = 20  # losses that evidence keeps of a training, for replays
 
@@ -133,6 +134,16 @@ def _read(checkpoint: Path) -> dict:
             f"checkpoint {checkpoint} is damaged ({type(error).__name__}: {error}): delete it, and"
             " its records are made again"
         ) from error
+
+
+def first_of(found: Sequence[Question], n: int, seed: int) -> list[Question]:
+    """The first n of a seed's questions; ValueError where it gave fewer."""
+    if len(found) < n:
+        raise ValueError(
+            f"seed {seed} gives {len(found)} of {n} questions: take another seed, or fewer"
+            " questions"
+        )
+    return list(found[:n])
 
 
 # --- values ---------------------------------------------------------------------------------------
