@@ -15,7 +15,7 @@ from tml_lib import parameters, runtime
 from tml_lib.data import hub
 from tml_lib.lessons import notebooks
 from tml_lib.lm import presets
-from tml_lib.studies import published, toy_maml
+from tml_lib.studies import published, written_descent
 
 BOOKS = notebooks.discover()
 EACH = [(book, name) for book in BOOKS for name in book.parameters]
@@ -102,7 +102,7 @@ def test_the_choices_are_those_of_the_library():
     assert set(parameters.SETS) == {name for name, held in hub.SETS.items() if held.read}
     for model in published.models():
         assert not parameters.RULES["entry"].refusal(model.name, notebooks.folder())
-    assert parameters.RULES["n_probed"].most == toy_maml.UNSEEN
+    assert parameters.RULES["n_probed"].most == written_descent.UNSEEN
 
 
 def test_each_exception_belongs_to_one_notebook_and_to_its_parameters():

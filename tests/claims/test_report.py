@@ -8,7 +8,7 @@ import pytest
 
 from tml_lib import runtime
 from tml_lib.claims import ledger, report
-from tml_lib.lessons import coverage, notebooks, plots
+from tml_lib.lessons import coverage, names, notebooks, plots
 from tml_lib.lessons.exercises import replication_report
 
 PAPER = (
@@ -139,16 +139,44 @@ def test_the_details_have_a_line_per_decisive_row(table):
         assert line.endswith(f"| {found.verdict} |")
 
 
-def test_the_figure_has_a_mark_and_an_interval_per_verdict(table):
+def test_every_claim_stands_in_one_chapter():
+    placed = [claim for members in report.CHAPTERS.values() for claim in members]
+    assert sorted(placed) == sorted(ledger.claims())
+
+
+def test_the_page_of_verdicts_has_words_threshold_and_estimate(table):
     found = report.settled(table)
     ax = plots.verdicts(found).axes[0]
-    assert [label.get_text().replace("\n", " ") for label in ax.get_yticklabels()] == [
-        f"{ledger.rules()[item.claim, item.row.test]['label']}"
-        f" ({item.claim} {item.row.test}, {item.scale})"
-        for item in found
+    written = [text.get_text() for text in ax.texts]
+    plain = [re.sub(r"\s+", " ", text) for text in written]
+    order = [claim for members in report.CHAPTERS.values() for claim in members]
+    titles = [f"{ledger.claims()[claim]['title']} ({claim})" for claim in order]
+    present = {f"({item.claim})" for item in found}
+    wanted = [title for title in titles if title[title.rindex("(") :] in present]
+    assert [text for text in plain if text in titles] == wanted
+    for item in found:
+        rule = ledger.rules()[item.claim, item.row.test]
+        sign = ">" if rule["side"] == "above" else "<"
+        claimed = f"claimed {sign} {rule['threshold']:g} {rule['unit']}".replace("-", "−", 1)
+        assert f"{rule['label']} {claimed}" in plain
+    intervals = [text for text in written if "\n[" in text]
+    assert len(intervals) == len(found)
+    marks = [line for line in ax.lines if len(line.get_xdata()) == 1]
+    colours = [names.VERDICTS[item.verdict].colour for item in found]
+    legend = 4
+    assert sorted(line.get_color() for line in marks[legend:]) == sorted(colours)
+
+
+def test_a_page_of_few_verdicts_and_another_scale_is_drawn():
+    """A run of one's own has claims, scales and files that the kit has not."""
+    rows = [
+        row("C5", "pass", 0.1, 0.2, "holds", scale="gpu-aime24", evidence=name)
+        for name in ("a.json", "b.json")
     ]
-    marks = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
-    assert marks[: len(found)] == pytest.approx([item.margin[1] for item in found])
+    ax = plots.verdicts(report.settled(rows)).axes[0]
+    written = [text.get_text() for text in ax.texts]
+    assert "gpu-aime24" in written
+    assert written.count("0.15\n[0.10, 0.20]") == 2
 
 
 # --- coverage -------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from tml_lib.claims import ledger
 from tml_lib.data import hub
 from tml_lib.lessons import generated, notebooks
 from tml_lib.lm import models
-from tml_lib.studies import lora, rl, supervised, toy_maml
+from tml_lib.studies import lora, rl, supervised, toy_maml, written_descent
 
 BOOKS = notebooks.discover()
 SMALL = yaml.safe_load((notebooks.folder() / "params.yaml").read_text(encoding="utf8"))
@@ -536,7 +536,7 @@ def test_the_network_guard_is_in_force_here_and_in_children():
     [
         ("02", "meta_steps", toy_maml.SINUSOIDS.settings["meta_steps"]),
         ("02", "optimiser_steps", toy_maml.SINUSOIDS.settings["optimiser_steps"]),
-        ("03", "train_steps", toy_maml.DESCENT.settings["train_steps"]),
+        ("03", "train_steps", written_descent.DESCENT.settings["train_steps"]),
         ("04", "sft_steps", supervised.SFT.settings["steps"]),
         ("08", "live_steps", lora.STUDY.settings["steps"]),
         ("09", "live_steps", supervised.SUPPORT.settings["steps"]),

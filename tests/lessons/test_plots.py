@@ -7,7 +7,8 @@ import pytest
 from IPython.display import DisplayHandle
 
 from tml_lib.claims.ledger import Row
-from tml_lib.lessons import plots
+from tml_lib.lessons import names, plots
+from tml_lib.lessons.plots import outer_loop
 from tml_lib.records import Interval, Landscape, ProbeCurve
 
 matplotlib.use("Agg")
@@ -71,21 +72,50 @@ def test_forest_marks_estimates_and_verdicts():
     )
     ax = plots.forest([row]).axes[0]
     assert ax.get_yticklabels()[0].get_text() == (
-        "trend of L̂ over the whole gold trajectory (C1\ntrend, small)"
-        "\nclaimed below -0.1 tau: holds"
+        "trend of L̂ over the whole gold trajectory\nclaimed below -0.1 tau: holds (small, trend)"
     )
+    assert [text.get_text() for text in ax.texts if "(C1)" in text.get_text()] == [
+        "L̂ falls along correct trajectories (C1)"
+    ]
     assert -0.3 in [line.get_xdata()[0] for line in ax.lines]
 
 
 def test_intervals_show_every_name_from_top_to_bottom():
     rows = {"first": Interval(1.0, 0.5, 2.0, 9), "second": Interval(-1.0, -1.5, -0.5, 9)}
-    ax = plots.intervals(
-        plt.figure().add_subplot(), rows, xlabel="nats", colours={"second": "#D55E00"}
-    )
+    ax = plots.intervals(plt.figure().add_subplot(), rows, xlabel="nats")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
     assert ax.lines[0].get_xdata().tolist() == [0.5, 2.0]
-    assert ax.lines[3].get_color() == "#D55E00"
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
+
+
+def test_intervals_of_a_group_have_its_names_and_colours():
+    rows = {"short": Interval(0.1, 0.0, 0.2, 9), "long": Interval(0.3, 0.2, 0.4, 9)}
+    ax = plots.intervals(plt.figure().add_subplot(), rows, names.ARMS, xlabel="share")
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        names.ARMS[arm].name for arm in rows
+    ]
+    assert [line.get_color() for line in ax.lines[1:4:2]] == [
+        names.ARMS[arm].colour for arm in rows
+    ]
+
+
+def test_shares_have_a_mark_per_key_in_each_group_and_one_legend_entry():
+    one, other = Interval(0.1, 0.0, 0.2, 9), Interval(0.3, 0.2, 0.4, 9)
+    rows = {"greedy": {"base": one, "long": other}, "a sample": {"base": other}}
+    ax = plots.shares(plt.figure().add_subplot(), rows, names.ARMS, ylabel="share", chance=0.02)
+    marks = [line for line in ax.lines if len(line.get_xdata()) == 1]
+    assert [line.get_ydata()[0] for line in marks] == [0.1, 0.3, 0.3]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        names.ARMS["base"].name,
+        names.ARMS["long"].name,
+    ]
+    assert [label.get_text() for label in ax.get_xticklabels()] == list(rows)
+
+
+def test_a_key_without_an_entry_is_refused_by_name():
+    table = np.zeros((2, 2))
+    with pytest.raises(ValueError, match="'longer' has no name and colour among base, "):
+        plots.seed_bands(plt.figure().add_subplot(), [0, 1], {"longer": table}, names.ARMS)
 
 
 def test_by_layer_draws_means_over_questions():
@@ -121,16 +151,16 @@ def test_the_idea_names_both_loops():
 
 
 def test_seed_bands_show_means_over_seeds_and_tell_lines_apart():
-    tables = {"a": np.array([[1.0, 2.0], [3.0, 4.0]]), "b": np.array([[0.0, 1.0]])}
-    ax = plots.seed_bands(plt.figure().add_subplot(), [0, 1], tables)
+    tables = {"long": np.array([[1.0, 2.0], [3.0, 4.0]]), "short": np.array([[0.0, 1.0]])}
+    ax = plots.seed_bands(plt.figure().add_subplot(), [0, 1], tables, names.ARMS)
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [2, 3])
     np.testing.assert_allclose(ax.lines[1].get_ydata(), [0, 1])
     assert len(ax.collections) == 1, "a single seed has no band"
-    styles = {(line.get_color(), line.get_linestyle()) for line in ax.lines}
-    assert len(styles) == 2
+    styles = [(line.get_color(), line.get_linestyle()) for line in ax.lines]
+    assert styles == [(names.ARMS[arm].colour, names.ARMS[arm].dash) for arm in tables]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        "a (2 seeds)",
-        "b (1 seed)",
+        "SFT, long trajectories (2 seeds)",
+        "SFT, short trajectories (1 seed)",
     ]
 
 
@@ -149,7 +179,7 @@ def test_a_surface_has_its_scale_and_a_path_its_ends():
 
 def test_relative_changes_are_drawn_by_class_and_absent_classes_left_out():
     rows = [["Wait", 2.0, 1.0], ["other", 1.0, 1.1], ["other", 0.01, 0.1]]
-    ax = plots.relative_changes(plt.figure().add_subplot(), rows, ("Wait", "Hmm"))
+    ax = plots.relative_changes(plt.figure().add_subplot(), rows, ("Wait", "Hold on"))
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["all other tokens (n = 2)", "Wait (n = 1)"]
     np.testing.assert_allclose(ax.collections[1].get_offsets(), [[2.0, 0.5]])
@@ -170,7 +200,7 @@ def test_rewards_are_drawn_with_their_average_and_live_ones_redrawn(monkeypatch)
     assert not plots.rewards([]).axes[0].lines[0].get_xdata().size
     shown = []
     monkeypatch.setattr(
-        plots, "display", lambda figure, display_id: shown.append(figure) or DisplayHandle("x")
+        outer_loop, "display", lambda figure, display_id: shown.append(figure) or DisplayHandle("x")
     )
     monkeypatch.setattr(DisplayHandle, "update", lambda self, figure: shown.append(figure))
     show = plots.live_rewards()

@@ -100,18 +100,12 @@ def meta_gradient(
     finite and positive or an unknown method; FloatingPointError, naming inner_lr, where the loop
     diverges.
     """
-    check_settings(inner_lr, steps, method)
+    settings = _inner_settings(theta, inner_lr=inner_lr, steps=steps, method=method)
     both = all_points(batch)
     if method == "joint":
-        batch = both
+        batch, settings["steps"] = both, 0
     if method == "reptile":
         batch = TaskBatch(both.query_x, both.query_y, batch.query_x, batch.query_y)
-    settings = {
-        "inner_lr": inner_lr,
-        "steps": 0 if method == "joint" else steps,
-        "second_order": method != "fomaml",
-        "adapts": last_layer(theta) if method == "anil" else None,
-    }
 
     def query_loss(theta, support_x, support_y, query_x, query_y):
         adapted = inner_loop(loss, theta, support_x, support_y, **settings)[-1]
@@ -128,24 +122,30 @@ def meta_gradient(
     return value.detach(), dict(zip(theta, found, strict=True))
 
 
+def _inner_settings(
+    theta: Parameters, *, inner_lr: float, steps: int, method: str = "maml"
+) -> dict:
+    """What `inner_loop` is called with for a method, checked."""
+    check_settings(inner_lr, steps, method)
+    return {
+        "inner_lr": inner_lr,
+        "steps": steps,
+        "second_order": method != "fomaml",
+        "adapts": last_layer(theta) if method == "anil" else None,
+    }
+
+
 @torch.no_grad()
-def adaptation_curve(
-    loss: Loss,
-    theta: Parameters,
-    batch: TaskBatch,
-    *,
-    inner_lr: float,
-    steps: int,
-    method: str = "maml",
-) -> torch.Tensor:
+def adaptation_curve(loss: Loss, theta: Parameters, batch: TaskBatch, **inner) -> torch.Tensor:
     """Query loss of every task after 0..steps inner steps, (B, steps + 1); infinite where the loop
     diverged.
+
+    inner: inner_lr, steps and method as of `meta_gradient`, with the same errors.
     """
-    check_settings(inner_lr, steps, method)
-    adapts = last_layer(theta) if method == "anil" else None
+    settings = _inner_settings(theta, **inner)
 
     def curve(x, y, query_x, query_y):
-        found = inner_loop(loss, theta, x, y, inner_lr=inner_lr, steps=steps, adapts=adapts)
+        found = inner_loop(loss, theta, x, y, **settings)
         return torch.stack([loss(parts, query_x, query_y) for parts in found])
 
     return torch.nan_to_num(vmap(curve)(*_parts(batch)), nan=math.inf, posinf=math.inf)

@@ -23,7 +23,7 @@ from tml_lib.data import rewards
 from tml_lib.lm import answers, sampling
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Question, Trajectory
-from tml_lib.studies import engine
+from tml_lib.studies import engine, rl
 from tml_lib.studies.engine import Study
 from tml_lib.train import grpo, sft
 
@@ -122,15 +122,9 @@ def trained(
         accumulate=2,
     )
     run = grpo.grpo(lm, shown[-count:], rewards.text_reward, folder / arm, settings)
-    names = {
-        "reward": "reward",
-        "flat": "frac_reward_zero_std",
-        "tokens": "completions/mean_length",
-        "entropy": "entropy",
-    }
     kept = [entry for entry in run.log if "reward" in entry]
     return run.lm, [
-        {name: round(float(entry[key]), 4) for name, key in names.items()} for entry in kept
+        {name: round(float(entry[key]), 4) for name, key in rl.LOGGED.items()} for entry in kept
     ]
 
 

@@ -23,6 +23,7 @@ from tml_lib.claims import ledger
 from tml_lib.claims.replay import ESTIMANDS, FIRST_STEPS, RECORD, Pairs, Replay
 from tml_lib.lm import adapters
 from tml_lib.lm.models import LanguageModel
+from tml_lib.records import Question
 
 FIRST = 20  # losses that evidence keeps of a training, for replays
 
@@ -144,6 +145,16 @@ def _read(checkpoint: Path) -> dict:
         ) from error
 
 
+def first_of(found: Sequence[Question], n: int, seed: int) -> list[Question]:
+    """The first n of a seed's questions; ValueError where it gave fewer."""
+    if len(found) < n:
+        raise ValueError(
+            f"seed {seed} gives {len(found)} of {n} questions: take another seed, or fewer"
+            " questions"
+        )
+    return list(found[:n])
+
+
 # --- values ---------------------------------------------------------------------------------------
 
 
@@ -167,6 +178,16 @@ def by_question(estimands: Callable[[dict, dict], dict[str, float]]) -> Callable
         return {test: [_floats([row[test] for row in rows])] for test in rows[0]}
 
     return values
+
+
+def rounded(numbers, digits: int = 5) -> list[float]:
+    """To so many significant digits, for records that evidence keeps."""
+    return [float(f"{x:.{digits}g}") for x in np.asarray(numbers, dtype=float)]
+
+
+def mean_rounded(table) -> list[float]:
+    """The mean over the rows of a (n, m) tensor, `rounded`."""
+    return rounded(table.mean(0))
 
 
 def _floats(numbers) -> list[float]:

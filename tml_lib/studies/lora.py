@@ -53,12 +53,7 @@ def is_trained(question: Question) -> bool:
 
 def _first(n: int, seed: int, trained: bool) -> list[Question]:
     found = [q for q in gsm.gsm_symbolic(3 * n + 32, seed) if is_trained(q) == trained]
-    if len(found) < n:
-        raise ValueError(
-            f"seed {seed} gives {len(found)} of {n} questions: take another seed, or fewer"
-            " questions"
-        )
-    return found[:n]
+    return engine.first_of(found, n, seed)
 
 
 def training_questions(n: int, seed: int) -> list[Question]:

@@ -22,11 +22,12 @@ from tml_lib.studies import (
     toy_maml,
     trajectories,
     updates,
+    written_descent,
 )
 
 STUDIES = (
     chain.STUDY,
-    toy_maml.DESCENT,
+    written_descent.DESCENT,
     efficiency.STUDY,
     lora.STUDY,
     paths.STUDY,

@@ -42,6 +42,12 @@ from tml_lib.studies.supervised import (
 from tml_lib.train import dpo, grpo
 from tml_lib.train.runs import OuterRun
 
+LOGGED = {  # what evidence keeps of trl's log, a number per step
+    "reward": "reward",
+    "flat": "frac_reward_zero_std",
+    "tokens": "completions/mean_length",
+    "entropy": "entropy",
+}
 STEPS = 600  # of an arm, cold start included
 COLD_STEPS = 150
 PROMPTS = 4
@@ -99,13 +105,7 @@ def logged(run: OuterRun) -> dict[str, list[float]]:
     spent = [
         sum(row[f"seconds_{part}"] for part in ("sampling", "scoring", "update")) for row in rows
     ]
-    names = {
-        "reward": "reward",
-        "flat": "frac_reward_zero_std",
-        "tokens": "completions/mean_length",
-        "entropy": "entropy",
-    }
-    found = {name: [round(float(row[key]), 4) for row in rows] for name, key in names.items()}
+    found = {name: [round(float(row[key]), 4) for row in rows] for name, key in LOGGED.items()}
     return found | {"seconds": np.cumsum(spent).round(3).tolist()}
 
 

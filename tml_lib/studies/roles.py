@@ -88,12 +88,7 @@ def questions(n: int, seed: int, data: str = "") -> list[Question]:
     found = [
         q for q, fresh in zip(wanted, trained, strict=True) if fresh and gsm.reflecting(q, seed)
     ]
-    if len(found) < n:
-        raise ValueError(
-            f"seed {seed} gives {len(found)} of {n} questions: take another seed, or fewer"
-            " questions"
-        )
-    return found[:n]
+    return engine.first_of(found, n, seed)
 
 
 # --- C3 -------------------------------------------------------------------------------------------

@@ -287,7 +287,7 @@ def _matched(tried: dict[float, float], wanted: float, loss: Callable[[float], f
 
 def _rounded(values) -> list[float]:
     """To four significant digits: the records are for figures and means."""
-    return [float(f"{x:.4g}") for x in np.asarray(values, dtype=float)]
+    return engine.rounded(values, 4)
 
 
 # --- estimands ------------------------------------------------------------------------------------

@@ -1,0 +1,44 @@
+"""Figures: records in, matplotlib Axes or Figure out; only here is matplotlib imported.
+
+Names and colours come from `lessons.names`; every figure is legible at 7 inches wide.
+"""
+
+from tml_lib.lessons.plots.comparisons import by_layer, intervals, seed_bands, shares
+from tml_lib.lessons.plots.curves import (
+    NLL_LABEL,
+    bands,
+    curve,
+    differences,
+    relative_changes,
+    token_heat,
+    token_path,
+)
+from tml_lib.lessons.plots.drawing import idea
+from tml_lib.lessons.plots.landscapes import path_on, surface
+from tml_lib.lessons.plots.outer_loop import live_rewards, live_training, rewards, training
+from tml_lib.lessons.plots.public_models import published_models
+from tml_lib.lessons.plots.tests_and_verdicts import forest, verdicts
+
+__all__ = [
+    "NLL_LABEL",
+    "bands",
+    "by_layer",
+    "curve",
+    "differences",
+    "forest",
+    "idea",
+    "intervals",
+    "live_rewards",
+    "live_training",
+    "path_on",
+    "published_models",
+    "relative_changes",
+    "rewards",
+    "seed_bands",
+    "shares",
+    "surface",
+    "token_heat",
+    "token_path",
+    "training",
+    "verdicts",
+]

@@ -1,0 +1,68 @@
+"""The kit's one drawing: the analogy as a picture."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from tml_lib.lessons import names
+
+
+def idea() -> Figure:
+    """The analogy as a picture: MAML's two loops beside a question, its trajectory and its answer
+    (RaML Fig. 1, §2).
+    """
+    figure, axes = plt.subplots(2, 1, figsize=(7, 3.6), layout="constrained")
+    lanes = (
+        (
+            "Meta-learning (MAML): few gradient steps adapt θ to a task",
+            ["task", "θ", "θ'₁", "θ'₂", "query loss"],
+        ),
+        (
+            "RaML: reading a trajectory acts like such steps",
+            ["question", "θ", "θ'₁", "θ'₂", "answer NLL L̂"],
+        ),
+    )
+    steps = (("−η∇L(support)", "−η∇L(support)"), ("token t₁", "token t₂"))
+    loops = (
+        "outer loop: change θ so that the adapted θ' solves the query",
+        "outer loop: train θ through the trajectory",
+    )
+    for ax, (title, boxes), arrows, loop, colour in zip(
+        axes, lanes, steps, loops, (names.ORANGE, names.BLUE), strict=True
+    ):
+        for k, text in enumerate(boxes):
+            x = 2.1 * k
+            ax.add_patch(
+                FancyBboxPatch(
+                    (x, 0.6), 1.3, 0.6, boxstyle="round,pad=0.06", fc="white", ec=colour, lw=1.6
+                )
+            )
+            ax.text(x + 0.65, 0.9, text, ha="center", va="center", fontsize=9)
+            if k < len(boxes) - 1:
+                ax.add_patch(
+                    FancyArrowPatch(
+                        (x + 1.38, 0.9),
+                        (x + 2.03, 0.9),
+                        arrowstyle="->",
+                        mutation_scale=10,
+                        color=names.DARK,
+                    )
+                )
+            if 1 <= k <= 2:
+                ax.text(x + 1.7, 1.36, arrows[k - 1], ha="center", fontsize=8, color=names.DARK)
+        back = FancyArrowPatch(
+            (9.0, 0.5),
+            (2.8, 0.5),
+            connectionstyle="arc3,rad=-0.12",
+            arrowstyle="->",
+            mutation_scale=12,
+            color=colour,
+        )
+        ax.add_patch(back)
+        ax.text(5.9, -0.22, loop, ha="center", fontsize=8.5, color=names.BLACK)
+        ax.set(xlim=(-0.2, 9.9), ylim=(-0.4, 1.65))
+        ax.set_title(title, fontsize=10, loc="left")
+        ax.axis("off")
+    return figure
