@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import math
 from pathlib import Path
 
@@ -70,8 +69,6 @@ def _figures(record: dict, rows: list[ledger.Row]) -> list[tuple[str, str]]:
     """(what it shows, PNG as a data address): the curves by condition where there are such, and
     every test's estimate beside its threshold.
     """
-    from matplotlib import pyplot as plt
-
     from tml_lib.lessons import plots
 
     drawn = []
@@ -83,22 +80,17 @@ def _figures(record: dict, rows: list[ledger.Row]) -> list[tuple[str, str]]:
             kind: [c for held in record["curves"] if (c := curve_of({"curves": held}, kind))]
             for kind in kinds
         }
-        figure, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
-        plots.bands(ax, {kind: curves for kind, curves in groups.items() if curves})
+        figure = plots.bands_alone({kind: curves for kind, curves in groups.items() if curves})
         drawn.append(("L̂ of the right answer along trajectories, by kind", figure))
-    drawable = [row for row in rows if not math.isnan(row.low)]
-    if drawable:
-        drawn.append(("Estimates with intervals beside their thresholds", plots.forest(drawable)))
-    return [(alt, _png(figure)) for alt, figure in drawn]
+    if drawable := [row for row in rows if not math.isnan(row.low)]:
+        drawn.append(("Estimates with intervals beside thresholds", plots.forest(drawable)))
+    return [(alt, f"data:image/png;base64,{_encoded(figure)}") for alt, figure in drawn]
 
 
-def _png(figure) -> str:
-    from matplotlib import pyplot as plt
+def _encoded(figure) -> str:
+    from tml_lib.lessons import plots
 
-    held = io.BytesIO()
-    figure.savefig(held, format="png", dpi=130)
-    plt.close(figure)
-    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+    return base64.b64encode(plots.png(figure)).decode()
 
 
 def _cut(record: dict) -> str:

@@ -7,13 +7,14 @@ from tml_lib.lessons.plots.comparisons import by_layer, intervals, seed_bands, s
 from tml_lib.lessons.plots.curves import (
     NLL_LABEL,
     bands,
+    bands_alone,
     curve,
     differences,
     relative_changes,
     token_heat,
     token_path,
 )
-from tml_lib.lessons.plots.drawing import idea
+from tml_lib.lessons.plots.drawing import idea, png
 from tml_lib.lessons.plots.landscapes import path_on, surface
 from tml_lib.lessons.plots.outer_loop import live_rewards, live_training, rewards, training
 from tml_lib.lessons.plots.public_models import published_models
@@ -22,6 +23,7 @@ from tml_lib.lessons.plots.tests_and_verdicts import forest, verdicts
 __all__ = [
     "NLL_LABEL",
     "bands",
+    "bands_alone",
     "by_layer",
     "curve",
     "differences",
@@ -31,6 +33,7 @@ __all__ = [
     "live_rewards",
     "live_training",
     "path_on",
+    "png",
     "published_models",
     "relative_changes",
     "rewards",

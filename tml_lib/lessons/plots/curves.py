@@ -128,6 +128,13 @@ def bands(
     return ax
 
 
+def bands_alone(groups: dict[str, list[ProbeCurve]]) -> Figure:
+    """`bands` in a figure of its own."""
+    figure, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    bands(ax, groups)
+    return figure
+
+
 def differences(
     ax: Axes,
     pairs: dict[str, list[tuple[ProbeCurve, ProbeCurve]]],

@@ -1,6 +1,8 @@
-"""The kit's one drawing: the analogy as a picture."""
+"""The kit's one drawing: the analogy as a picture; and figures as files."""
 
 from __future__ import annotations
+
+import io
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -66,3 +68,11 @@ def idea() -> Figure:
         ax.set_title(title, fontsize=10, loc="left")
         ax.axis("off")
     return figure
+
+
+def png(figure: Figure, dpi: int = 130) -> bytes:
+    """The figure as a PNG file; it is closed."""
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=dpi)
+    plt.close(figure)
+    return held.getvalue()
