@@ -61,8 +61,9 @@ _SIZES = {
         max_target_positions""",
 }
 SIZES = {name: size for size, names in _SIZES.items() for name in names.split()}
-WINDOWS = """sliding_window sliding_window_size attention_chunk_size window_size local_attention
-    attention_window_size index_topk index_topk_blocks keep_window_size""".split()
+WINDOWS = {"sliding_window", "sliding_window_size", "attention_chunk_size", "window_size"}
+WINDOWS |= {"local_attention", "attention_window_size", "index_topk", "index_topk_blocks"}
+WINDOWS |= {"keep_window_size", "local_attention_window_len"}
 # larger weights than usual: nearly uniform predictions would hide a wrong mask
 ALWAYS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "is_decoder": True}
 WHERE_KNOWN = {"initializer_range": 0.1, "init_std": 0.1, "logit_scale": 1.0, "causal": True}
@@ -121,6 +122,7 @@ OWN = {
         "indexer_kv_heads": 1,
         "indexer_head_dim": 8,
         "indexer_compress_ratio": 4,
+        "indexer_budget": 64,
     },
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 32]},
@@ -158,7 +160,7 @@ def _fields(config, window: int) -> dict:
 def config(kind: str, window: int = WIDE, **overrides):
     """A small configuration of a model type."""
     cls = CONFIG_MAPPING[kind]
-    default = cls(**({"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}} if kind == "gemma4_assistant" else {}))
+    default = cls()
     fields = _fields(default, window)
     for name in cls.sub_configs:
         part = getattr(default, name, None)
@@ -242,7 +244,7 @@ def main() -> None:
             reasons[kinds[0]] = found[0].why
     if not sys.argv[1:]:
         table = {"transformers": transformers.__version__, "rows": rows, "reasons": reasons}
-        json.dump(table, open("/tmp/zoo/table.json", "w"), indent=1)
+        generated.record(ways=table)
     print(json.dumps({way: len(kinds) for way, kinds in rows.items()}))
 
 

@@ -18,10 +18,11 @@ import torch
 
 from tml_lib.data.gsm import first_mention
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Suffix, encode
+from tml_lib.lm.exactness import SlowerWay
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure import ways
+from tml_lib.measure.limits import check_length, check_model
 from tml_lib.measure.naive import PrefixNLL, Request, naive_nll
-from tml_lib.measure.ways import SlowerWay, check_model
 from tml_lib.records import ProbeCurve
 from tml_lib.runtime import ROWS_PER_PASS
 
@@ -153,7 +154,7 @@ def prefix_nll(
             f"positions={_shown(positions)} must increase within 0..{length}, the trajectory's"
             " length"
         )
-    ways.check_length(model, len(prompt) + length + max(len(s.ids) for s in suffixes))
+    check_length(model, len(prompt) + length + max(len(s.ids) for s in suffixes))
     device = next(model.parameters()).device.type
     request = Request(
         prompt,
