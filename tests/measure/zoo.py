@@ -79,6 +79,7 @@ ANGLES = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
 PATCHED = {"hidden_size_global": 32}
 OWN = {
     "bamba": {"attn_layer_indices": [1]},
+    "blt": {"encoder_hash_byte_group_vocab": 100},
     "blt_local_decoder": PATCHED,
     "blt_local_encoder": PATCHED,
     "cohere_compass_text": {
@@ -126,6 +127,7 @@ OWN = {
     },
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 32]},
+    "rwkv": {"attention_hidden_size": 32},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 5, "layers_block_type": ZAMBA, "attention_head_dim": 16},
@@ -188,7 +190,8 @@ class Outcome:
     spread: float = 1.0  # standard deviation of the values
 
 
-def _read(small: torch.nn.Module) -> Outcome:
+def read(small: torch.nn.Module) -> Outcome:
+    """How a model is probed, and how far from the naive loop."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
@@ -198,9 +201,9 @@ def _read(small: torch.nn.Module) -> Outcome:
     slower = [str(w.message) for w in told if issubclass(w.category, SlowerWay)]
     way, _, why = slower[0].partition(" because ") if slower else ("packed passes", "", "")
     words = {
-        "token by token": "forked token by token",
-        "is probed from forked": "forked",
-        "one full pass": "naive",
+        "from forked states, token by token": "forked token by token",
+        "from forked states": "forked",
+        "in one full pass": "naive",
         "packed passes": "packed",
     }
     naive = [[naive_nll(small, PROMPT, TRAJECTORY, s, i) for i in POSITIONS] for s in SUFFIXES]
@@ -209,19 +212,19 @@ def _read(small: torch.nn.Module) -> Outcome:
     return Outcome(way, why, error, float(found.std()))
 
 
-def outcomes(kinds: tuple[str, ...]) -> Iterator[Outcome]:
+def outcomes(kind: str) -> Iterator[Outcome]:
     """One outcome where a class has no window, else two: for a text that it holds, and beyond."""
     before = None
     for window in (WIDE, NARROW):
         try:
-            small = model(kinds[0], window)
+            small = model(kind, window)
         except Exception as reason:  # whatever that class raises
             yield Outcome("not built", f"{type(reason).__name__}: {' '.join(str(reason).split())}")
             return
         if (now := small.config.to_json_string()) == before:
             return
         before = now
-        yield _read(small)
+        yield read(small)
 
 
 def row(found: list[Outcome]) -> str:
@@ -230,21 +233,36 @@ def row(found: list[Outcome]) -> str:
     return ways[0] if len(ways) == 1 else f"{ways[0]}; beyond its window {ways[1]}"
 
 
+# part of an error -> what it means
+PLAIN = {
+    "is not causal": "it is not causal: the tokens after a position change what it predicts there",
+    "shared_kv_states cannot be None": "it drafts from the states of another model",
+    "requires the timm library": "it needs the package timm",
+    "hidden_size_per_layer_input must be 0": "its default configuration contradicts itself",
+    "has no attribute 'dropout'": "transformers hands it the configuration of another class",
+}
+
+
+def brief(why: str) -> str:
+    """What an error means, or the error."""
+    return next((words for part, words in PLAIN.items() if part in why), why)
+
+
 def main() -> None:
     """Measure every class, or those of the model types named, and store the table of all."""
     rows, reasons = {}, {}
     for name, kinds in classes().items():
         if sys.argv[1:] and not set(kinds) & set(sys.argv[1:]):
             continue
-        found = list(outcomes(kinds))
+        found = list(outcomes(kinds[0]))
         rows.setdefault(row(found), []).append(kinds[0])
         worst = max(one.error for one in found)
         print(name, kinds[0], row(found), f"{worst:.1e}", *[o.why[:300] for o in found], flush=True)
         if row(found) in ("refused", "not built"):
-            reasons[kinds[0]] = found[0].why
+            reasons[kinds[0]] = brief(found[0].why)
     if not sys.argv[1:]:
         table = {"transformers": transformers.__version__, "rows": rows, "reasons": reasons}
-        generated.record(ways=table)
+        generated.record_ways(table)
     print(json.dumps({way: len(kinds) for way, kinds in rows.items()}))
 
 

@@ -29,7 +29,7 @@ from tml_lib.lm.exactness import (
     silenced,
 )
 from tml_lib.measure import limits
-from tml_lib.measure.forked import forked_nll
+from tml_lib.measure.forked import Reading, forked_nll
 from tml_lib.measure.naive import PrefixNLL, Request, naive_loop, naive_nll, plain_nll
 from tml_lib.measure.packed import packed_nll, widest_pass
 
@@ -48,9 +48,18 @@ class _Way:
 # from the fastest to the slowest; each is tried after the one before
 _PACKED = _Way("packed", "in packed passes", packed_nll)
 _FORKED = _Way("forked", "from forked states", forked_nll)
-_SINGLY = _Way("forked", "from forked states, token by token", partial(forked_nll, singly=True))
+_PLACED = _Way(
+    "forked",
+    "from forked states, at given positions",
+    partial(forked_nll, reading=Reading(placed=True)),
+)
+_SINGLY = _Way(
+    "forked",
+    "from forked states, token by token",
+    partial(forked_nll, reading=Reading(singly=True)),
+)
 _NAIVE = _Way("naive", "in one full pass per prefix and answer", naive_loop)
-_WAYS = (_PACKED, _FORKED, _SINGLY, _NAIVE)
+_WAYS = (_PACKED, _FORKED, _PLACED, _SINGLY, _NAIVE)
 NAMES = ("packed", "forked", "naive")
 
 
