@@ -6,7 +6,9 @@ exact. A check holds for one `Setting` of the model.
 
 from __future__ import annotations
 
+import inspect
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ import torch
 
 # what transformers and torch raise when a model is read in a way that it was not written for
 UNSUITED = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError)
+# where transformers' models return what they remember, and take it back
+STATES = ("past_key_values", "cache_params", "state")
 
 
 class SlowerWay(UserWarning):
@@ -119,8 +123,36 @@ def silenced() -> Iterator[None]:
 def longrope_limit(config) -> int | None:
     """Length in tokens beyond which a model's rotary angles change at once (longrope), or None."""
     config = config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if "longrope" not in (rope.get("rope_type"), rope.get("type")):
-        return None
-    short = rope.get("original_max_position_embeddings")
-    return short or getattr(config, "original_max_position_embeddings", None)
+    ropes = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [one for one in ropes.values() if isinstance(one, dict)] or [ropes]  # per kind of layer
+    for rope in kinds:
+        if "longrope" in (rope.get("rope_type"), rope.get("type")):
+            short = rope.get("original_max_position_embeddings")
+            return short or getattr(config, "original_max_position_embeddings", None)
+    return None
+
+
+def keeps_rows(model: torch.nn.Module) -> bool:
+    """Whether a model can apply its head to some rows only."""
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    return "logits_to_keep" in inspect.signature(type(inner).forward).parameters
+
+
+_remembered: weakref.WeakKeyDictionary[torch.nn.Module, dict] = weakref.WeakKeyDictionary()
+
+
+def remembered(model: torch.nn.Module) -> dict:
+    """What checks have found out about a model while it lives."""
+    return _remembered.setdefault(model, {})
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode within; afterwards every module is in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tml_lib.lm.exactness import STATES
 from tml_lib.measure.naive import PrefixNLL, Request, widened
-
-# where transformers' models return what they remember, and take it back
-_STATES = ("past_key_values", "cache_params", "state")
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def _read(
         output = model(input_ids=piece[None], use_cache=True, **where, **state)
         past += len(piece)
         found.append(output.logits[0])
-        state = {n: v for n in _STATES if (v := getattr(output, n, None)) is not None}
+        state = {n: v for n in STATES if (v := getattr(output, n, None)) is not None}
         if not state:
             raise ValueError("the model returns neither a cache nor a recurrent state")
     return torch.cat(found), state

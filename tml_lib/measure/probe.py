@@ -10,15 +10,14 @@ hold).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from tml_lib.data.gsm import first_mention
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Suffix, encode
-from tml_lib.lm.exactness import SlowerWay
+from tml_lib.lm.exactness import SlowerWay, evaluating
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure import ways
 from tml_lib.measure.limits import check_length, check_model
@@ -165,17 +164,5 @@ def prefix_nll(
         rows_per_pass=rows_per_pass or ROWS_PER_PASS.get(device, 1024),
         progress=progress,
     )
-    with _evaluating(model):
+    with evaluating(model):
         return ways.read(model, request, way)
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode within; afterwards every module is in its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
