@@ -210,6 +210,7 @@ def test_copies_of_a_prompt_are_read_once_a_batch_and_drawn_each_by_its_seed(
     """Also where they do not stand side by side, and where a batch ends among them."""
     prompts, seeds = word_prompts[:3] * 4, list(range(12))
     wanted = [alone(words_lm, p, s, max_new_tokens=40) for p, s in zip(prompts, seeds, strict=True)]
+    sampling.sample(words_lm, word_prompts, range(12), max_new_tokens=40)  # its checks of first use
     read, forward = [], words_lm.model.forward
 
     def watched(**settings):
@@ -265,7 +266,9 @@ def test_a_sample_follows_the_filtered_distribution(words_lm, word_prompts):
     uniform = torch.from_numpy(
         np.array([np.random.default_rng(seed).random() for seed in range(4000)])
     )
-    firsts = sampling._choose(chances.log()[None].expand(4000, -1), uniform, 1.0, 12, 0.9).tolist()
+    firsts = sampling._choose(
+        chances.log()[None].expand(4000, -1), uniform, sampling._Draw((), 1.0, 12, 0.9)
+    ).tolist()
     drawn = sampling.sample(words_lm, [prompt] * 400, range(400), max_new_tokens=3, **settings)
     assert [[*one.ids, one.end][0] for one in drawn] == firsts[:400]
     assert set(firsts) <= allowed

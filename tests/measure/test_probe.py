@@ -15,8 +15,8 @@ from tml_lib.data import gsm
 from tml_lib.lm import models
 from tml_lib.lm.answers import Suffix, chat_prompt, encode
 from tml_lib.lm.models import LanguageModel
+from tml_lib.measure import limits, probe, ways
 from tml_lib.measure import packed as packing
-from tml_lib.measure import probe, ways
 from tml_lib.measure.naive import Request, plain_nll
 from tml_lib.measure.probe import naive_nll, prefix_nll
 from tml_lib.records import ProbeCurve
@@ -459,7 +459,7 @@ def test_a_sliding_window_that_is_not_used_does_not_count(random_model):
 def test_the_sliding_window_is_read_from_the_configuration(fields, wanted):
     config = SimpleNamespace(**fields)
     config.get_text_config = lambda: config
-    assert ways.sliding_window(config) == wanted
+    assert limits.sliding_window(config) == wanted
 
 
 def test_a_context_that_is_just_long_enough_agrees_and_a_shorter_one_is_refused(random_model):

@@ -86,6 +86,12 @@ def record_notebooks(results: list[notebooks.Result]) -> None:
     record(notebooks=held)
 
 
+def record_ways(table: dict) -> None:
+    """Keep the table of how `probe` reads each class of models, in place of the one before."""
+    held = measured() | {"ways": table}
+    runtime.write_text(notebooks.folder() / "measured.json", json.dumps(held, indent=1) + "\n")
+
+
 def record_bench(rows: list[dict]) -> None:
     """Keep benchmark rows in place of earlier ones of the same benchmarks (the word before the
     colon names them).
@@ -238,6 +244,18 @@ def meets(value: float, bar: str) -> bool:
     return {"≥": value >= float(limit), "≤": value <= float(limit)}.get(sign, value == float(limit))
 
 
+def ways_table() -> str:
+    """How `probe` reads each causal-LM class of transformers: a row per way, with model types."""
+    held = measured()["ways"]
+    lines = ["| way | classes | model types |", "|---|---|---|"]
+    for way, kinds in sorted(held["rows"].items(), key=lambda row: -len(row[1])):
+        why = {kind: held["reasons"].get(kind, "").rstrip(".") for kind in kinds}
+        named = [f"`{kind}`" + f" ({why[kind]})" * bool(why[kind]) for kind in kinds]
+        lines.append(f"| {way} | {len(kinds)} | {', '.join(named)} |")
+    total = sum(len(kinds) for kinds in held["rows"].values())
+    return "\n".join([*lines, "", f"{total} classes of transformers {held['transformers']}."])
+
+
 def ledger_table() -> str:
     """Each claim's verdict from the stored evidence, a column per scale."""
     found = {(item.claim, item.scale): item.verdict for item in report.settled(_stored())}
@@ -290,6 +308,7 @@ def _render(name: str, notebook: str) -> str:
         "map": map_table,
         "commands": commands_table,
         "bench": bench_table,
+        "ways": ways_table,
         "ledger": ledger_table,
         "badges": badges,
     }
@@ -324,9 +343,10 @@ def outdated(*, write: bool = False) -> list[Path]:
     import nbformat
 
     changed = []
-    readme = runtime.project_root() / "README.md"
-    if (new := renew(old := readme.read_text(encoding="utf8"))) != old:
-        changed.append((readme, new))
+    root = runtime.project_root()
+    for readme in (root / "README.md", root / "notebooks" / "README.md"):
+        if (new := renew(old := readme.read_text(encoding="utf8"))) != old:
+            changed.append((readme, new))
     for book in notebooks.discover():
         old = book.path.read_text(encoding="utf8")
         content = nbformat.reads(old, as_version=4)

@@ -4,15 +4,17 @@ the paper's settings).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import DynamicCache
 
+from tml_lib.lm import batches
 from tml_lib.lm.answers import chat_prompt, token_ids
+from tml_lib.lm.exactness import SlowerWay, evaluating, longrope_limit, remembered
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Question
 
@@ -63,6 +65,8 @@ def sample_ids(
     rounding): token by token the inverse of the row's distribution function is taken at the next
     number of its own generator. temperature=0 decodes greedily; top_k=0 and top_p=1 leave the
     distribution whole. Equal prompts of a batch are read once; rows that have ended leave it.
+    Where rows of different lengths would change one another, which is checked, rows of one length
+    are read together, or each alone; a `SlowerWay` warning says so once.
     seeds: one a row, as `np.random.default_rng` takes it. batch_size: rows. Raises ValueError for
     settings out of range, an empty prompt, or as many seeds as prompts are not given.
     """
@@ -88,6 +92,7 @@ def sample_ids(
     place = {key: k for k, key in enumerate(dict.fromkeys(keys))}
     # less padding, equal prompts together
     order = sorted(range(len(keys)), key=lambda k: (len(keys[k]), place[keys[k]]))
+    draw = _Draw(tuple(ends), temperature, top_k, top_p)
     found: dict[int, Sampled] = {}
     starts = range(0, len(order), batch_size)
     for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress, leave=False):
@@ -95,84 +100,131 @@ def sample_ids(
         uniform = torch.from_numpy(
             np.stack([np.random.default_rng(seeds[k]).random(max_new_tokens) for k in rows])
         )
-        batch = _continue(model, [keys[k] for k in rows], uniform, ends, temperature, top_k, top_p)
-        found |= dict(zip(rows, batch, strict=True))
+        batch = _Batch([keys[k] for k in rows], uniform)
+        with evaluating(model):
+            for part, ways, renew in _sides(model, batch):
+                written = _written(model, batch.some(part), draw, ways, renew)
+                found |= {rows[k]: one for k, one in zip(part, written, strict=True)}
     return [found[k] for k in range(len(keys))]
 
 
-def _continue(
-    model, prompts: list[tuple[int, ...]], uniform: torch.Tensor, ends: Sequence[int], *how
-) -> list[Sampled]:
-    """Continue left-padded prompts together. uniform: (B, most tokens) in [0, 1). how: temperature,
-    top_k, top_p.
+@dataclass(frozen=True)
+class _Draw:
+    """How a token is chosen, and which end a row."""
+
+    ends: tuple[int, ...]
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """B prompts, shortest first, and (B, most tokens) numbers in [0, 1) that choose tokens."""
+
+    prompts: list[tuple[int, ...]]
+    uniform: torch.Tensor
+
+    def some(self, rows: Sequence[int]) -> _Batch:
+        return _Batch([self.prompts[k] for k in rows], self.uniform[rows])
+
+
+def _sides(model, batch: _Batch) -> Iterator[tuple[list[int], tuple, int | None]]:
+    """(rows, ways to read them, length after which they are read anew): all at once, but for a
+    model whose rotary angles change at a length (longrope), which rows reach at different times.
     """
-    device, places = (
-        next(model.parameters()).device,
-        {prompt: k for k, prompt in enumerate(dict.fromkeys(prompts))},
-    )
-    width = max(map(len, places))
-    ids = torch.tensor(
-        [[ends[0]] * (width - len(row)) + list(row) for row in places], device=device
-    )
-    mask = torch.tensor(
-        [[0] * (width - len(row)) + [1] * len(row) for row in places], device=device
-    )
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    uniform, stops, cache = (
-        uniform.to(device),
-        torch.tensor(ends, device=device),
-        DynamicCache(config=model.config),
-    )
+    limit, most = longrope_limit(model.config), batch.uniform.shape[1]
+    parts: dict[str, list[int]] = {"below": [], "across": [], "beyond": []}
+    for k, prompt in enumerate(batch.prompts):
+        across = "below" if limit is None or len(prompt) + most <= limit else "across"
+        parts["beyond" if limit is not None and len(prompt) > limit else across].append(k)
+    for side, rows in parts.items():
+        if rows:
+            across = side == "across"
+            yield rows, batches.WAYS[across:], limit if across else None
+
+
+def _written(
+    model,
+    batch: _Batch,
+    draw: _Draw,
+    ways: tuple[batches.Way, ...],
+    renew: int | None,
+    reason: str | None = None,
+) -> list[Sampled]:
+    """What a batch's rows are continued with, in the first of the ways that is exact; reason: why
+    the ways before these are not.
+    """
+    way, *rest = ways
+    if fault := batches.obstacle(model, way):
+        return _written(model, batch, draw, tuple(rest), renew, reason or fault)
+    if reason:
+        _announce(model, way, reason)
+    lengths, found = [len(prompt) for prompt in batch.prompts], []
+    for rows in way.split(range(len(lengths)), lengths):
+        part = batch.some(rows)
+        written, fault = _continue(model, part, draw, way, renew)
+        if fault:
+            written = _written(model, part, draw, tuple(rest), renew, fault)
+        found += written
+    return found
+
+
+def _announce(model, way: batches.Way, reason: str) -> None:
+    """Warn once per model and way that its rows are not read in the fastest one, and why."""
+    known, key = remembered(model), ("announced", way.words)
+    if key not in known:
+        known[key] = None
+        warnings.warn(
+            f"{type(model).__name__} continues its prompts {way.words}, which is slower: {reason}."
+            " What is written is the same as for each prompt alone.",
+            SlowerWay,
+            stacklevel=5,
+        )
+
+
+def _continue(
+    model, batch: _Batch, draw: _Draw, way: batches.Way, renew: int | None
+) -> tuple[list[Sampled], str | None]:
+    """Rows continued together, and why they are not what each alone would be, or None."""
+    device, prompts = next(model.parameters()).device, batch.prompts
+    uniform, stops = batch.uniform.to(device), torch.tensor(draw.ends, device=device)
+    reader = way.reader(model, prompts, draw.ends[0], **({"renew": renew} if renew else {}))
     written = torch.zeros(uniform.shape, dtype=torch.long, device=device)
     lengths = torch.full((len(prompts),), -1, device=device)  # -1: has not ended
     alive = torch.arange(len(prompts), device=device)  # places of the rows still in the batch
+    token = None
     for step in range(uniform.shape[1]):
-        settings = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": positions,
-            "past_key_values": cache,
-        }
-        logits = model(**settings, use_cache=True, logits_to_keep=1).logits[:, -1].float()
-        if step == 0 and len(places) < len(prompts):
-            of = torch.tensor([places[prompt] for prompt in prompts], device=device)
-            cache.batch_select_indices(of)
-            logits, mask, positions = logits[of], mask[of], positions[of]
-        token = _choose(logits, uniform[alive, step], *how)
+        logits = reader.read(token).float()
+        token = _choose(logits, uniform[alive, step], draw)
         written[alive, step] = token
         lengths[alive[torch.isin(token, stops) & (lengths[alive] < 0)]] = step
-        running = lengths[alive] < 0
+        first, running = int(alive[0]), lengths[alive] < 0
         if not running.any():
             break
-        ids, positions = token[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         # dropping rows copies the cache, so it waits for a fifth of them
         if int(running.sum()) < 0.8 * len(alive):
-            cache.batch_select_indices(running.nonzero().flatten())
-            alive, ids, positions, mask = (
-                alive[running],
-                ids[running],
-                positions[running],
-                mask[running],
-            )
+            reader.keep(running)
+            alive, token = alive[running], token[running]
     rows = zip(written.tolist(), lengths.tolist(), strict=True)
-    return [
+    found = [
         Sampled(tuple(row[:n]), row[n]) if n >= 0 else Sampled(tuple(row), None) for row, n in rows
     ]
+    # the shortest row, which has the most padding, at the last token
+    text, width = [*prompts[first], *written[first, :step].tolist()], len(prompts[-1]) + step
+    return found, batches.fault(model, way, text, logits[0], width=width)
 
 
-def _choose(
-    logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_k: int, top_p: float
-) -> torch.Tensor:
+def _choose(logits: torch.Tensor, uniform: torch.Tensor, draw: _Draw) -> torch.Tensor:
     """Per row the token at which the filtered distribution's running sum passes the row's number;
     (B, V), (B,) -> (B,).
     """
-    if temperature == 0:
+    if draw.temperature == 0:
         return logits.argmax(-1)
-    chances = (logits / temperature).softmax(-1)
-    if top_k or top_p < 1:
-        ordered, where = chances.topk(min(top_k or chances.shape[-1], chances.shape[-1]))
-        outside = ordered.cumsum(-1) - ordered >= top_p  # the likeliest token always stays
+    chances = (logits / draw.temperature).softmax(-1)
+    if draw.top_k or draw.top_p < 1:
+        ordered, where = chances.topk(min(draw.top_k or chances.shape[-1], chances.shape[-1]))
+        outside = ordered.cumsum(-1) - ordered >= draw.top_p  # the likeliest token always stays
         chances = torch.zeros_like(chances).scatter(-1, where, ordered.masked_fill(outside, 0))
     running = chances.double().cumsum(-1)
     passed = running > uniform[:, None] * running[:, -1:]

@@ -5,7 +5,6 @@ A full forward pass per prefix and suffix, with no cache: any causal language mo
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from tml_lib.lm.answers import Suffix
+from tml_lib.lm.exactness import keeps_rows
 
 
 class PrefixNLL(NamedTuple):
@@ -75,7 +75,7 @@ def naive_nll(
     device = next(model.parameters()).device
     ids = torch.tensor([*prompt, *trajectory[:position], *suffix.ids], device=device)
     count = len(suffix.ids) if whole_suffix else len(suffix.ids) - suffix.start
-    some = {"logits_to_keep": count + 1} if few_logits and keeps_rows(type(model)) else {}
+    some = {"logits_to_keep": count + 1} if few_logits and keeps_rows(model) else {}
     logits = model(input_ids=ids[None], use_cache=False, **some).logits[0]
     return float(torch.nn.functional.cross_entropy(widened(logits[-count - 1 : -1]), ids[-count:]))
 
@@ -119,8 +119,3 @@ def naive_loop(model: torch.nn.Module, request: Request) -> PrefixNLL:
 def widened(logits: torch.Tensor) -> torch.Tensor:
     """Logits in float32 at least: log-probabilities of a large vocabulary need it."""
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def keeps_rows(model_class: type) -> bool:
-    """Whether a model of that class can apply its head to some rows only."""
-    return "logits_to_keep" in inspect.signature(model_class.forward).parameters

@@ -22,7 +22,8 @@ import torch
 from transformers import DynamicCache
 
 from tml_lib.lm.answers import Suffix
-from tml_lib.measure.naive import PrefixNLL, Request, keeps_rows, widened
+from tml_lib.lm.exactness import keeps_rows
+from tml_lib.measure.naive import PrefixNLL, Request, widened
 
 
 def packed_nll(model: torch.nn.Module, request: Request) -> PrefixNLL:
@@ -217,7 +218,7 @@ def _forward(model: torch.nn.Module, given: _Pass, cache: DynamicCache) -> torch
         dtype = next(model.parameters()).dtype
         mask = torch.zeros(given.sees.shape, dtype=dtype, device=given.sees.device)
         mask = mask.masked_fill_(~given.sees, torch.finfo(dtype).min)[None, None]
-    some = {"logits_to_keep": given.keep} if keeps_rows(type(model)) else {}
+    some = {"logits_to_keep": given.keep} if keeps_rows(model) else {}
     logits = model(
         input_ids=given.ids[None],
         position_ids=given.places[None],

@@ -136,7 +136,9 @@ def path_from_ids(
         blocks[-1].register_forward_hook(take),
     ]
     try:
-        nll = prefix_nll(model, prompt, trajectory, [suffix], positions, progress=progress)[0][0]
+        nll = prefix_nll(
+            model, prompt, trajectory, [suffix], positions, progress=progress, way="packed"
+        )[0][0]
     finally:
         for hook in hooks:
             hook.remove()

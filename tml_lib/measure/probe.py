@@ -10,18 +10,18 @@ hold).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from tml_lib.data.gsm import first_mention
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Suffix, encode
+from tml_lib.lm.exactness import SlowerWay, evaluating
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure import ways
+from tml_lib.measure.limits import check_length, check_model
 from tml_lib.measure.naive import PrefixNLL, Request, naive_nll
-from tml_lib.measure.ways import SlowerWay, check_model
 from tml_lib.records import ProbeCurve
 from tml_lib.runtime import ROWS_PER_PASS
 
@@ -153,7 +153,7 @@ def prefix_nll(
             f"positions={_shown(positions)} must increase within 0..{length}, the trajectory's"
             " length"
         )
-    ways.check_length(model, len(prompt) + length + max(len(s.ids) for s in suffixes))
+    check_length(model, len(prompt) + length + max(len(s.ids) for s in suffixes))
     device = next(model.parameters()).device.type
     request = Request(
         prompt,
@@ -164,17 +164,5 @@ def prefix_nll(
         rows_per_pass=rows_per_pass or ROWS_PER_PASS.get(device, 1024),
         progress=progress,
     )
-    with _evaluating(model):
+    with evaluating(model):
         return ways.read(model, request, way)
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode within; afterwards every module is in its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
