@@ -15,11 +15,11 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from urllib.parse import quote
 
-from tml_lib import parameters, runtime
+from tml_lib import files, parameters, runtime
 from tml_lib.lm import presets
 
 
@@ -82,12 +82,8 @@ def discover() -> list[Notebook]:
 
 
 def _describe(path: Path) -> Notebook:
-    try:  # as plain JSON: nbformat and its validator take seconds to import
-        held = json.loads(path.read_text(encoding="utf8"))["cells"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"notebook {path} cannot be read ({error!r}): take the committed file back from git"
-        ) from error
+    # as plain JSON: nbformat and its validator take seconds to import
+    held = files.table(path, files.COMMITTED, {"cells": list})["cells"]
     first = next("".join(cell["source"]) for cell in held if cell["cell_type"] == "markdown")
     title = first.lstrip().splitlines()[0].lstrip("# ")
     cells = [
@@ -202,11 +198,17 @@ def run(
     return [results[book.name] for book in books]
 
 
+_KINDS = {"str": str, "bool": bool, "float": float, "dict": dict}  # of a result's fields
+
+
 def _finished(out: Path, name: str, parameters: dict) -> Result | None:
     state = out / "state" / f"{name}.json"
-    if not state.is_file() or not (out / f"{name}.ipynb").is_file():
+    if not os.path.lexists(state) or not (out / f"{name}.ipynb").is_file():
         return None
-    result = Result(**json.loads(state.read_text(encoding="utf8")))
+    step = "delete it, and `run --resume` executes the notebook again"
+    kinds = {field.name: _KINDS[field.type] for field in fields(Result)}
+    held = files.table(state, step, kinds)
+    result = Result(**{name: held[name] for name in kinds})
     return result if result.ok and result.parameters == parameters else None
 
 
@@ -289,12 +291,10 @@ def _follow(child: subprocess.Popen, step) -> str:
 
 def _explain(partial: Path, tail: str, code: int) -> str:
     """The error of the failed cell, else the end of what papermill said."""
-    import nbformat
-
     if os.strerror(errno.ENOSPC) in tail or os.strerror(errno.EDQUOT) in tail:
         return FULL
-    with contextlib.suppress(OSError, ValueError, nbformat.reader.NotJSONError):  # cut short
-        for cell in nbformat.read(partial, as_version=4).cells:
+    with contextlib.suppress(OSError, ValueError):  # cut short
+        for cell in files.notebook(partial, "").cells:
             for output in cell.get("outputs", []):
                 if output.output_type == "error":
                     return f"{output.ename}: {output.evalue}"
@@ -305,10 +305,9 @@ def _explain(partial: Path, tail: str, code: int) -> str:
 
 
 def _html(path: Path) -> str:
-    import nbformat
     from nbconvert import HTMLExporter
 
-    book = nbformat.read(path, as_version=4)
+    book = files.notebook(path, "run the notebook again")
     for cell in book.cells:
         for output in cell.get("outputs", []):
             escape_markdown(output.get("data", {}))
@@ -409,7 +408,7 @@ def store(result: Result, out: Path) -> None:
     """
     import nbformat
 
-    done = nbformat.read(out / f"{result.name}.ipynb", as_version=4)
+    done = files.notebook(out / f"{result.name}.ipynb", "run the notebook again")
     for cell in done.cells:
         cell.metadata = nbformat.from_dict(
             {k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter")}

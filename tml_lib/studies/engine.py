@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib import runtime
+from tml_lib import files, runtime
 from tml_lib.claims import ledger
 from tml_lib.claims.replay import ESTIMANDS, FIRST_STEPS, RECORD, Pairs, Replay
 from tml_lib.lm import adapters
@@ -71,7 +72,7 @@ class Study:
                 continue
             began = time.perf_counter()
             record = self.record(item, Path(folder), **settings, **inputs)
-            held["records"][name] = json.loads(json.dumps(record))
+            held["records"][name] = files.plain(record, f"a record of {self.name}")
             held["seconds"] += time.perf_counter() - began
             runtime.write_text(checkpoint, json.dumps(held))
             if progress:
@@ -113,7 +114,7 @@ def _identity(value):
         return [_identity(part) for part in value]
     if isinstance(value, dict):
         return {str(key): _identity(part) for key, part in value.items()}
-    return value
+    return files.plain(value, "a setting")
 
 
 def _hash(value) -> str:
@@ -121,18 +122,14 @@ def _hash(value) -> str:
 
 
 def _read(checkpoint: Path) -> dict:
-    if not checkpoint.is_file():
+    """What a checkpoint holds: 'seconds' spent, and 'records' by name."""
+    if not os.path.lexists(checkpoint):
         return {"seconds": 0.0, "records": {}}
-    try:
-        held = json.loads(checkpoint.read_text(encoding="utf8"))
-        if not isinstance(held["records"], dict):
-            raise ValueError("its records have no names")
-        return {"seconds": float(held["seconds"]), "records": held["records"]}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"checkpoint {checkpoint} is damaged ({type(error).__name__}: {error}): delete it, and"
-            " its records are made again"
-        ) from error
+    step = "delete it, and its records are made again"
+    held = files.table(checkpoint, step, {"seconds": float, "records": dict})
+    if not all(isinstance(record, dict) for record in held["records"].values()):
+        raise files.Unreadable(checkpoint, "is damaged (a record is no object)", step)
+    return held
 
 
 # --- values ---------------------------------------------------------------------------------------

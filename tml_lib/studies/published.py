@@ -12,11 +12,11 @@ how they were chosen.
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from tml_lib import files
 from tml_lib.claims import ledger
 from tml_lib.claims.replay import RECORD, Replay
 
@@ -118,7 +118,7 @@ def repeats(path: Path = FILE) -> list[dict]:
 
 
 def _read(path: Path) -> dict:
-    return tomllib.loads(Path(path).read_text(encoding="utf8"))
+    return files.table(path, files.COMMITTED, {"models": list, "repeats": list})
 
 
 def matched(found: Sequence[Published]) -> tuple[list[Published], list[Published]]:

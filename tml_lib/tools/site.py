@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 
-from tml_lib import runtime
+from tml_lib import files, runtime
 from tml_lib.lessons import generated, notebooks
 
 TITLE = "Trajectory meta-learning kit"
@@ -99,7 +99,7 @@ def _assemble(source: Path) -> None:
     entries = "\n".join(["Findings <self>", "About the kit <README>", *others])
     contents = f"\n\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
     for book in books:
-        content = nbformat.read(book.path, as_version=4)
+        content = files.notebook(book.path, files.COMMITTED)
         for cell in content.cells:
             if cell.cell_type == "markdown":
                 cell.source = _flat_links(cell.source, front)
@@ -112,7 +112,7 @@ def _assemble(source: Path) -> None:
             source / f"{'index' if book.name == front else book.name}.ipynb",
             nbformat.writes(content),
         )
-    readme = (runtime.project_root() / "README.md").read_text(encoding="utf8")
+    readme = files.text(runtime.project_root() / "README.md", files.COMMITTED)
     runtime.write_text(source / "README.md", _flat_links(readme, front))
     if not front:
         runtime.write_text(
@@ -235,7 +235,7 @@ def check(site: Path) -> None:
 
     site = Path(site).resolve()
     text = {
-        file: file.read_text(encoding="utf8")
+        file: files.text(file, "build the site again")
         for file in sorted(site.rglob("*.*"))
         if file.suffix in (".html", ".svg", ".css", ".js")
     }
