@@ -137,7 +137,7 @@ def check(path: Path, step: str, *, most: int | None = MOST) -> None:
     if most is not None and found.st_size > most:
         raise Unreadable(path, f"has {found.st_size} bytes, {most} at most are read", step)
     if not os.access(path, os.R_OK):
-        raise Unreadable(path, "cannot be read by this user (Permission denied)", step)
+        raise Unreadable(path, "cannot be read (Permission denied)", step)
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -160,10 +160,14 @@ def _yaml(held: str):
     """Raises ValueError for what is no YAML, and for aliases: a few may stand for terabytes."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("it has an alias (*name): write its value out")
+            return super().compose_node(parent, index)
+
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(held)):
-            raise ValueError("it has an alias (*name): write its value out")
-        return yaml.safe_load(held)
+        return yaml.load(held, Loader)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
 

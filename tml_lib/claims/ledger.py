@@ -142,10 +142,10 @@ def write_evidence(
     """Write `<study>.<scale>.json`. values: test ('C1.trend') -> seeds -> questions, NaN where the
     test does not apply.
 
-    extra: anything that figures need (curves, say); 'templates', a label
-    per question, makes intervals resample whole templates; 'nested' makes them resample seeds and
-    questions within seeds. Numbers of numpy and torch are written as numbers. Raises ValueError where
-    a test has no rule or no values, TypeError for what JSON cannot hold.
+    extra: anything that figures need (curves, say); 'templates', a label per question, makes
+    intervals resample whole templates; 'nested' makes them resample seeds and questions within
+    seeds. Numbers of numpy and torch are written as numbers. Raises ValueError where a test has no
+    rule or its values are no lists of numbers, TypeError for what JSON cannot hold.
     """
     record = {
         "schema": SCHEMA,
