@@ -88,9 +88,10 @@ def pick_device(name: str | None = None):
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device={name!r} cannot be used here ({error}); use 'cpu', or leave it out"
+            f"device={name!r} cannot be used here ({reason}); use 'cpu', or leave it out"
         ) from error
     return device
 

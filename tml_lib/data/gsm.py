@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from tml_lib import checks
 from tml_lib.lm import notation
 from tml_lib.lm.grading import options
 from tml_lib.records import Question, Trajectory
@@ -40,6 +41,7 @@ def gsm_symbolic(n: int, seed: int = 0) -> list[Question]:
     The first n of a seed are the same whatever n is. About three in a hundred have a false step in
     their gold trajectory: `false_steps` finds them. Raises ValueError where n < 1.
     """
+    checks.whole(n=n, seed=seed)
     if n < 1:
         raise ValueError(f"n={n} questions make no set: ask for at least 1")
     import reasoning_gym

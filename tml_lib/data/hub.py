@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
+from tml_lib import checks
 from tml_lib.data import gsm
 from tml_lib.lm.thinking import THINK, divide
 from tml_lib.records import Question, Trajectory
@@ -63,6 +64,7 @@ def questions(
     the whole set on disk; the rollouts are large. Raises ValueError naming the set, what is wrong
     and the next step, NotImplementedError for LiveCodeBench.
     """
+    checks.whole(seed=seed, **({} if n is None else {"n": n}))
     if n is not None and n < 1:
         raise ValueError(f"n={n} questions make no set: ask for at least 1, or leave n out for all")
     found = list(
@@ -90,6 +92,8 @@ def _draw(
     name: str, seed: int, split: str, source: str, stream: bool, *, shuffled: bool
 ) -> Iterator[Question]:
     chosen = _source(name)
+    checks.texts(split=split)
+    source = checks.place("give a folder, a file or a hub name", source=source)
     data, place = _open(name, chosen, split, source, stream)
     for k, row in _rows(data, name, place, seed if shuffled else None):
         try:
@@ -131,7 +135,7 @@ def fixture(name: str, folder: str | Path, n: int = 8, seed: int = 0) -> Path:
 
 
 def _source(name: str) -> Source:
-    if name not in SETS:
+    if not isinstance(name, str) or name not in SETS:
         raise ValueError(
             f"{name!r} is no question set of the paper: choose one of {', '.join(SETS)}"
         )

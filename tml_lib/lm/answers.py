@@ -9,6 +9,7 @@ import json
 import weakref
 from dataclasses import dataclass
 
+from tml_lib import checks
 from tml_lib.lm.grading import Grader, extract, grade
 from tml_lib.lm.templates import rendered
 
@@ -76,6 +77,7 @@ def encode(
             f"{type(tokenizer).__name__} reports no character offsets: load the fast tokenizer of"
             " this model"
         )
+    checks.texts(prompt=prompt, trajectory=trajectory, template=template)
     if isinstance(answers, str) or not all(isinstance(answer, str) for answer in answers):
         raise TypeError(f"answers={answers!r} is no list of texts: give one such as ['42']")
     left, right = _split(tokenizer, prompt, trajectory, "prompt and trajectory")

@@ -26,7 +26,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tml_lib import files
+from tml_lib import checks, files
 from tml_lib.lm import folders
 from tml_lib.lm.presets import (
     EMBEDDED_FILE,
@@ -108,10 +108,9 @@ def load(
     with it and what to do.
     """
     chosen = preset(preset_name)
-    if not isinstance(model, str | Path):
-        raise TypeError(f"model={model!r} is a {type(model).__name__}: give a folder or a hub name")
-    name = str(model) or chosen.model
-    torch_dtype = getattr(torch, dtype or chosen.dtype, None)
+    name = checks.place(model=model) or chosen.model
+    dtype = chosen.dtype if dtype is None else dtype
+    torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else None
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(
             f"dtype={dtype!r} is no torch dtype: use 'float32', 'float64' or 'bfloat16'"
@@ -255,12 +254,23 @@ def check_weights(model: torch.nn.Module, source: str, unused: Iterable[str]) ->
             f"model {source!r} has {len(left)} weights of layers that its config.json leaves out"
             f" (first: {left[0]}): copy or save the folder again"
         )
+    if damage := not_finite(model):
+        raise ValueError(
+            f"model {source!r}: {damage}; copy or save the folder again, or train it with a lower"
+            " learning rate"
+        )
+
+
+def not_finite(model: torch.nn.Module) -> str:
+    """Which weights are NaN or infinite, in words; '' where none is."""
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not parameter.sum(dtype=torch.float32).isfinite():
-            raise ValueError(
-                f"model {source!r} has weights that are NaN or infinite (first: {name}): copy or"
-                " save the folder again, or train it with a lower learning rate"
-            )
+        # a sum is finite only where all are, and takes no memory
+        if not parameter.is_floating_point() or parameter.sum(dtype=torch.float32).isfinite():
+            continue
+        if not parameter.isfinite().all():
+            kind = "NaN" if parameter.isnan().any() else "infinite numbers"
+            return f"its weights hold {kind} (first in {name})"
+    return ""
 
 
 def _widen(lm: LanguageModel, folder: Path) -> LanguageModel:

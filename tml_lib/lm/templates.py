@@ -11,6 +11,8 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 
+from tml_lib import checks
+
 SECONDS = 10.0  # real ones take milliseconds
 MEMORY = 1 << 30  # bytes beside what the process holds already
 LONGEST = 1_000_000  # characters of a prompt beside the question's own
@@ -28,8 +30,7 @@ def rendered(tokenizer, question: str, instruction: str, **told) -> str:
     raises, takes more than SECONDS or MEMORY, writes more than LONGEST characters, or leaves the
     question out.
     """
-    if not isinstance(question, str) or not isinstance(instruction, str):
-        raise TypeError(f"question={question!r}, instruction={instruction!r}: give texts")
+    checks.texts(question=question, instruction=instruction)
     content = f"{question}\n{instruction}" if instruction else question
     template = getattr(tokenizer, "chat_template", None)
     if not template:

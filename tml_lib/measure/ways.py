@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from tml_lib.lm.answers import Suffix
+from tml_lib.lm.models import not_finite
 from tml_lib.measure.forked import forked_nll
 from tml_lib.measure.naive import PrefixNLL, Request, naive_loop, naive_nll, plain_nll
 from tml_lib.measure.packed import packed_nll, widest_pass
@@ -209,9 +210,10 @@ def _plain_values(model: torch.nn.Module, known: _Known, setting: _Setting) -> n
             " model that gives logits for token ids alone, such as Llama, Qwen or GPT-2"
         ) from reason
     if not np.isfinite(plain).all():
+        reason = not_finite(model) or f"it overflows in {setting.dtype}: load it in float32"
         raise ValueError(
-            f"{name} gives log-probabilities that are not finite, one prefix at a time too, in"
-            f" {setting.dtype}: check its weights for NaN, or load it in float32"
+            f"{name} gives log-probabilities that are not finite, one prefix at a time too:"
+            f" {reason}"
         )
     return known.plain.setdefault(setting, plain)
 
