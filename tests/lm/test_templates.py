@@ -1,4 +1,4 @@
-"""Chat templates that are broken, raise, or never end: each is refused by name, within the limits."""
+"""Chat templates that are broken, raise, or never end: each is refused by name, within limits."""
 
 import threading
 import time

@@ -12,13 +12,14 @@ that a model writes.
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
-from tml_lib import checks
+from tml_lib import checks, files
 from tml_lib.data import gsm
 from tml_lib.lm.thinking import THINK, divide
 from tml_lib.records import Question, Trajectory
@@ -152,11 +153,13 @@ def _open(name: str, chosen: Source, split: str, source: str, stream: bool):
     local = bool(source) and (
         place.exists() or source.startswith((".", "/", "~")) or place.suffix in _KINDS
     )
-    if local and not place.exists():
+    if local and not os.path.lexists(place):
         raise ValueError(
             f"{name}: {source!r} does not exist; give a folder or file, or leave source out for"
             f" {chosen.hub}"
         )
+    if local and not place.is_dir():
+        files.check(place, "give a folder, or a parquet, JSON or CSV file", most=None)
     whole = place.is_file() or (place / "state.json").is_file()
     if local and whole and split:
         raise ValueError(
@@ -184,10 +187,17 @@ def _open(name: str, chosen: Source, split: str, source: str, stream: bool):
         )
         raise ValueError(
             f"{name} cannot be read from {source or chosen.hub!r}, split {wanted!r}"
-            f" ({type(error).__name__}: {error}); {step}, or give source=, a folder that"
+            f" ({_cause(error)}); {step}, or give source=, a folder that"
             f" `save_to_disk` wrote. {chosen.note}"
         ) from error
     return data, source or chosen.hub
+
+
+def _cause(error: BaseException) -> str:
+    """What began an error, in words: `datasets` says only that there was one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error)[:300]}"
 
 
 def _rows(data, name: str, place: str, seed: int | None) -> Iterator[tuple[int, Mapping]]:
@@ -252,13 +262,14 @@ def _solved(text: str) -> Callable[[Mapping, str, int], Question]:
 
 
 def _is_level_5(row: Mapping) -> bool:
-    """Whether a row is of level 5, written as 5, 5.0, '5' or 'Level 5'."""
+    """Whether a row is of level 5, written as 5, 5.0, '5' or 'Level 5'; 'Level ?' is of none."""
     level = row["level"]
-    if isinstance(level, bool) or not isinstance(level, str | int | float) or level != level:
+    found = str(level).strip().lower().removeprefix("level").strip().removesuffix(".0")
+    if not isinstance(level, str | int | float) or found not in ("1", "2", "3", "4", "5", "?"):
         raise ValueError(
             f"{level!r} in column 'level' is no level from 1 to 5: leave this row out of the set"
         )
-    return str(level).removeprefix("Level ").removesuffix(".0") == "5"
+    return found == "5"
 
 
 def _rollouts(row: Mapping, name: str, seed: int) -> Question:
