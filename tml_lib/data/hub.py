@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -265,9 +266,9 @@ def _is_level_5(row: Mapping) -> bool:
     """Whether a row is of level 5, written as 5, 5.0, '5' or 'Level 5'; 'Level ?' is of none."""
     level = row["level"]
     found = str(level).strip().lower().removeprefix("level").strip().removesuffix(".0")
-    if not isinstance(level, str | int | float) or found not in ("1", "2", "3", "4", "5", "?"):
+    if not isinstance(level, str | int | float) or not re.fullmatch(r"\d+|\?", found):
         raise ValueError(
-            f"{level!r} in column 'level' is no level from 1 to 5: leave this row out of the set"
+            f"{level!r} in column 'level' is no level, such as 5 or 'Level 5': leave this row out of the set"
         )
     return found == "5"
 
