@@ -266,9 +266,10 @@ def _is_level_5(row: Mapping) -> bool:
     """Whether a row is of level 5, written as 5, 5.0, '5' or 'Level 5'; 'Level ?' is of none."""
     level = row["level"]
     found = str(level).strip().lower().removeprefix("level").strip().removesuffix(".0")
-    if not isinstance(level, str | int | float) or not re.fullmatch(r"\d+|\?", found):
+    if not re.fullmatch(r"\d+|\?", found):  # of 'None', 'True', '[5]', 'nan' too
         raise ValueError(
-            f"{level!r} in column 'level' is no level, such as 5 or 'Level 5': leave this row out of the set"
+            f"{level!r} in column 'level' is no level, such as 5 or 'Level 5': leave this row out"
+            " of the set"
         )
     return found == "5"
 
