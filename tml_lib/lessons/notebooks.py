@@ -170,9 +170,13 @@ def run(
 
     Each writes <name>.ipynb (under another name until it is complete), <name>.html and
     state/<name>.json, and its evidence into out/evidence. Ctrl-C ends the running ones and leaves
-    the finished ones as they are.
+    the finished ones as they are. Raises ValueError where another process runs into `out`.
     """
-    jobs = min(jobs or runtime.usable_cores(), len(books))
+    with runtime.locked(out):
+        return _run(books, parameters, out, min(jobs or runtime.usable_cores(), len(books)))
+
+
+def _run(books: list[Notebook], parameters: dict[str, dict], out: Path, jobs: int) -> list[Result]:
     board = _Board([book.name for book in books])
     results: dict[str, Result] = {}
     children: list[subprocess.Popen] = []
@@ -310,16 +314,26 @@ def _html(path: Path) -> str:
     book = files.notebook(path, "run the notebook again")
     for cell in book.cells:
         for output in cell.get("outputs", []):
-            escape_markdown(output.get("data", {}))
+            make_harmless(output.get("data", {}))
+    book.metadata.pop("widgets", None)  # progress bars, whose labels may hold anything
     return HTMLExporter(embed_images=True).from_notebook_node(book)[0]
 
 
-def escape_markdown(data: dict) -> None:
-    """Tags in a Markdown output become text: a model's name or a question may hold anything, and
-    the kit's own tables hold no HTML.
+# where the address of a link begins that leads neither to a page of the kit nor to another site
+_LINK = re.compile(r"(?m)(\]\(|^ {0,3}\[[^\]]+\]:)\s*(?!https?://|#|\d\d_\w+\.ipynb)")
+
+
+def make_harmless(data: dict) -> None:
+    """What a browser would run in an output becomes text: a model's name or a question may hold
+    anything. The kit's own outputs are text, pictures and Markdown without HTML; a reader's HTML is
+    in the notebook itself, and its page shows the text beside it.
     """
+    for kind in ("text/html", "image/svg+xml", "application/javascript", "text/latex"):
+        data.pop(kind, None)
     if "text/markdown" in data:
-        data["text/markdown"] = data["text/markdown"].replace("<", "&lt;")
+        text = re.sub(r"&(?=[#\w])", "&amp;", data["text/markdown"]).replace("<", "&lt;")
+        text = _LINK.sub(r"\1./", text)  # an address such as javascript:… runs when it is clicked
+        data["text/markdown"] = re.sub(r"(?i)(javascript|vbscript|data)\s*:", r"\1 :", text)
 
 
 class _Board:
@@ -378,7 +392,8 @@ def write_index(out: Path, results: list[Result]) -> Path:
     lines = []
     for result in results:
         state = "finished" if result.ok else f"failed: {html.escape(result.message)}"
-        link = f'<a href="{result.name}.html">{result.name}</a>' if result.ok else result.name
+        link = html.escape(result.name)
+        link = f'<a href="{quote(result.name)}.html">{link}</a>' if result.ok else link
         lines.append(
             f"<tr><td>{link}<td>{state}<td>{result.seconds:.0f}"
             f" s<td>{result.memory_mb / 1000:.2f} GB"

@@ -60,7 +60,8 @@ class Study:
 
         settings: what JSON can hold, in place of the study's. inputs: by name, what `record` needs
         beside them (a model, questions). A checkpoint is found again by study, protocol, settings
-        and inputs. progress: print a line per record. Raises ValueError for a damaged checkpoint.
+        and inputs; several processes may share one. progress: print a line per record. Raises
+        ValueError for a damaged checkpoint.
         """
         settings, inputs = self.settings | settings, inputs or {}
         key = {"study": self.name, "protocol": ledger.protocol(self.protocol or self.name)}
@@ -72,9 +73,8 @@ class Study:
                 continue
             began = time.perf_counter()
             record = self.record(item, Path(folder), **settings, **inputs)
-            held["records"][name] = files.plain(record, f"a record of {self.name}")
-            held["seconds"] += time.perf_counter() - began
-            runtime.write_text(checkpoint, json.dumps(held))
+            record = files.plain(record, f"a record of {self.name}")
+            held = _keep(checkpoint, name, record, time.perf_counter() - began)
             if progress:
                 print(f"{self.name}: {len(held['records'])} of {len(items)}", flush=True)
         return Made([held["records"][name] for name in wanted], held["seconds"], settings)
@@ -119,6 +119,16 @@ def _identity(value):
 
 def _hash(value) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+
+
+def _keep(checkpoint: Path, name: str, record: dict, seconds: float) -> dict:
+    """Add a record to what a checkpoint holds: other processes may have added theirs."""
+    with runtime.locked(checkpoint.parent, wait=True):
+        held = _read(checkpoint)
+        records = {name: record} | held["records"]
+        held = {"seconds": held["seconds"] + seconds, "records": records}
+        runtime.write_text(checkpoint, json.dumps(held))
+    return held
 
 
 def _read(checkpoint: Path) -> dict:

@@ -9,14 +9,13 @@ anything is resumed from it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,10 +26,9 @@ from tml_lib import files
 from tml_lib.data import tiny
 from tml_lib.lm.adapters import RUN, adapted_modules, fingerprint, merged, without_patches
 from tml_lib.lm.models import LanguageModel, quiet
-from tml_lib.runtime import write_text
+from tml_lib.runtime import LOCK, locked, write_text
 from tml_lib.train.settings import TrainSettings
 
-LOCK = ".lock"  # holds the id of the process that is at work in the folder
 SUMS = "sums.json"  # a checkpoint's last file: name -> SHA-256
 STATE = "trainer_state.json"  # the last file that the trainer writes itself
 
@@ -194,28 +192,6 @@ def follow(trainer, on_log: Callable[[list[dict]], None] | None) -> None:
 
 
 # --- the folder -----------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; ValueError where another holds it.
-
-    The system takes the lock from a process that dies, whatever the file says.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+", encoding="utf8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise ValueError(
-                f"folder {folder} is in use by process {file.read() or 'unknown'}: wait until it"
-                " ends, or name another folder"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def refuse_foreign(folder: Path) -> None:
