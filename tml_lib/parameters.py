@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tml_lib import files
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def _folder(value: str, base: Path) -> str:
 
 def _entry(value: str, base: Path) -> str:
     file = Path(__file__).parent / "claims" / "published.toml"
-    names = [entry["name"] for entry in tomllib.loads(file.read_text(encoding="utf8"))["models"]]
+    held = files.table(file, files.COMMITTED, {"models": list})
+    names = [entry["name"] for entry in held["models"]]
     return "" if value in names else f"the entries are {', '.join(names)}"
 
 

@@ -5,8 +5,10 @@ writing.
 from __future__ import annotations
 
 import ast
+import contextlib
 import ctypes
 import difflib
+import fcntl
 import gc
 import importlib.metadata
 import importlib.util
@@ -15,7 +17,7 @@ import platform
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 from tml_lib import parameters
@@ -88,9 +90,10 @@ def pick_device(name: str | None = None):
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device={name!r} cannot be used here ({error}); use 'cpu', or leave it out"
+            f"device={name!r} cannot be used here ({reason}); use 'cpu', or leave it out"
         ) from error
     return device
 
@@ -150,6 +153,31 @@ def write_text(path: Path, text: str) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+LOCK = ".lock"  # holds the id of the process that is at work in the folder
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the folder for this process; ValueError where another holds it, or wait until it ends.
+
+    The system takes the lock from a process that dies, whatever the file says.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a+", encoding="utf8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            file.seek(0)
+            raise ValueError(
+                f"folder {folder} is in use by process {file.read() or 'unknown'}: wait until it"
+                " ends, or name another folder"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 # --- notebook parameters --------------------------------------------------------------------------

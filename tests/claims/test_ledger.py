@@ -144,7 +144,7 @@ def test_a_test_without_a_rule_is_refused_and_nothing_is_written(tmp_path):
 def test_evidence_that_is_no_json_is_refused_by_path(tmp_path, content):
     path = tmp_path / "bad.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=f"{path} is not valid JSON"):
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
         ledger.read_evidence(path)
 
 
@@ -154,13 +154,13 @@ def test_evidence_that_lacks_a_field_is_refused_by_path_and_field(tmp_path, fiel
     held = json.loads(path.read_text())
     del held[field]
     path.write_text(json.dumps(held))
-    with pytest.raises(ValueError, match=f"{path} lacks {field}: make it again"):
+    with pytest.raises(ValueError, match=rf"{path} is damaged \(it lacks {field}\): make it again"):
         ledger.read_evidence(path)
 
 
 def test_evidence_that_is_no_object_is_refused_by_path(tmp_path):
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(ValueError, match=rf"{tmp_path}/list\.json holds a list"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/list\.json is damaged \(it holds a list"):
         ledger.read_evidence(tmp_path / "list.json")
 
 
@@ -178,7 +178,8 @@ def test_values_that_are_no_lists_of_lists_of_numbers_are_refused_by_path(tmp_pa
     path = write(tmp_path, {"C1.fall": [[1.0]]})
     alter(path, values={"C1.fall": values})
     with pytest.raises(
-        ValueError, match=rf"{path}: values\['C1\.fall'\] is no list of lists of numbers"
+        ValueError,
+        match=rf"{path} is damaged \(values\['C1\.fall'\] is no list of lists of numbers",
     ):
         ledger.read_evidence(path)
 

@@ -3,6 +3,7 @@ by name.
 """
 
 import json
+import os
 import random
 
 import datasets
@@ -345,6 +346,51 @@ def test_a_file_that_cannot_be_read_is_refused_by_path(tmp_path):
     (tmp_path / "aime.parquet").write_text("no parquet")
     with pytest.raises(ValueError, match=r"aime24 cannot be read from .*aime\.parquet"):
         hub.questions("aime24", source=str(tmp_path / "aime.parquet"))
+
+
+KINDS = {
+    "a named pipe": (os.mkfifo, "is a named pipe"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "is a device"),
+    "a circle": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+    "empty": (lambda path: path.touch(), "cannot be read from"),
+    "cut": (lambda path: path.write_text('{"problem":'), "cannot be read from"),
+    "binary": (lambda path: path.write_bytes(b"\xff\x00\x80" * 9), "cannot be read from"),
+    "deep": (lambda path: path.write_text("[" * 10_000), "cannot be read from"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+def test_a_file_of_another_kind_or_damaged_is_refused_by_path(tmp_path, name, kind):
+    make, said = KINDS[kind]
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=said) as caught:
+        hub.questions("aime24", source=str(tmp_path / name))
+    assert str(tmp_path / name) in str(caught.value)
+    assert "An error occurred while generating" not in str(caught.value), "the cause is said"
+
+
+@pytest.mark.parametrize("value", [3, 1.5, None, True, b"x", ["x"]], ids=repr)
+@pytest.mark.parametrize("name", ["name", "source", "split", "n", "seed"])
+def test_an_argument_of_another_type_is_refused_by_name(name, value):
+    if name in ("n", "seed") and (value is None or value == 3):
+        return  # a number may stand there, and n may be left out
+    with pytest.raises((TypeError, ValueError)) as caught:
+        hub.questions(**{"name": "aime24", "n": 1, "seed": 0} | {name: value})
+    assert repr(value) in str(caught.value)
+    assert name == "name" or str(caught.value).startswith(f"{name} is ")
+
+
+def test_a_source_may_be_a_path(tmp_path):
+    hub.fixture("aime24", tmp_path / "set", 2)
+    assert len(hub.questions("aime24", source=tmp_path / "set")) == 2
+
+
+@pytest.mark.parametrize("level", [-1, 5.5, "x", "", "Level Five", None, True, [5], 1e999])
+def test_a_level_that_is_none_is_refused(tmp_path, level):
+    row = {"problem": "p", "solution": "s", "answer": "1", "level": level}
+    with pytest.raises(ValueError, match=r"row 0 of .*own\.jsonl: .* is no level, such as 5"):
+        hub.questions("math500_5", source=write([row], tmp_path / "own.jsonl"))
 
 
 @pytest.mark.parametrize("stream", [False, True])

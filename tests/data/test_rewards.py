@@ -84,12 +84,17 @@ def test_a_blank_before_the_brace_of_a_box_does_not_count(grader):
     assert text_reward("so it is \\boxed {7}.", "7", grade=grader.grade) == 1.0
 
 
-@pytest.mark.parametrize("text", [None, 5])
+@pytest.mark.parametrize("text", [None, 5, 1.5, b"5", ["5"], True], ids=repr)
 def test_what_is_no_text_is_refused_by_name(text):
-    with pytest.raises(TypeError, match=f"text is {text}, of type .*: give it as a string"):
-        text_reward(text, "5")
-    with pytest.raises(TypeError, match=f"answer is {text}, of type"):
-        text_reward("5", text)
+    kind = type(text).__name__
+    for reward in (text_reward, rewards.program_reward):
+        with pytest.raises(TypeError, match=f"text is .*, of type {kind}: give it as a string"):
+            reward(text, "5")
+        with pytest.raises(TypeError, match=f"answer is .*, of type {kind}"):
+            reward("5", text)
+    for form in (rewards.boxed_at_the_end, rewards.in_template):
+        with pytest.raises(TypeError, match=f"text is .*, of type {kind}"):
+            form(text)
 
 
 def test_an_unclosed_box_is_never_in_the_right_format(grader):

@@ -449,6 +449,16 @@ def test_an_executed_page_runs_nothing_that_a_models_name_holds(tmp_path, monkey
     assert "<strong>7</strong>" in page
 
 
+def test_a_run_in_the_folder_of_another_process_is_told(tiny_books, tmp_path):
+    books = notebooks.discover()
+    with (
+        runtime.locked(tmp_path / "run"),
+        pytest.raises(ValueError, match=f"run is in use by process {os.getpid()}: wait until it"),
+    ):
+        notebooks.run(books, notebooks.check_given(books, {}), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
 def test_a_failing_notebook_is_reported_and_the_others_finish(tiny_books, tmp_path):
     tiny_book(notebooks.folder(), "02_bad", "raise ValueError('as told')")
     books = notebooks.discover()

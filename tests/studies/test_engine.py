@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -128,3 +130,37 @@ def test_values_of_questions_are_one_seed_and_keep_what_is_missing():
     found = values([1.0, math.nan], {"by": 2})["C1.trend"]
     assert found[0][0] == 2
     assert math.isnan(found[0][1])
+
+
+SHARED = """
+import os, sys, time
+from pathlib import Path
+from tml_lib.studies import engine
+def record(item, folder):
+    time.sleep(0.02)
+    return {"item": item}
+study = engine.Study("trajectories", record=record, values=engine.by_question(
+    lambda found, settings: {"C1.fall": float(found["item"])}
+))
+children = []
+for step in (1, -1, 1):
+    children.append(os.fork())
+    if not children[-1]:
+        study.evidence(list(range(20))[::step], Path(sys.argv[1]), command="a test")
+        os._exit(0)
+assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+"""
+
+
+def test_processes_that_share_a_checkpoint_and_evidence_are_all_right(tmp_path):
+    """Three at once, one in the other order: no record is lost, and the evidence is whole."""
+    command = [sys.executable, "-c", SHARED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (checkpoint,) = tmp_path.glob("*.checkpoint")
+    held = json.loads(checkpoint.read_text())
+    assert sorted(record["item"] for record in held["records"].values()) == list(range(20))
+    found = ledger.read_evidence(tmp_path / "trajectories.tiny.json")
+    assert sorted(found["values"]["C1.fall"][0]) == [float(k) for k in range(20)]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {checkpoint.name, "trajectories.tiny.json", ".lock"}, "no temporary file is left"

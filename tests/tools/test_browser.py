@@ -226,3 +226,101 @@ def test_the_site_shows_figures_formulas_and_no_error(driver, tmp_path):
         formulas, figures = formulas + wanted, figures + len(sizes)
     assert formulas > 100
     assert figures > 50
+
+
+# --- names that would run something ---------------------------------------------------------------
+
+NAME = "<img src=x onerror=window.hit=1>"
+QUESTION = "What is 2+3? </script><script>window.hit=1</script><svg onload=window.hit=1>"
+LINKS = "[a](javascript:window.hit=1) [b](JavaScript&colon;window.hit=1) [c](java&#115;cript:hit())"
+LINKS += " $\\href{javascript:window.hit=1}{x}$"
+HOSTILE = (
+    NAME,
+    QUESTION,
+    f"| a |\n|---|\n| {NAME} {LINKS} |",
+    f"```\n{QUESTION}\n```",
+    f"\n{NAME}\n",
+)
+KINDS = ("text/plain", "text/markdown", "text/html", "image/svg+xml", "text/latex")
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A notebook whose outputs hold such names, in every form that a kernel may send."""
+    outputs = [
+        nbformat.v4.new_output("display_data", {kind: text, "text/plain": text})
+        for kind in (*KINDS, "application/javascript")
+        for text in HOSTILE
+    ]
+    outputs += [
+        nbformat.v4.new_output("stream", name=name, text=text)
+        for name in ("stdout", "stderr")
+        for text in HOSTILE
+    ]
+    outputs.append(nbformat.v4.new_output("error", ename=NAME, evalue=QUESTION, traceback=[NAME]))
+    source = f"model: str = {NAME!r}\nquestion: str = {QUESTION!r}"
+    cells = [
+        nbformat.v4.new_markdown_cell("# Names\n\n$x$"),
+        nbformat.v4.new_code_cell(source, outputs=outputs),
+    ]
+    state = {"a": {"model_module": "m", "model_name": "HTMLModel", "state": {"value": QUESTION}}}
+    widgets = {"state": state, "version_major": 2, "version_minor": 0}
+    book = nbformat.v4.new_notebook(
+        cells=cells,
+        metadata={
+            "widgets": {"application/vnd.jupyter.widget-state+json": widgets},
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+            "language_info": {"name": "python"},
+        },
+    )
+    nbformat.write(book, tmp_path / "00_names.ipynb")
+    return tmp_path / "00_names.ipynb"
+
+
+def run_page(book, folder):
+    (folder / "run.html").write_text(notebooks._html(book), encoding="utf8")
+    return folder / "run.html"
+
+
+def site_page(book, folder):
+    source = folder / "source"
+    (source / "_static").mkdir(parents=True)
+    nbformat.write(site._page(book, ""), source / "index.ipynb")
+    with pytest.MonkeyPatch.context() as patch:
+        # formulas are not the subject, and their script is large
+        patch.setitem(site.SETTINGS, "html_css_files", [])
+        site._run_sphinx(source, folder / "site", folder / "doctrees")
+    return folder / "site" / "index.html"
+
+
+def index_page(book, folder):
+    stored = notebooks.stored_evidence() / "published.published.json"
+    (folder / "evidence").mkdir()
+    shutil.copy(stored, folder / "evidence" / f"{NAME}.json")
+    results = [
+        notebooks.Result(NAME, ok, 1.0, 2, {"model": NAME}, QUESTION) for ok in (True, False)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(notebooks, "stored_evidence", lambda: folder / "none")
+        return notebooks.write_index(folder, results)
+
+
+@pytest.mark.parametrize("make", [run_page, site_page, index_page])
+def test_no_page_runs_what_a_models_name_or_a_question_holds(driver, hostile, tmp_path, make):
+    page = make(hostile, tmp_path)
+    driver.get(page.as_uri())
+    time.sleep(0.3)  # for a picture that cannot be loaded
+    assert driver.execute_script("return window.hit === undefined")
+    places = "return [...document.querySelectorAll('a')].map(a => a.href)"
+    assert [to for to in driver.execute_script(places) if not re.match("file:|https?:", to)] == []
+    text = driver.execute_script("return document.body.textContent")
+    assert NAME in text
+    if make is not index_page:
+        assert "What is 2+3? </script><script>window.hit=1" in text
+
+
+def test_the_browser_finds_a_page_that_runs_such_a_name(driver, tmp_path):
+    """The check above finds what it looks for."""
+    (tmp_path / "page.html").write_text(f"<!doctype html><title>a</title>{NAME}")
+    driver.get((tmp_path / "page.html").as_uri())
+    WebDriverWait(driver, 10).until(lambda d: d.execute_script("return window.hit === 1"))

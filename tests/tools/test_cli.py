@@ -101,7 +101,7 @@ def test_an_invalid_evidence_file_is_an_error_not_a_verdict(tmp_path, capsys, mo
     (tmp_path / "broken.small.json").write_text("{")
     monkeypatch.setattr(notebooks, "stored_evidence", lambda: tmp_path)
     assert cli.main(["report"]) == 2
-    assert "broken.small.json is not valid JSON" in capsys.readouterr().err
+    assert "broken.small.json is damaged (JSONDecodeError" in capsys.readouterr().err
 
 
 def test_resume_without_a_run_says_so(tmp_path, capsys, monkeypatch):

@@ -14,18 +14,22 @@ import hashlib
 import json
 import math
 import re
-import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tml_lib import runtime
+from tml_lib import files, runtime
 from tml_lib.claims.stats import bootstrap_interval, clustered_interval, nested_intervals
 from tml_lib.records import Interval
 
 SCHEMA = 1
 INTERVAL_SEED = 20250526  # the bootstrap's own seed: the day of the paper
-_FIELDS = {"schema", "study", "scale", "command", "settings", "versions", "protocol", "rules_hash"}
-_FIELDS |= {"wall_seconds", "values"}
+AGAIN = (
+    "make it again with the command in its 'command' field (the notebook that writes it runs it"
+    " too), or take the committed file back from git"
+)
+_FIELDS = dict.fromkeys(("study", "scale", "command", "protocol", "rules_hash"), str)
+_FIELDS |= {"schema": int, "settings": dict, "versions": dict, "values": dict}
+_FIELDS |= {"wall_seconds": float}
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,13 @@ class Row:
 
 def claims() -> dict[str, dict]:
     """The claims of `claims.toml`, by id: the paper's by number, then the kit's own."""
-    return copy.deepcopy(
-        _parsed((Path(__file__).parent / "claims.toml").read_text(encoding="utf8"))
-    )
+    return copy.deepcopy(_parsed(Path(__file__).parent / "claims.toml"))
 
 
 @functools.cache
-def _parsed(text: str) -> dict[str, dict]:
-    found = {key: item for key, item in tomllib.loads(text).items() if isinstance(item, dict)}
+def _parsed(path: Path) -> dict[str, dict]:
+    held = files.table(path, files.COMMITTED)
+    found = {key: item for key, item in held.items() if isinstance(item, dict)}
     return dict(
         sorted(
             found.items(),
@@ -98,7 +101,7 @@ def rules_hash(names: list[str]) -> str:
 @functools.cache
 def protocols() -> dict[str, dict]:
     """Version and tolerances of every study, by name (`protocols.toml`)."""
-    return tomllib.loads((Path(__file__).parent / "protocols.toml").read_text(encoding="utf8"))
+    return files.table(Path(__file__).parent / "protocols.toml", files.COMMITTED)
 
 
 def protocol(study: str) -> str:
@@ -139,9 +142,10 @@ def write_evidence(
     """Write `<study>.<scale>.json`. values: test ('C1.trend') -> seeds -> questions, NaN where the
     test does not apply.
 
-    extra: anything that figures need (curves, say); 'templates', a label
-    per question, makes intervals resample whole templates; 'nested' makes them resample seeds and
-    questions within seeds. Raises ValueError where a test has no rule.
+    extra: anything that figures need (curves, say); 'templates', a label per question, makes
+    intervals resample whole templates; 'nested' makes them resample seeds and questions within
+    seeds. Numbers of numpy and torch are written as numbers. Raises ValueError where a test has no
+    rule or its values are no lists of numbers, TypeError for what JSON cannot hold.
     """
     record = {
         "schema": SCHEMA,
@@ -156,7 +160,10 @@ def write_evidence(
         "values": values,
         **(extra or {}),
     }
-    text = json.dumps(_rounded(record), ensure_ascii=False, separators=(",", ":"))
+    record = _rounded(files.plain(record, "evidence"))
+    if fault := _fault(record["values"]):
+        raise ValueError(f"evidence {study}.{scale}: {fault}: give those that the study measured")
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
     return runtime.write_text(Path(folder) / f"{study}.{scale}.json", text + "\n")
 
 
@@ -174,41 +181,18 @@ def read_evidence(path: Path) -> dict:
     """An evidence file, checked; ValueError names the file, what is wrong with it and how to make
     it again.
     """
-    path = Path(path)
-    again = (
-        "make it again with the command in its 'command' field, or take the committed file back"
-        " from git"
-    )
-    try:
-        record = json.loads(path.read_text(encoding="utf8"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"evidence file {path} does not exist: run the notebook that writes it"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"evidence file {path} is not valid JSON ({error}): {again}") from error
-    if not isinstance(record, dict) or (missing := sorted(_FIELDS - set(record))):
-        lacks = (
-            f"lacks {', '.join(missing)}"
-            if isinstance(record, dict)
-            else f"holds a {type(record).__name__}"
-        )
-        raise ValueError(f"evidence file {path} {lacks}: {again}")
+    record = files.table(Path(path), AGAIN, _FIELDS)
     if record["schema"] != SCHEMA:
-        raise ValueError(
-            f"evidence file {path} has schema {record['schema']}, this kit reads {SCHEMA}: {again}"
-        )
-    if not isinstance(record["values"], dict):
-        raise ValueError(
-            f"evidence file {path}: values holds a {type(record['values']).__name__}, not tests by"
-            f" name: {again}"
-        )
-    for name, seeds in record["values"].items():
-        numbers = [x for seed in seeds for x in seed] if _is_nested(seeds) else None
-        if numbers is None or not all(x is None or isinstance(x, int | float) for x in numbers):
-            raise ValueError(
-                f"evidence file {path}: values[{name!r}] is no list of lists of numbers: {again}"
-            )
+        said = f"has schema {record['schema']}, and this kit reads {SCHEMA}"
+        raise files.Unreadable(path, said, AGAIN)
+    fault = _fault(record["values"])
+    labels = record.get("templates")
+    if not fault and labels is not None:
+        lengths = {len(seed) for seeds in record["values"].values() for seed in seeds}
+        if not isinstance(labels, list) or lengths != {len(labels)}:
+            fault = "templates is no label per question"
+    if fault:
+        raise files.Unreadable(path, f"is damaged ({fault})", AGAIN)
     return record
 
 
@@ -220,8 +204,16 @@ def cut_share(record: dict) -> float | None:
     return sum(cut for cut, _ in counts) / sum(n for _, n in counts) if counts else None
 
 
-def _is_nested(seeds) -> bool:
-    return isinstance(seeds, list) and bool(seeds) and all(isinstance(seed, list) for seed in seeds)
+def _fault(values: dict) -> str:
+    """What is wrong with the values; '' where each test has a list of seeds, each a list of numbers
+    or None.
+    """
+    for name, seeds in values.items():
+        listed = isinstance(seeds, list) and seeds and all(isinstance(s, list) for s in seeds)
+        numbers = [x for seed in seeds for x in seed if x is not None] if listed else [None]
+        if not all(files.is_a(x, float) and not math.isnan(x) for x in numbers):
+            return f"values[{name!r}] is no list of lists of numbers"
+    return ""
 
 
 def rows(folders: list[Path]) -> list[Row]:

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from tml_lib import checks
 from tml_lib.lm import notation
 from tml_lib.lm.grading import options
 from tml_lib.records import Question, Trajectory
@@ -53,6 +54,7 @@ def left_out(n: int, seed: int = 0) -> dict[str, str]:
 
 def _draws(n: int, seed: int) -> list[list[Question]]:
     """Per place, the questions drawn until one has no fault."""
+    checks.whole(n=n, seed=seed)
     if n < 1:
         raise ValueError(f"n={n} questions make no set: ask for at least 1")
     import reasoning_gym

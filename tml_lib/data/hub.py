@@ -12,12 +12,15 @@ that a model writes.
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
+from tml_lib import checks, files
 from tml_lib.data import gsm
 from tml_lib.lm.thinking import THINK, divide
 from tml_lib.records import Question, Trajectory
@@ -63,6 +66,7 @@ def questions(
     the whole set on disk; the rollouts are large. Raises ValueError naming the set, what is wrong
     and the next step, NotImplementedError for LiveCodeBench.
     """
+    checks.whole(seed=seed, **({} if n is None else {"n": n}))
     if n is not None and n < 1:
         raise ValueError(f"n={n} questions make no set: ask for at least 1, or leave n out for all")
     found = list(
@@ -90,6 +94,8 @@ def _draw(
     name: str, seed: int, split: str, source: str, stream: bool, *, shuffled: bool
 ) -> Iterator[Question]:
     chosen = _source(name)
+    checks.texts(split=split)
+    source = checks.place("give a folder, a file or a hub name", source=source)
     data, place = _open(name, chosen, split, source, stream)
     for k, row in _rows(data, name, place, seed if shuffled else None):
         try:
@@ -131,7 +137,7 @@ def fixture(name: str, folder: str | Path, n: int = 8, seed: int = 0) -> Path:
 
 
 def _source(name: str) -> Source:
-    if name not in SETS:
+    if not isinstance(name, str) or name not in SETS:
         raise ValueError(
             f"{name!r} is no question set of the paper: choose one of {', '.join(SETS)}"
         )
@@ -148,11 +154,13 @@ def _open(name: str, chosen: Source, split: str, source: str, stream: bool):
     local = bool(source) and (
         place.exists() or source.startswith((".", "/", "~")) or place.suffix in _KINDS
     )
-    if local and not place.exists():
+    if local and not os.path.lexists(place):
         raise ValueError(
             f"{name}: {source!r} does not exist; give a folder or file, or leave source out for"
             f" {chosen.hub}"
         )
+    if local and not place.is_dir():
+        files.check(place, "give a folder, or a parquet, JSON or CSV file", most=None)
     whole = place.is_file() or (place / "state.json").is_file()
     if local and whole and split:
         raise ValueError(
@@ -180,10 +188,17 @@ def _open(name: str, chosen: Source, split: str, source: str, stream: bool):
         )
         raise ValueError(
             f"{name} cannot be read from {source or chosen.hub!r}, split {wanted!r}"
-            f" ({type(error).__name__}: {error}); {step}, or give source=, a folder that"
+            f" ({_cause(error)}); {step}, or give source=, a folder that"
             f" `save_to_disk` wrote. {chosen.note}"
         ) from error
     return data, source or chosen.hub
+
+
+def _cause(error: BaseException) -> str:
+    """What began an error, in words: `datasets` says only that there was one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error)[:300]}"
 
 
 def _rows(data, name: str, place: str, seed: int | None) -> Iterator[tuple[int, Mapping]]:
@@ -248,13 +263,15 @@ def _solved(text: str) -> Callable[[Mapping, str, int], Question]:
 
 
 def _is_level_5(row: Mapping) -> bool:
-    """Whether a row is of level 5, written as 5, 5.0, '5' or 'Level 5'."""
+    """Whether a row is of level 5, written as 5, 5.0, '5' or 'Level 5'; 'Level ?' is of none."""
     level = row["level"]
-    if isinstance(level, bool) or not isinstance(level, str | int | float) or level != level:
+    found = str(level).strip().lower().removeprefix("level").strip().removesuffix(".0")
+    if not re.fullmatch(r"\d+|\?", found):  # of 'None', 'True', '[5]', 'nan' too
         raise ValueError(
-            f"{level!r} in column 'level' is no level from 1 to 5: leave this row out of the set"
+            f"{level!r} in column 'level' is no level, such as 5 or 'Level 5': leave this row out"
+            " of the set"
         )
-    return str(level).removeprefix("Level ").removesuffix(".0") == "5"
+    return found == "5"
 
 
 def _rollouts(row: Mapping, name: str, seed: int) -> Question:

@@ -27,6 +27,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from tml_lib import checks
 from tml_lib.records import Question, Trajectory
 
 MODULUS = 7
@@ -153,6 +154,7 @@ def questions(n: int, seed: int = 0, split: str = "train", *, steps: int = STEPS
     it, so the splits are disjoint by construction. Raises ValueError where n < 1, for an unknown
     split, and where `steps` needs too many letters.
     """
+    checks.whole(n=n, seed=seed, steps=steps)
     if n < 1:
         raise ValueError(f"n={n} questions make no set: ask for at least 1")
     made = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from tml_lib import checks
 from tml_lib.data import programs
 from tml_lib.lm import answers
 from tml_lib.lm.answers import ANSWER_TEMPLATE
@@ -41,11 +42,7 @@ def text_reward(
     `Grader(seconds).grade`; the default gives up after 5 seconds, counts what it cannot parse as
     wrong, and works from any thread. Raises TypeError for a text or answer that is no string.
     """
-    for name, value in (("text", text), ("answer", answer)):
-        if not isinstance(value, str):
-            raise TypeError(
-                f"{name} is {value!r}, of type {type(value).__name__}: give it as a string"
-            )
+    checks.texts(text=text, answer=answer)
     return eq21(grade(text, answer), boxed_at_the_end(text))
 
 
@@ -56,6 +53,7 @@ def boxed_at_the_end(text: str) -> bool:
     Behind its closing brace may stand blanks and what ends a formula, bold print or a sentence:
     '$', '\\)', '\\]', '*', '.'.
     """
+    checks.texts(text=text)
     box = re.search(r"\\boxed\s*\{", text)
     if box is None or text.count(BOX) != 1:
         return False
@@ -78,6 +76,7 @@ def program_reward(text: str, answer: str) -> float:
     of the last box up to its first '}'; without one the text's last words, a closing '.' or '}'
     aside.
     """
+    checks.texts(text=text, answer=answer)
     right = programs.graded(text, answer) if BOX + "{" in text else _ends_in(text, answer)
     return eq21(right, in_template(text))
 
@@ -89,6 +88,7 @@ def in_template(text: str) -> bool:
     Blanks behind the '}' do not count. What stands before the template is the trajectory, of any
     form, and may be empty.
     """
+    checks.texts(text=text)
     before, found, rest = text.partition(ANSWER_TEMPLATE)
     words, closed, after = rest.partition("}")
     heading = ANSWER_TEMPLATE.split("\\")[0].strip()

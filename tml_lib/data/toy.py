@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tml_lib import checks
 from tml_lib.lm.answers import Suffix
 from tml_lib.records import Question, TaskBatch, Trajectory
 
@@ -34,6 +35,7 @@ def chains(n: int, seed: int = 0) -> list[Question]:
     """n questions with gold trajectories; the first n of a seed are the same whatever n is.
     ValueError where n < 1.
     """
+    checks.whole(n=n, seed=seed)
     if n < 1:
         raise ValueError(f"n={n} questions make no set: ask for at least 1")
     return [_question(seed, k) for k in range(n)]

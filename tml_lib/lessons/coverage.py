@@ -4,12 +4,10 @@ against the notebooks.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
-
+from tml_lib import files
 from tml_lib.claims import ledger
 from tml_lib.lessons import notebooks
 
@@ -32,10 +30,9 @@ def coverage() -> list[Item]:
     """The items of coverage.toml; ValueError names one that is incomplete, or whose claim or
     heading does not exist.
     """
-    text = FILE.read_text(encoding="utf8")
     items = [
         Item(**{k: tuple(v) if isinstance(v, list) else v for k, v in i.items()})
-        for i in tomllib.loads(text)["items"]
+        for i in files.table(FILE, files.COMMITTED, {"items": list})["items"]
     ]
     known = {book.name: headings(book.path) for book in notebooks.discover()}
     for item in items:
@@ -68,7 +65,7 @@ def coverage() -> list[Item]:
 def headings(path: Path) -> set[str]:
     """The headings of a notebook's Markdown cells."""
     cells = [
-        cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"
+        cell for cell in files.notebook(path, files.COMMITTED).cells if cell.cell_type == "markdown"
     ]
     lines = [line for cell in cells for line in cell.source.splitlines()]
     return {line.lstrip("#").strip() for line in lines if line.startswith("#")}

@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
-import tomllib
 from pathlib import Path
 
-from tml_lib import runtime
+from tml_lib import files, runtime
 from tml_lib.claims import ledger, report
 from tml_lib.lessons import notebooks
 from tml_lib.lm import presets
@@ -26,8 +26,8 @@ _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
 
 def home() -> str:
     """The repository's public address, from pyproject.toml."""
-    text = (runtime.project_root() / "pyproject.toml").read_text(encoding="utf8")
-    return tomllib.loads(text)["project"]["urls"]["Repository"]
+    held = files.table(runtime.project_root() / "pyproject.toml", files.COMMITTED)
+    return held["project"]["urls"]["Repository"]
 
 
 def owned() -> bool:
@@ -47,7 +47,7 @@ def set_home(address: str) -> None:
             " Binder need one"
         )
     path = runtime.project_root() / "pyproject.toml"
-    text = path.read_text(encoding="utf8")
+    text = files.text(path, files.COMMITTED)
     runtime.write_text(path, text.replace(f'Repository = "{home()}"', f'Repository = "{address}"'))
 
 
@@ -57,7 +57,9 @@ def measured() -> dict:
     """
     path = notebooks.folder() / "measured.json"
     empty = {"machine": "", "notebooks": {}, "commands": {}, "bench": []}
-    return json.loads(path.read_text(encoding="utf8")) if path.is_file() else empty
+    if not os.path.lexists(path):
+        return empty
+    return files.table(path, files.COMMITTED, {key: type(value) for key, value in empty.items()})
 
 
 def record(**parts) -> None:
@@ -345,11 +347,11 @@ def outdated(*, write: bool = False) -> list[Path]:
     changed = []
     root = runtime.project_root()
     for readme in (root / "README.md", root / "notebooks" / "README.md"):
-        if (new := renew(old := readme.read_text(encoding="utf8"))) != old:
+        if (new := renew(old := files.text(readme, files.COMMITTED))) != old:
             changed.append((readme, new))
     for book in notebooks.discover():
-        old = book.path.read_text(encoding="utf8")
-        content = nbformat.reads(old, as_version=4)
+        old = files.text(book.path, files.COMMITTED)
+        content = files.notebook(book.path, files.COMMITTED)
         for cell in content.cells:
             if cell.cell_type == "markdown":
                 cell.source = renew(cell.source, book.name)
@@ -358,7 +360,7 @@ def outdated(*, write: bool = False) -> list[Path]:
         if (new := nbformat.writes(content) + "\n") != old:
             changed.append((book.path, new))
     figure = notebooks.folder() / "verdicts.svg"
-    if not figure.is_file() or _figure_digest() not in figure.read_text(encoding="utf8"):
+    if not figure.is_file() or _figure_digest() not in files.text(figure, files.COMMITTED):
         changed.append((figure, _figure() if write else ""))
     if write:
         for path, new in changed:

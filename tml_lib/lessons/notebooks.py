@@ -15,11 +15,11 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from urllib.parse import quote
 
-from tml_lib import parameters, runtime
+from tml_lib import files, parameters, runtime
 from tml_lib.lm import presets
 
 
@@ -82,12 +82,8 @@ def discover() -> list[Notebook]:
 
 
 def _describe(path: Path) -> Notebook:
-    try:  # as plain JSON: nbformat and its validator take seconds to import
-        held = json.loads(path.read_text(encoding="utf8"))["cells"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"notebook {path} cannot be read ({error!r}): take the committed file back from git"
-        ) from error
+    # as plain JSON: nbformat and its validator take seconds to import
+    held = files.table(path, files.COMMITTED, {"cells": list})["cells"]
     first = next("".join(cell["source"]) for cell in held if cell["cell_type"] == "markdown")
     title = first.lstrip().splitlines()[0].lstrip("# ")
     cells = [
@@ -174,9 +170,13 @@ def run(
 
     Each writes <name>.ipynb (under another name until it is complete), <name>.html and
     state/<name>.json, and its evidence into out/evidence. Ctrl-C ends the running ones and leaves
-    the finished ones as they are.
+    the finished ones as they are. Raises ValueError where another process runs into `out`.
     """
-    jobs = min(jobs or runtime.usable_cores(), len(books))
+    with runtime.locked(out):
+        return _run(books, parameters, out, min(jobs or runtime.usable_cores(), len(books)))
+
+
+def _run(books: list[Notebook], parameters: dict[str, dict], out: Path, jobs: int) -> list[Result]:
     board = _Board([book.name for book in books])
     results: dict[str, Result] = {}
     children: list[subprocess.Popen] = []
@@ -202,11 +202,17 @@ def run(
     return [results[book.name] for book in books]
 
 
+_KINDS = {"str": str, "bool": bool, "float": float, "dict": dict}  # of a result's fields
+
+
 def _finished(out: Path, name: str, parameters: dict) -> Result | None:
     state = out / "state" / f"{name}.json"
-    if not state.is_file() or not (out / f"{name}.ipynb").is_file():
+    if not os.path.lexists(state) or not (out / f"{name}.ipynb").is_file():
         return None
-    result = Result(**json.loads(state.read_text(encoding="utf8")))
+    step = "delete it, and `run --resume` executes the notebook again"
+    kinds = {field.name: _KINDS[field.type] for field in fields(Result)}
+    held = files.table(state, step, kinds)
+    result = Result(**{name: held[name] for name in kinds})
     return result if result.ok and result.parameters == parameters else None
 
 
@@ -289,12 +295,10 @@ def _follow(child: subprocess.Popen, step) -> str:
 
 def _explain(partial: Path, tail: str, code: int) -> str:
     """The error of the failed cell, else the end of what papermill said."""
-    import nbformat
-
     if os.strerror(errno.ENOSPC) in tail or os.strerror(errno.EDQUOT) in tail:
         return FULL
-    with contextlib.suppress(OSError, ValueError, nbformat.reader.NotJSONError):  # cut short
-        for cell in nbformat.read(partial, as_version=4).cells:
+    with contextlib.suppress(OSError, ValueError):  # cut short
+        for cell in files.notebook(partial, "").cells:
             for output in cell.get("outputs", []):
                 if output.output_type == "error":
                     return f"{output.ename}: {output.evalue}"
@@ -305,22 +309,31 @@ def _explain(partial: Path, tail: str, code: int) -> str:
 
 
 def _html(path: Path) -> str:
-    import nbformat
     from nbconvert import HTMLExporter
 
-    book = nbformat.read(path, as_version=4)
+    book = files.notebook(path, "run the notebook again")
     for cell in book.cells:
         for output in cell.get("outputs", []):
-            escape_markdown(output.get("data", {}))
+            make_harmless(output.get("data", {}))
+    book.metadata.pop("widgets", None)  # progress bars, whose labels may hold anything
     return HTMLExporter(embed_images=True).from_notebook_node(book)[0]
 
 
-def escape_markdown(data: dict) -> None:
-    """Tags in a Markdown output become text: a model's name or a question may hold anything, and
-    the kit's own tables hold no HTML.
+# where the address of a link begins that leads neither to a page of the kit nor to another site
+_LINK = re.compile(r"(?m)(\]\(|^ {0,3}\[[^\]]+\]:)\s*(?!https?://|#|\d\d_\w+\.ipynb)")
+
+
+def make_harmless(data: dict) -> None:
+    """What a browser would run in an output becomes text: a model's name or a question may hold
+    anything. The kit's own outputs are text, pictures and Markdown without HTML; a reader's HTML is
+    in the notebook itself, and its page shows the text beside it.
     """
+    for kind in ("text/html", "image/svg+xml", "application/javascript", "text/latex"):
+        data.pop(kind, None)
     if "text/markdown" in data:
-        data["text/markdown"] = data["text/markdown"].replace("<", "&lt;")
+        text = re.sub(r"&(?=[#\w])", "&amp;", data["text/markdown"]).replace("<", "&lt;")
+        text = _LINK.sub(r"\1./", text)  # an address such as javascript:… runs when it is clicked
+        data["text/markdown"] = re.sub(r"(?i)(javascript|vbscript|data)\s*:", r"\1 :", text)
 
 
 class _Board:
@@ -379,7 +392,8 @@ def write_index(out: Path, results: list[Result]) -> Path:
     lines = []
     for result in results:
         state = "finished" if result.ok else f"failed: {html.escape(result.message)}"
-        link = f'<a href="{result.name}.html">{result.name}</a>' if result.ok else result.name
+        link = html.escape(result.name)
+        link = f'<a href="{quote(result.name)}.html">{link}</a>' if result.ok else link
         lines.append(
             f"<tr><td>{link}<td>{state}<td>{result.seconds:.0f}"
             f" s<td>{result.memory_mb / 1000:.2f} GB"
@@ -409,7 +423,7 @@ def store(result: Result, out: Path) -> None:
     """
     import nbformat
 
-    done = nbformat.read(out / f"{result.name}.ipynb", as_version=4)
+    done = files.notebook(out / f"{result.name}.ipynb", "run the notebook again")
     for cell in done.cells:
         cell.metadata = nbformat.from_dict(
             {k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter")}

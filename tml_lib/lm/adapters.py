@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers.pytorch_utils import Conv1D
 
+from tml_lib import files
 from tml_lib.lm.models import LanguageModel, check_tokenizer, quiet
 
 RUN = "run.json"  # what an output folder was made for
@@ -130,14 +130,9 @@ def belongs(lm: LanguageModel, folder: Path) -> bool:
             f"folder {folder} holds no adapter of this kit: train one with train.sft.sft and a"
             " lora_rank"
         )
-    try:
-        trained_on = json.loads((folder / RUN).read_text(encoding="utf8"))["model"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{folder / RUN} does not say which model the adapter belongs to"
-            f" ({type(error).__name__}): copy the folder again, or delete it and train anew"
-        ) from error
-    return trained_on == fingerprint(lm.model)
+    step = "copy the folder again, or delete it and train anew"
+    held = files.table(folder / RUN, step, {"model": str})  # the model that it belongs to
+    return held["model"] == fingerprint(lm.model)
 
 
 def fingerprint(model: torch.nn.Module) -> str:

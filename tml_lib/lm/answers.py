@@ -9,7 +9,9 @@ import json
 import weakref
 from dataclasses import dataclass
 
+from tml_lib import checks
 from tml_lib.lm.grading import Grader, extract, grade
+from tml_lib.lm.templates import rendered
 
 __all__ = ["ANSWER_TEMPLATE", "INSTRUCTION", "Encoded", "Grader", "Suffix", "chat_prompt", "encode"]
 __all__ += ["extract", "grade", "token_ids"]
@@ -51,13 +53,9 @@ class Encoded:
 
 def chat_prompt(tokenizer, question: str, instruction: str = INSTRUCTION) -> str:
     """I ⊕ q as the model's own chat template writes it, ready for the assistant's words; plain text
-    without one.
+    without one. Raises as `templates.rendered`.
     """
-    content = f"{question}\n{instruction}" if instruction else question
-    if not getattr(tokenizer, "chat_template", None):
-        return f"{content}\n\n"
-    message = [{"role": "user", "content": content}]
-    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    return rendered(tokenizer, question, instruction)
 
 
 def encode(
@@ -79,6 +77,7 @@ def encode(
             f"{type(tokenizer).__name__} reports no character offsets: load the fast tokenizer of"
             " this model"
         )
+    checks.texts(prompt=prompt, trajectory=trajectory, template=template)
     if isinstance(answers, str) or not all(isinstance(answer, str) for answer in answers):
         raise TypeError(f"answers={answers!r} is no list of texts: give one such as ['42']")
     left, right = _split(tokenizer, prompt, trajectory, "prompt and trajectory")

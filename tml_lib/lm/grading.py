@@ -23,6 +23,7 @@ import warnings
 import weakref
 from bisect import bisect_left
 
+from tml_lib import checks
 from tml_lib.lm import notation
 
 _LONGEST = 1000  # characters of an answer that is compared by what is written
@@ -133,14 +134,6 @@ def _collections(mine: str, right: str) -> bool | None:
     return values[0] == values[1]
 
 
-def _check(**texts: object) -> None:
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            raise TypeError(
-                f"{name} is {text!r}, of type {type(text).__name__}: give it as a string"
-            )
-
-
 class Grader:
     """Reads and compares final answers, with a time limit per request; safe from any thread and in
     any process.
@@ -158,7 +151,7 @@ class Grader:
         """The final answer written in a text, as the text writes it: the last \\boxed{}, else the
         number that it ends in; None if none. Raises TypeError for what is no text.
         """
-        _check(text=text)
+        checks.texts(text=text)
         box = last_box(text)
         if box is not None and (found := notation.number(box)):
             return found.text + "%" * (found.scale < 1)
@@ -171,7 +164,7 @@ class Grader:
         """Whether the final answer written in the text equals the given one; what cannot be parsed
         is not equal. Raises TypeError for what is no text.
         """
-        _check(text=text, answer=answer)
+        checks.texts(text=text, answer=answer)
         box, found = last_box(text), None
         if box is not None:
             found = decided(box, answer)

@@ -13,8 +13,10 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tml_lib import checks, files
+from tml_lib.lm import folders
 from tml_lib.lm.presets import (
     EMBEDDED_FILE,
     EMBEDDED_INSTALL,
@@ -104,10 +108,9 @@ def load(
     with it and what to do.
     """
     chosen = preset(preset_name)
-    if not isinstance(model, str | Path):
-        raise TypeError(f"model={model!r} is a {type(model).__name__}: give a folder or a hub name")
-    name = str(model) or chosen.model
-    torch_dtype = getattr(torch, dtype or chosen.dtype, None)
+    name = checks.place(model=model) or chosen.model
+    dtype = chosen.dtype if dtype is None else dtype
+    torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else None
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(
             f"dtype={dtype!r} is no torch dtype: use 'float32', 'float64' or 'bfloat16'"
@@ -197,20 +200,16 @@ def read(source: str, *, local_only: bool, **settings) -> tuple[torch.nn.Module,
     Only safetensors are read, nothing is unpickled. Raises FileNotFoundError where a folder is
     none of a model, ValueError that names the model, what is wrong and the next step.
     """
-    if local_only and not (Path(source) / "config.json").is_file():
-        state = "has no config.json" if Path(source).is_dir() else "does not exist"
-        raise FileNotFoundError(
-            f"model folder {source} {state}: give a folder written by `save_pretrained`"
-        )
+    if local_only:
+        folders.check_files(Path(source))
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source, local_files_only=local_only)
             check_causal(config, source)
-            if local_only and not list(Path(source).glob("*.safetensors")):
-                raise NoSafetensors(
-                    f"model folder {source} has no weights in safetensors (nothing is unpickled"
-                    " here): load it once with transformers and write it with `save_pretrained`"
-                )
+            if local_only:
+                parameters = folders.check_sizes(Path(source), config)
+                if "quantization_config" not in settings:
+                    folders.check_memory(Path(source), parameters, settings["dtype"].itemsize)
             model, info = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
@@ -222,7 +221,7 @@ def read(source: str, *, local_only: bool, **settings) -> tuple[torch.nn.Module,
             tokenizer = AutoTokenizer.from_pretrained(
                 tokenizer_source(source), local_files_only=local_only
             )
-    except (NotCausal, NoSafetensors):
+    except (NotCausal, folders.Mismatch, folders.NoSafetensors, files.Unreadable):
         raise
     # safetensors, json, hub, memory and OS errors all mean: these files cannot be read
     except Exception as error:
@@ -231,16 +230,47 @@ def read(source: str, *, local_only: bool, **settings) -> tuple[torch.nn.Module,
             if local_only
             else "check the name, the network, the memory and your hub login"
         )
-        raise ValueError(
-            f"model {source!r} cannot be loaded ({type(error).__name__}: {error}); {step}"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        if "ignore_mismatched_sizes" in reason and local_only:  # it was told on a silenced channel
+            reason = folders.misfit(Path(source), config) or reason
+        raise ValueError(f"model {source!r} cannot be loaded ({reason}); {step}") from error
     if info["missing_keys"]:
         raise ValueError(
             f"model {source!r} lacks {len(info['missing_keys'])} weights (first:"
             f" {sorted(info['missing_keys'])[0]}), which would be left random: copy or save the"
             " folder again"
         )
+    check_weights(model, source, info.get("unexpected_keys", ()))
     return model, tokenizer
+
+
+def check_weights(model: torch.nn.Module, source: str, unused: Iterable[str]) -> None:
+    """Raise ValueError where weights are NaN or infinite, or where those that are not used are of
+    layers that the model ought to have.
+    """
+    kinds = {re.sub(r"\d+", "#", name) for name in model.state_dict()}
+    if left := [name for name in sorted(unused) if re.sub(r"\d+", "#", name) in kinds]:
+        raise ValueError(
+            f"model {source!r} has {len(left)} weights of layers that its config.json leaves out"
+            f" (first: {left[0]}): copy or save the folder again"
+        )
+    if damage := not_finite(model):
+        raise ValueError(
+            f"model {source!r}: {damage}; copy or save the folder again, or train it with a lower"
+            " learning rate"
+        )
+
+
+def not_finite(model: torch.nn.Module) -> str:
+    """Which weights are NaN or infinite, in words; '' where none is."""
+    for name, parameter in model.named_parameters():
+        # a sum is finite only where all are, and takes no memory
+        if not parameter.is_floating_point() or parameter.sum(dtype=torch.float32).isfinite():
+            continue
+        if not parameter.isfinite().all():
+            kind = "NaN" if parameter.isnan().any() else "infinite numbers"
+            return f"its weights hold {kind} (first in {name})"
+    return ""
 
 
 def _widen(lm: LanguageModel, folder: Path) -> LanguageModel:
@@ -269,10 +299,6 @@ def widen_norms(model: torch.nn.Module) -> None:
 
 class NotCausal(ValueError):
     """A model that does not read from left to right."""
-
-
-class NoSafetensors(FileNotFoundError):
-    """A model folder whose weights would have to be unpickled, or that has none."""
 
 
 def check_causal(config, source: str) -> None:

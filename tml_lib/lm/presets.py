@@ -61,7 +61,7 @@ PRESETS = {
 
 def preset(name: str) -> Preset:
     """The preset of that name; ValueError names the known ones."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(
             f"unknown preset {name!r}: choose one of {', '.join(PRESETS)} (`python -m tml_lib"
             " check`)"

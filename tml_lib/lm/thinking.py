@@ -11,7 +11,7 @@ prompt of this module always ends where the trajectory or the answer begins, so 
 from __future__ import annotations
 
 from tml_lib.lm.answers import INSTRUCTION
-from tml_lib.lm.answers import chat_prompt as plain_prompt
+from tml_lib.lm.templates import rendered
 
 THINK = ("<think>", "</think>")  # Qwen3, QwQ, DeepSeek-R1 and its distillations
 PAIRS = (
@@ -56,7 +56,9 @@ def chat_prompt(
     told to think.
     """
     opening, closing = delimiters(tokenizer)
-    prompt = _rendered(tokenizer, question, thinking, instruction)
+    # under the two names that templates use
+    told = {"enable_thinking": thinking, "thinking": thinking}
+    prompt = rendered(tokenizer, question, instruction, **told)
     ending = prompt.rstrip()
     if thinking:
         if ending.endswith(closing):
@@ -107,18 +109,3 @@ def _template(tokenizer) -> str:
     """The chat template as text; a tokenizer may have several, by name."""
     template = getattr(tokenizer, "chat_template", None) or ""
     return "\n".join(template.values()) if isinstance(template, dict) else template
-
-
-def _rendered(tokenizer, question: str, thinking: bool, instruction: str) -> str:
-    """`answers.chat_prompt` with the template told whether to think, under the two names that
-    templates use.
-    """
-    if not _template(tokenizer):
-        return plain_prompt(tokenizer, question, instruction)
-    message = [
-        {"role": "user", "content": f"{question}\n{instruction}" if instruction else question}
-    ]
-    told = {"enable_thinking": thinking, "thinking": thinking}
-    return tokenizer.apply_chat_template(
-        message, tokenize=False, add_generation_prompt=True, **told
-    )

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from tml_lib import checks
 from tml_lib.data.gsm import first_mention
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Suffix, encode
 from tml_lib.lm.exactness import SlowerWay, evaluating
@@ -100,18 +101,27 @@ def _positions(
     length: int, stride: int, positions: Sequence[int] | None, stated: list[int | None]
 ) -> np.ndarray:
     """The (n,) increasing prefixes that `probe` reads, in 0..length; ValueError as there."""
+    checks.whole(stride=stride)
     if stride < 1:
         raise ValueError(f"stride={stride} must be at least 1: 1 probes after every token")
     if positions is None:
         always = {length, *(s for s in stated if s is not None)}
         return np.array(sorted({*range(0, length + 1, stride), *always}))
-    chosen = np.unique(np.asarray(positions, dtype=int))
+    chosen = np.unique(_whole(positions))
     if not len(chosen) or chosen[0] < 0 or chosen[-1] > length:
         raise ValueError(
             f"positions={_shown(positions)} must be some of 0..{length}, the trajectory's length in"
             " tokens"
         )
     return chosen
+
+
+def _whole(positions: Sequence[int]) -> np.ndarray:
+    """Positions as an array; TypeError where they are no whole numbers."""
+    found = np.asarray(positions)
+    if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
+        raise TypeError(f"positions={positions!r}: give a list of whole numbers, such as [0, 5]")
+    return found.astype(int)
 
 
 def _shown(positions: Sequence[int], most: int = 5) -> str:
@@ -147,7 +157,7 @@ def prefix_nll(
             "prompt=[] leaves the first answer token without a context: give at least one prompt"
             " token"
         )
-    chosen, length = np.asarray(positions, dtype=int), len(trajectory)
+    chosen, length = _whole(positions), len(trajectory)
     if not len(chosen) or chosen[0] < 0 or chosen[-1] > length or (np.diff(chosen) <= 0).any():
         raise ValueError(
             f"positions={_shown(positions)} must increase within 0..{length}, the trajectory's"

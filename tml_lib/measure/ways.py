@@ -28,6 +28,7 @@ from tml_lib.lm.exactness import (
     setting,
     silenced,
 )
+from tml_lib.lm.models import not_finite
 from tml_lib.measure import limits
 from tml_lib.measure.forked import Reading, forked_nll
 from tml_lib.measure.naive import PrefixNLL, Request, naive_loop, naive_nll, plain_nll
@@ -127,9 +128,10 @@ def _plain_values(model: torch.nn.Module, known: _Known, now: Setting) -> np.nda
             " model that gives logits for token ids alone, such as Llama, Qwen or GPT-2"
         ) from reason
     if not np.isfinite(plain).all():
+        reason = not_finite(model) or f"it overflows in {now.dtype}: load it in float32"
         raise ValueError(
-            f"{name} gives log-probabilities that are not finite, one prefix at a time too, in"
-            f" {now.dtype}: check its weights for NaN, or load it in float32"
+            f"{name} gives log-probabilities that are not finite, one prefix at a time too:"
+            f" {reason}"
         )
     known.near[now] = near
     return known.plain.setdefault(now, plain)

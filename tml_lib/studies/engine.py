@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib import runtime
+from tml_lib import files, runtime
 from tml_lib.claims import ledger
 from tml_lib.claims.replay import ESTIMANDS, FIRST_STEPS, RECORD, Pairs, Replay
 from tml_lib.lm import adapters
@@ -60,7 +61,8 @@ class Study:
 
         settings: what JSON can hold, in place of the study's. inputs: by name, what `record` needs
         beside them (a model, questions). A checkpoint is found again by study, protocol, settings
-        and inputs. progress: print a line per record. Raises ValueError for a damaged checkpoint.
+        and inputs; several processes may share one. progress: print a line per record. Raises
+        ValueError for a damaged checkpoint.
         """
         settings, inputs = self.settings | settings, inputs or {}
         key = {"study": self.name, "protocol": ledger.protocol(self.protocol or self.name)}
@@ -73,9 +75,8 @@ class Study:
                 continue
             began = time.perf_counter()
             record = self.record(item, Path(folder), **settings, **inputs)
-            held["records"][name] = json.loads(json.dumps(record))
-            held["seconds"] += time.perf_counter() - began
-            runtime.write_text(checkpoint, json.dumps(held))
+            record = files.plain(record, f"a record of {self.name}")
+            held = _keep(checkpoint, name, record, time.perf_counter() - began)
             done += 1
             if progress:
                 here = sum(name in held["records"] for name in wanted)
@@ -123,26 +124,32 @@ def _identity(value):
         return [_identity(part) for part in value]
     if isinstance(value, dict):
         return {str(key): _identity(part) for key, part in value.items()}
-    return value
+    return files.plain(value, "a setting")
 
 
 def _hash(value) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
+def _keep(checkpoint: Path, name: str, record: dict, seconds: float) -> dict:
+    """Add a record to what a checkpoint holds: other processes may have added theirs."""
+    with runtime.locked(checkpoint.parent, wait=True):
+        held = _read(checkpoint)
+        records = {name: record} | held["records"]
+        held = {"seconds": held["seconds"] + seconds, "records": records}
+        runtime.write_text(checkpoint, json.dumps(held))
+    return held
+
+
 def _read(checkpoint: Path) -> dict:
-    if not checkpoint.is_file():
+    """What a checkpoint holds: 'seconds' spent, and 'records' by name."""
+    if not os.path.lexists(checkpoint):
         return {"seconds": 0.0, "records": {}}
-    try:
-        held = json.loads(checkpoint.read_text(encoding="utf8"))
-        if not isinstance(held["records"], dict):
-            raise ValueError("its records have no names")
-        return {"seconds": float(held["seconds"]), "records": held["records"]}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"checkpoint {checkpoint} is damaged ({type(error).__name__}: {error}): delete it, and"
-            " its records are made again"
-        ) from error
+    step = "delete it, and its records are made again"
+    held = files.table(checkpoint, step, {"seconds": float, "records": dict})
+    if not all(isinstance(record, dict | list) for record in held["records"].values()):
+        raise files.Unreadable(checkpoint, "is damaged (a record is no object or list)", step)
+    return held
 
 
 def first_of(found: Sequence[Question], n: int, seed: int) -> list[Question]:

@@ -12,11 +12,11 @@ how they were chosen.
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from tml_lib import files
 from tml_lib.claims import ledger
 from tml_lib.claims.replay import RECORD, Replay
 
@@ -55,7 +55,7 @@ def models(path: Path = FILE) -> list[Published]:
     """
     known = {field.name for field in fields(Published)}
     found = []
-    for k, entry in enumerate(_read(path)["models"]):
+    for k, entry in enumerate(files.table(path, files.COMMITTED, {"models": list})["models"]):
         name = entry.get("name", f"number {k + 1}")
         if odd := sorted(set(entry) - known):
             raise ValueError(
@@ -114,11 +114,7 @@ def repeats(path: Path = FILE) -> list[dict]:
     """The same weights asked the 30 questions several times: name, by, source, and 'right', answers
     right in each run.
     """
-    return _read(path)["repeats"]
-
-
-def _read(path: Path) -> dict:
-    return tomllib.loads(Path(path).read_text(encoding="utf8"))
+    return files.table(path, files.COMMITTED, {"repeats": list})["repeats"]
 
 
 def matched(found: Sequence[Published]) -> tuple[list[Published], list[Published]]:

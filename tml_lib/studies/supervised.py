@@ -11,13 +11,13 @@ Pass@8 and mG-Pass@8.
 from __future__ import annotations
 
 import functools
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tml_lib import files
 from tml_lib.claims.replay import FIRST_STEPS, Replay
 from tml_lib.claims.stats import mg_pass_at_k, pass_at_k
 from tml_lib.data import programs, tiny
@@ -284,9 +284,7 @@ def support_estimands(record: dict) -> dict[str, np.ndarray]:
 
 def checkpoint_digest(name: str = "tiny-base") -> str:
     """sha256 of a shipped checkpoint's weights, by default of the base that all arms start from."""
-    return hashlib.sha256(
-        (Path(models.shipped(name)) / "model.safetensors").read_bytes()
-    ).hexdigest()
+    return files.digest(Path(models.shipped(name)) / "model.safetensors", files.COMMITTED)
 
 
 def _said() -> dict:

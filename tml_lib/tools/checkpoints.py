@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tml_lib import runtime
+from tml_lib import files, runtime
 from tml_lib.data import tiny
 from tml_lib.lm import models
 from tml_lib.lm.models import LanguageModel
@@ -40,7 +40,7 @@ def manifest() -> dict:
     """What each shipped checkpoint was made by: seed, steps, first losses, versions, sha256 of the
     weights.
     """
-    return json.loads(manifest_file().read_text(encoding="utf8"))
+    return files.table(manifest_file(), files.COMMITTED)
 
 
 def train(

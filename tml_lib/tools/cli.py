@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from tml_lib import parameters, runtime
+from tml_lib import files, parameters, runtime
 from tml_lib.lessons import notebooks
 from tml_lib.lm import presets
 
@@ -385,7 +385,11 @@ def _report(options) -> int:
         venv = runtime.project_root() / ".venv"
         held = {name: venv / f".{name}-seconds" for name in ("setup", "test")}
         generated.record(
-            commands={name: int(path.read_text()) for name, path in held.items() if path.is_file()}
+            commands={
+                name: int(files.text(path, f"run `make {name}` again"))
+                for name, path in held.items()
+                if path.is_file()
+            }
         )
     if options.repository:
         generated.set_home(options.repository)

@@ -15,12 +15,12 @@ engine refills its rows, talk between devices, loading, grading, failed runs. So
 from __future__ import annotations
 
 import functools
-import json
 import math
-import tomllib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tml_lib import files
 from tml_lib.lm import presets
 from tml_lib.runtime import ROWS_PER_PASS
 
@@ -193,7 +193,7 @@ class Phase:
 @functools.cache
 def tables() -> dict:
     """plan.toml: models, devices, lengths, common settings, claims."""
-    return tomllib.loads((Path(__file__).parent / "plan.toml").read_text(encoding="utf8"))
+    return files.table(Path(__file__).parent / "plan.toml", files.COMMITTED)
 
 
 def shape(name: str) -> Shape:
@@ -204,7 +204,7 @@ def shape(name: str) -> Shape:
     describe.
     """
     folder = Path(presets.shipped(name)) if name.startswith("tiny-") else Path(name).expanduser()
-    if (folder / "config.json").is_file():
+    if os.path.lexists(folder / "config.json"):
         return _read_shape(folder / "config.json")
     short, known = name.split("/")[-1].removesuffix("-Instruct"), tables()["models"]
     if short not in known:
@@ -216,17 +216,18 @@ def shape(name: str) -> Shape:
     return Shape(short, **known[short])
 
 
+SAVED = "give the folder that `save_pretrained` wrote"
+
+
 def _read_shape(file: Path) -> Shape:
-    config = json.loads(file.read_text(encoding="utf8"))
+    config = files.table(file, SAVED)
     if (kind := config.get("model_type")) not in FAMILIES:
         raise ValueError(
             f"{file} is of a {kind!r} model; the formulas are for {', '.join(FAMILIES)}: take one"
             " of those"
         )
     if missing := [key for key in CONFIG.values() if not config.get(key)]:
-        raise ValueError(
-            f"{file} lacks {missing[0]!r}: give the folder that `save_pretrained` wrote"
-        )
+        raise ValueError(f"{file} lacks {missing[0]!r}: {SAVED}")
     found = {ours: config[theirs] for ours, theirs in CONFIG.items()}
     heads = {"kv_heads": config.get("num_key_value_heads") or found["heads"]}
     heads["head"] = config.get("head_dim") or found["width"] // found["heads"]

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 
-from tml_lib import runtime
+from tml_lib import files, runtime
 from tml_lib.lessons import generated, notebooks
 
 TITLE = "Trajectory meta-learning kit"
@@ -99,20 +99,14 @@ def _assemble(source: Path) -> None:
     entries = "\n".join(["Findings <self>", "About the kit <README>", *others])
     contents = f"\n\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
     for book in books:
-        content = nbformat.read(book.path, as_version=4)
-        for cell in content.cells:
-            if cell.cell_type == "markdown":
-                cell.source = _flat_links(cell.source, front)
-            else:
-                _collapse(cell)
-                _link_outputs(cell, front)
+        content = _page(book.path, front)
         if book.name == front:
             content.cells[0].source += contents
         runtime.write_text(
             source / f"{'index' if book.name == front else book.name}.ipynb",
             nbformat.writes(content),
         )
-    readme = (runtime.project_root() / "README.md").read_text(encoding="utf8")
+    readme = files.text(runtime.project_root() / "README.md", files.COMMITTED)
     runtime.write_text(source / "README.md", _flat_links(readme, front))
     if not front:
         runtime.write_text(
@@ -131,6 +125,19 @@ def _assemble(source: Path) -> None:
     shutil.copy(mathjax / "tex-svg.js", source / "_static" / "mathjax")
 
 
+def _page(path: Path, front: str):
+    """A notebook as a page's source: links lead to pages, outputs run nothing, cells fold."""
+    content = files.notebook(path, files.COMMITTED)
+    content.metadata.pop("widgets", None)
+    for cell in content.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _flat_links(cell.source, front)
+        else:
+            _collapse(cell)
+            _link_outputs(cell, front)
+    return content
+
+
 def _flat_links(text: str, front: str) -> str:
     """Links to pages and figures lead into the flat folder; a picture of another host (a badge)
     gives way to its words.
@@ -147,7 +154,7 @@ def _link_outputs(cell, front: str) -> None:
     the pages.
     """
     for output in cell.get("outputs", []):
-        notebooks.escape_markdown(data := output.get("data", {}))
+        notebooks.make_harmless(data := output.get("data", {}))
         if "text/markdown" in data:
             text = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", data["text/markdown"])
             data["text/markdown"] = text.replace(f"]({front}.html)", "](index.html)")
@@ -235,7 +242,7 @@ def check(site: Path) -> None:
 
     site = Path(site).resolve()
     text = {
-        file: file.read_text(encoding="utf8")
+        file: files.text(file, "build the site again")
         for file in sorted(site.rglob("*.*"))
         if file.suffix in (".html", ".svg", ".css", ".js")
     }

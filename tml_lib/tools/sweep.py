@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tml_lib import runtime
+from tml_lib import files, runtime
 from tml_lib.tools import sweep_run
 
 TRIES = 3
@@ -56,11 +56,10 @@ def read(path: str | Path) -> dict[Path, dict]:
     """The runs of a sweep file, folder -> settings; ValueError or TypeError says what is amiss in
     the file.
     """
-    import yaml
-
+    held = files.table(Path(path), f"give a YAML file with the keys {', '.join(KEYS)}")
     try:
-        return _runs(yaml.safe_load(Path(path).read_text(encoding="utf8")), Path(path).stem)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+        return _runs(held, Path(path).stem)
+    except (ValueError, TypeError) as error:
         raise (TypeError if isinstance(error, TypeError) else ValueError)(
             f"{path}: {error}"
         ) from error
@@ -107,8 +106,7 @@ def _need(fulfilled: object, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_keys(settings: object) -> None:
-    _need(isinstance(settings, dict), f"holds {settings!r}: give the keys {', '.join(KEYS)}")
+def _check_keys(settings: dict) -> None:
     for key, value in settings.items():
         _need(key in KEYS, f"unknown key {key!r}: choose among {', '.join(KEYS)}")
         if key in ("grid", "fixed"):
@@ -119,8 +117,6 @@ def _check_keys(settings: object) -> None:
 
 def _book(start: object) -> tuple[dict, dict[str, str], Callable[[dict], None]]:
     """Of a notebook: settings that all runs share, declared parameters, a check of given ones."""
-    import nbformat
-
     from tml_lib.lessons import notebooks
     from tml_lib.lm import models
 
@@ -142,7 +138,7 @@ def _book(start: object) -> tuple[dict, dict[str, str], Callable[[dict], None]]:
 
     cells = [
         cell.source
-        for cell in nbformat.read(book.path, as_version=4).cells
+        for cell in files.notebook(book.path, files.COMMITTED).cells
         if cell.cell_type == "code"
     ]
     source = hashlib.sha256("\n".join(cells).encode()).hexdigest()[:16]

@@ -21,24 +21,29 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tml_lib import runtime  # nothing heavy: workers import this module
+from tml_lib import files, runtime  # nothing heavy: workers import this module
 
 # --- files ----------------------------------------------------------------------------------------
+
+AGAIN = "delete the folder of this run, and `sweep` runs it again"
+# what run.json holds, beside figures that may be null
+WANTED = {"parameters": dict, "state": str, "message": str, "tries": int, "result": dict}
 
 
 def over(folder: Path) -> bool:
     """Whether a run has finished or failed."""
-    return (folder / "run.json").is_file()
+    return os.path.lexists(folder / "run.json")
 
 
 def tries(folder: Path) -> int:
     """How often a run has been tried."""
-    return len((folder / "tries").read_text().splitlines()) if (folder / "tries").is_file() else 0
+    path = folder / "tries"
+    return len(files.text(path, AGAIN).splitlines()) if os.path.lexists(path) else 0
 
 
 def record(folder: Path) -> dict:
     """What a run that is over has come to (see `finish`)."""
-    return json.loads((folder / "run.json").read_text(encoding="utf8"))
+    return files.table(folder / "run.json", AGAIN, WANTED)
 
 
 def begin(folder: Path, settings: dict) -> None:
@@ -63,7 +68,7 @@ def finish(
 
 
 def _settings(folder: Path) -> dict:
-    return json.loads((folder / "settings.json").read_text(encoding="utf8"))
+    return files.table(folder / "settings.json", AGAIN, {"parameters": dict})
 
 
 # --- in a worker ----------------------------------------------------------------------------------

@@ -9,27 +9,26 @@ anything is resumed from it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
+from tml_lib import files
 from tml_lib.data import tiny
 from tml_lib.lm.adapters import RUN, adapted_modules, fingerprint, merged, without_patches
 from tml_lib.lm.models import LanguageModel, quiet
-from tml_lib.runtime import write_text
+from tml_lib.runtime import LOCK, locked, write_text
 from tml_lib.train.settings import TrainSettings
 
-LOCK = ".lock"  # holds the id of the process that is at work in the folder
 SUMS = "sums.json"  # a checkpoint's last file: name -> SHA-256
 STATE = "trainer_state.json"  # the last file that the trainer writes itself
 
@@ -195,31 +194,9 @@ def follow(trainer, on_log: Callable[[list[dict]], None] | None) -> None:
 # --- the folder -----------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; ValueError where another holds it.
-
-    The system takes the lock from a process that dies, whatever the file says.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+", encoding="utf8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise ValueError(
-                f"folder {folder} is in use by process {file.read() or 'unknown'}: wait until it"
-                " ends, or name another folder"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
 def refuse_foreign(folder: Path) -> None:
     """Raise ValueError where a folder holds files, but no run; a claim left half made is none."""
-    if (folder / RUN).is_file() or not folder.is_dir():
+    if os.path.lexists(folder / RUN) or not folder.is_dir():
         return
     if any(path.name != LOCK and not _half_claim(path) for path in folder.iterdir()):
         raise ValueError(
@@ -241,8 +218,8 @@ def claim(folder: Path, lm: LanguageModel, identity: dict, rows: Sequence) -> No
         "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
     }
     marker = folder / RUN
-    if marker.is_file():
-        held = _object(marker, f"delete the folder {folder}; the run then begins at step 0")
+    if os.path.lexists(marker):
+        held = files.table(marker, f"delete the folder {folder}; the run then begins at step 0")
         changed = [
             f"{key} was {held.get(key)}, is {wanted[key]}"
             for key in wanted
@@ -260,19 +237,6 @@ def claim(folder: Path, lm: LanguageModel, identity: dict, rows: Sequence) -> No
             path.unlink(missing_ok=True)
 
 
-def _object(path: Path, advice: str) -> dict:
-    """A JSON file's object. Raises ValueError with the advice where the file holds none."""
-    try:
-        held = json.loads(path.read_text(encoding="utf8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {str(error)[:80]}): {advice}"
-        ) from error
-    if not isinstance(held, dict):
-        raise ValueError(f"{path} is damaged (it holds a {type(held).__name__}): {advice}")
-    return held
-
-
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
@@ -283,7 +247,7 @@ def newest_whole(folder: Path) -> str | None:
     where the run is then resumed.
     """
     steps = {}
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in folder.glob("checkpoint-[0-9]*"):
         step = checkpoint.name.removeprefix("checkpoint-")
         if (checkpoint / SUMS).is_file() or _has_state(checkpoint):
             steps[int(step)] = checkpoint
@@ -299,31 +263,30 @@ def newest_whole(folder: Path) -> str | None:
 
 def _has_state(checkpoint: Path) -> bool:
     try:
-        return "global_step" in _object(checkpoint / STATE, "")
-    except ValueError:
+        return bool(files.table(checkpoint / STATE, "", {"global_step": int}))
+    except (OSError, ValueError):
         return False
 
 
 def seal(checkpoint: Path) -> None:
     """Write down the SHA-256 of a checkpoint's files: it is whole."""
-    write_text(checkpoint / SUMS, json.dumps(_sums(checkpoint)))
+    write_text(checkpoint / SUMS, json.dumps(_sums(checkpoint, "train again")))
 
 
 def verify(checkpoint: Path, advice: str) -> None:
     """Raise ValueError with the advice where a file is not what it was when it was sealed."""
     if not (checkpoint / SUMS).is_file():
         return  # written before checkpoints were sealed
-    held, found = _object(checkpoint / SUMS, advice), _sums(checkpoint)
+    held, found = files.table(checkpoint / SUMS, advice), _sums(checkpoint, advice)
     for name, digest in held.items():
         if found.get(name) != digest:
             state = "is missing" if name not in found else "is damaged (its SHA-256 has changed)"
             raise ValueError(f"{checkpoint / name} {state}: {advice}")
 
 
-def _sums(checkpoint: Path) -> dict[str, str]:
-    sums = {}
-    for path in sorted(checkpoint.iterdir()):
-        if path.is_file() and path.name != SUMS and not path.name.startswith("."):
-            with open(path, "rb") as file:
-                sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
+def _sums(checkpoint: Path, advice: str) -> dict[str, str]:
+    return {
+        path.name: files.digest(path, advice)
+        for path in sorted(checkpoint.iterdir())
+        if path.name != SUMS and not path.name.startswith(".")
+    }
