@@ -113,7 +113,7 @@ def _entry(value: str, base: Path) -> str:
 
 
 PATHS = ("model", "llm", "adapter", "data", "evidence_dir")
-PRESETS = ("small", "gpu", "tiny")
+PRESETS = ("small", "medium", "gpu", "tiny")
 SETS = ("orz_14b", "orz_72b", "aime24", "math500_5", "livemathbench_hard", "gpqa_diamond")
 MODEL = "a folder with config.json (as `save_pretrained` writes it), or the name of a hub model"
 

@@ -95,6 +95,32 @@ def pick_device(name: str | None = None):
     return device
 
 
+def hardware_dtype(device=None) -> tuple[str, str]:
+    """'bfloat16' where the device (a torch device, by default the usual one) computes in it, else
+    'float32'; and why, in words.
+    """
+    import torch
+
+    device = device or pick_device()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        has = torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip
+        return ("bfloat16", f"{name} has it") if has else ("float32", f"{name} has no bfloat16")
+    units = _bfloat16_units() if device.type == "cpu" else ()
+    if units:
+        return "bfloat16", f"the processor has {' and '.join(units)}"
+    return "float32", f"no unit for bfloat16 is known of this {device.type}"
+
+
+def _bfloat16_units() -> list[str]:
+    """The processor's units that multiply in bfloat16, as Linux names them; none on other systems,
+    which name none.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    words = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    return [unit for unit in ("amx_bf16", "avx512_bf16", "bf16", "svebf16") if unit in words]
+
+
 def resources() -> dict[str, object]:
     """Cores this process may use, memory in GB, processor name, GPUs with their memory in GB."""
     import psutil
