@@ -21,9 +21,11 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from tml_lib.runtime import free_memory
+
 ARCHITECTURES = ("llama", "qwen2")
 SHARD = "1GB"  # of a weights file: what is held in memory at a time
-ROWS = 4096  # that are dequantised together
+ROWS = 1024  # that are dequantised together
 
 
 def converted(gguf: Path, folder: Path, dtype: torch.dtype, *, progress: bool = False) -> Path:
@@ -84,9 +86,13 @@ def convert(gguf: Path, folder: Path, dtype: torch.dtype, *, progress: bool = Fa
     split = split_torch_state_dict_into_shards(state, max_shard_size=SHARD)
     with tqdm(total=len(names), desc="converting", disable=not progress) as bar:
         for file, held in split.filename_to_tensors.items():
-            weights = {name: _tensor(tensors[names[name]], config, dtype) for name in held}
+            weights = {}
+            for name in held:
+                weights[name] = _tensor(tensors[names[name]], config, dtype)
+                bar.update()
             save_file(weights, folder / file, metadata={"format": "pt"})
-            bar.update(len(held))
+            del weights  # before the next ones are made
+            free_memory()
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
@@ -122,7 +128,10 @@ def _blocks(tensor) -> Iterator[np.ndarray]:
 
 
 def _tensor(tensor, config, dtype: torch.dtype) -> torch.Tensor:
-    found = torch.cat([torch.from_numpy(np.array(block)).to(dtype) for block in _blocks(tensor)])
+    found, start = torch.empty(*reversed(tensor.shape.tolist()), dtype=dtype), 0
+    for block in _blocks(tensor):
+        found[start : start + len(block)] = torch.from_numpy(np.array(block))
+        start += len(block)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     part = tensor.name.split(".")[-2]
     if config.model_type == "llama" and part in heads:
