@@ -33,7 +33,7 @@ from tml_lib.lm.presets import (
     preset,
     shipped,
 )
-from tml_lib.runtime import cache_folder, hardware_dtype, pick_device
+from tml_lib.runtime import cache_folder, pick_device
 
 __all__ = [
     "EMBEDDED_INSTALL",
@@ -42,7 +42,6 @@ __all__ = [
     "LanguageModel",
     "Preset",
     "check_tokenizer",
-    "dtype_of",
     "embedded_folder",
     "embedded_gguf",
     "fetched_folder",
@@ -111,7 +110,7 @@ def load(
         raise TypeError(f"model={model!r} is a {type(model).__name__}: give a folder or a hub name")
     name = str(model) or chosen.model
     target = pick_device(device)
-    torch_dtype = getattr(torch, dtype or dtype_of(chosen, target), None)
+    torch_dtype = getattr(torch, dtype or chosen.dtype_on(target), None)
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(
             f"dtype={dtype!r} is no torch dtype: use 'float32', 'float64' or 'bfloat16'"
@@ -143,7 +142,7 @@ def prepare(preset_name: str) -> None:
     made; raises FileNotFoundError where it has to be installed or fetched first.
     """
     chosen = preset(preset_name)
-    local_folder(chosen.model, getattr(torch, dtype_of(chosen, pick_device())))
+    local_folder(chosen.model, getattr(torch, chosen.dtype_on()))
 
 
 def embedded_folder() -> Path:
@@ -182,11 +181,6 @@ def fetched_folder(name: str, dtype: torch.dtype, *, progress: bool = False) -> 
         )
     with quiet():
         return converting.converted(weights.gguf, folder, getattr(torch, stored), progress=progress)
-
-
-def dtype_of(chosen: Preset, device: torch.device) -> str:
-    """Name of the dtype that a preset's model has on a device."""
-    return {"hardware": hardware_dtype(device)[0]}.get(chosen.dtype, chosen.dtype)
 
 
 def _load(

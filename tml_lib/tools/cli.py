@@ -277,10 +277,13 @@ def _check(options) -> int:
     }
     file = presets.embedded_gguf()
     found["embedded_model"] = "installed" if file else f"missing: run `{presets.EMBEDDED_INSTALL}`"
+    dtype, why = runtime.hardware_dtype()
+    found["dtype_of_hardware"] = f"{dtype}: {why}"
+    found["fetched"] = {name: fetching.state(w) for name, w in fetching.known().items()}
     found["presets"] = {
         p.name: (
-            f"{p.model}, {p.dtype}: {p.disk_gb:g} GB of disk, {p.memory_gb:g} GB of memory;"
-            f" {p.needs}"
+            f"{p.model}, {p.dtype_on()}: {p.disk_gb:g} GB of disk,"
+            f" {p.memory_gb:g} GB of memory; {p.needs}"
         )
         for p in presets.PRESETS.values()
     }
