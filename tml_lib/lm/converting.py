@@ -21,8 +21,6 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from tml_lib.runtime import free_memory
-
 ARCHITECTURES = ("llama", "qwen2")
 SHARD = "1GB"  # of a weights file: what is held in memory at a time
 ROWS = 1024  # that are dequantised together
@@ -92,7 +90,6 @@ def convert(gguf: Path, folder: Path, dtype: torch.dtype, *, progress: bool = Fa
                 bar.update()
             save_file(weights, folder / file, metadata={"format": "pt"})
             del weights  # before the next ones are made
-            free_memory()
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))

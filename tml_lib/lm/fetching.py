@@ -24,6 +24,7 @@ from pathlib import Path
 
 from tml_lib.runtime import cache_folder
 
+STEP = 1 << 20  # bytes that are read at a time
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}  # dtypes that a converted folder may have
 
 
@@ -213,18 +214,31 @@ def _cached(weights: Weights, say: Callable) -> Path:
 
 
 def _from_hub(weights: Weights, say: Callable) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download
+    """One request, without retries, which begins where an earlier one broke."""
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
 
-    where = {"repo_id": weights.repository, "revision": weights.revision}
+    path = weights.folder / "hub" / weights.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = path.stat().st_size if path.is_file() else 0
+    url = hf_hub_url(weights.repository, weights.file, revision=weights.revision)
+    headers = build_hf_headers() | {"Range": f"bytes={held}-", "Accept-Encoding": "identity"}
+    if held >= weights.bytes:
+        return path
     try:
-        # one request: a download tries again for minutes where there is no network
-        HfApi().model_info(**where, timeout=5)
-        folder = weights.folder / "hub"  # keeps what was downloaded of the file
-        return Path(hf_hub_download(**where, filename=weights.file, local_dir=folder))
+        with get_session().stream("GET", url, headers=headers, timeout=20) as answer:
+            answer.raise_for_status()
+            whole = answer.status_code != 206  # the server sends all of it again
+            with open(path, "wb" if whole else "ab") as file:
+                for number, chunk in enumerate(answer.iter_raw(STEP), 1):
+                    file.write(chunk)
+                    if number % 64 == 0:
+                        say(f"{weights.name}: {file.tell() / 1e6:.0f} MB")
     # what the hub's client raises depends on the name, the network and the login
     except Exception as error:
         said = str(error).strip().splitlines() or [""]
         raise Unavailable(f"{type(error).__name__}: {said[0]}") from error
+    return path
 
 
 def _from_parts(weights: Weights, say: Callable) -> Path:
@@ -240,7 +254,7 @@ def _from_parts(weights: Weights, say: Callable) -> Path:
         with open(joined, "wb") as file:
             for path in files:
                 with open(path, "rb") as part:
-                    shutil.copyfileobj(part, file, 1 << 20)
+                    shutil.copyfileobj(part, file, STEP)
         return joined
 
 
