@@ -106,18 +106,17 @@ def hardware_dtype(device=None) -> tuple[str, str]:
         name = torch.cuda.get_device_name(device)
         has = torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip
         return ("bfloat16", f"{name} has it") if has else ("float32", f"{name} has no bfloat16")
-    units = _bfloat16_units() if device.type == "cpu" else ()
+    cpuinfo = Path("/proc/cpuinfo")
+    known = device.type == "cpu" and cpuinfo.is_file()
+    units = bfloat16_units(cpuinfo.read_text()) if known else []
     if units:
         return "bfloat16", f"the processor has {' and '.join(units)}"
     return "float32", f"no unit for bfloat16 is known of this {device.type}"
 
 
-def _bfloat16_units() -> list[str]:
-    """The processor's units that multiply in bfloat16, as Linux names them; none on other systems,
-    which name none.
-    """
-    cpuinfo = Path("/proc/cpuinfo")
-    words = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+def bfloat16_units(cpuinfo: str) -> list[str]:
+    """The processor's units that multiply in bfloat16, from Linux's /proc/cpuinfo."""
+    words = set(cpuinfo.split())
     return [unit for unit in ("amx_bf16", "avx512_bf16", "bf16", "svebf16") if unit in words]
 
 

