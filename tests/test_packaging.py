@@ -155,6 +155,7 @@ def test_make_help_lists_every_target():
         "lab",
         "bench",
         "checkpoints",
+        "medium",
         "site",
         "verify",
     }

@@ -119,7 +119,7 @@ def test_notebook_01_may_leave_its_live_study_out():
 @pytest.mark.parametrize("number", ["00", "01", "05", "08"])
 def test_a_text_notebook_refuses_the_preset_of_programs(number):
     (book,) = notebooks.select([number])
-    with pytest.raises(ValueError, match=r"preset='tiny'.*give one of small, gpu"):
+    with pytest.raises(ValueError, match=r"preset='tiny'.*give one of small, medium, gpu"):
         runtime.check_parameters(namespace(book, preset="tiny"))
 
 

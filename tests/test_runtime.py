@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,6 +176,18 @@ def test_resources_count_the_cores_that_this_process_may_use():
     found = runtime.resources()
     assert found["cores"] == len(os.sched_getaffinity(0))
     assert 0 < found["free_memory_gb"] <= found["memory_gb"]
+
+
+def test_bfloat16_is_taken_where_the_processor_names_a_unit_for_it():
+    words = "flags : fpu avx512f avx512_bf16 amx_bf16"
+    assert runtime.bfloat16_units(words) == ["amx_bf16", "avx512_bf16"]
+    assert runtime.bfloat16_units("Features : fp asimd bf16") == ["bf16"]
+    assert runtime.bfloat16_units("flags : fpu avx2 avx512f amx_tile") == []
+    units = runtime.bfloat16_units(Path("/proc/cpuinfo").read_text())
+    dtype, why = runtime.hardware_dtype(torch.device("cpu"))
+    assert dtype == ("bfloat16" if units else "float32")
+    assert all(unit in why for unit in units)
+    assert runtime.hardware_dtype(torch.device("meta"))[0] == "float32"
 
 
 def test_freed_memory_goes_back_to_the_system():

@@ -72,10 +72,18 @@ def _holding(path: Path, file: str) -> str:
     return "" if (path / file).is_file() else f"the folder {path} has no {file}"
 
 
+def _names(room: str, file: str, part: str) -> list[str]:
+    """The names of a committed table's entries."""
+    path = Path(__file__).parent / room / file
+    return [entry["name"] for entry in files.table(path, files.COMMITTED, {part: list})[part]]
+
+
 def _model(value: str, base: Path) -> str:
     path = base / Path(value).expanduser()
     if path.is_dir() or value.startswith((".", "/", "~")):
         return _holding(path, "config.json")
+    if value in _names("lm", "weights.toml", "weights"):
+        return ""  # whether it is fetched, `models.load` says
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     try:
@@ -108,22 +116,23 @@ def _folder(value: str, base: Path) -> str:
 
 
 def _entry(value: str, base: Path) -> str:
-    file = Path(__file__).parent / "claims" / "published.toml"
-    held = files.table(file, files.COMMITTED, {"models": list})
-    names = [entry["name"] for entry in held["models"]]
+    names = _names("claims", "published.toml", "models")
     return "" if value in names else f"the entries are {', '.join(names)}"
 
 
 PATHS = ("model", "llm", "adapter", "data", "evidence_dir")
-PRESETS = ("small", "gpu", "tiny")
+PRESETS = ("small", "medium", "gpu", "tiny")
 SETS = ("orz_14b", "orz_72b", "aime24", "math500_5", "livemathbench_hard", "gpqa_diamond")
-MODEL = "a folder with config.json (as `save_pretrained` writes it), or the name of a hub model"
+MODEL = (
+    "a folder with config.json (as `save_pretrained` writes it), a name that `python -m tml_lib"
+    " fetch --list` shows, or the name of a hub model"
+)
 
 NONE_OR_MORE, ONE_OR_MORE = Number(0), Number(1)
 RULES: dict[str, Rule] = {
     "preset": Choice(PRESETS),
     "model": Found(f"{MODEL}, or '' for the preset's", _model, ("", "embedded")),
-    "llm": Found(f"'small', {MODEL}", _model, ("small", "gpu")),
+    "llm": Found(f"'small', 'medium', {MODEL}", _model, ("small", "medium", "gpu")),
     "adapter": Found(
         "'stored', a folder with adapter_model.safetensors, or ''", _adapter, ("", "stored")
     ),
@@ -148,7 +157,7 @@ _STEPS = "steps live_steps study_steps sft_steps cold_steps meta_steps optimiser
 RULES |= dict.fromkeys((*_COUNTS, *_STEPS.split(), "outer_steps"), ONE_OR_MORE)
 
 # A notebook is known by the names that it declares: a running one does not know its own file.
-_TEXT = Choice(("small", "gpu"))
+_TEXT = Choice(("small", "medium", "gpu"))
 EXCEPTIONS: dict[str, dict[str, Rule]] = {
     "preset model seed": {"preset": _TEXT},
     "preset model n_questions stride tiny_seeds seed evidence_dir": {
@@ -187,7 +196,7 @@ def check(values: Mapping[str, object], declared: Sequence[str], base: Path) -> 
         if values.get("preset") == "tiny" and values.get(name):
             raise ValueError(
                 f"parameter {name}={values[name]!r} is for text, and preset 'tiny' reads programs:"
-                f" give preset 'small' or 'gpu', or leave {name} empty"
+                f" give preset 'small', 'medium' or 'gpu', or leave {name} empty"
             )
 
 

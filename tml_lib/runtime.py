@@ -98,6 +98,31 @@ def pick_device(name: str | None = None):
     return device
 
 
+def hardware_dtype(device=None) -> tuple[str, str]:
+    """'bfloat16' where the device (a torch device, by default the usual one) computes in it, else
+    'float32'; and why, in words.
+    """
+    import torch
+
+    device = device or pick_device()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        has = torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip
+        return ("bfloat16", f"{name} has it") if has else ("float32", f"{name} has no bfloat16")
+    cpuinfo = Path("/proc/cpuinfo")
+    known = device.type == "cpu" and cpuinfo.is_file()
+    units = bfloat16_units(cpuinfo.read_text()) if known else []
+    if units:
+        return "bfloat16", f"the processor has {' and '.join(units)}"
+    return "float32", f"no unit for bfloat16 is known of this {device.type}"
+
+
+def bfloat16_units(cpuinfo: str) -> list[str]:
+    """The processor's units that multiply in bfloat16, from Linux's /proc/cpuinfo."""
+    words = set(cpuinfo.split())
+    return [unit for unit in ("amx_bf16", "avx512_bf16", "bf16", "svebf16") if unit in words]
+
+
 def resources() -> dict[str, object]:
     """Cores this process may use, memory in GB, processor name, GPUs with their memory in GB."""
     import psutil

@@ -7,7 +7,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tml_lib.lm import models
+from tml_lib.lm import converting, models
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def logits(model):
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown preset 'smal'.*small, gpu"):
+    with pytest.raises(ValueError, match=r"unknown preset 'smal'.*small, medium, gpu"):
         models.load("smal")
 
 
@@ -49,7 +49,8 @@ def test_every_preset_names_itself_and_a_dtype():
     for name, preset in models.PRESETS.items():
         assert models.preset(name) is preset
         assert preset.name == name
-        assert isinstance(getattr(torch, preset.dtype), torch.dtype)
+        assert isinstance(getattr(torch, preset.dtype_on()), torch.dtype)
+        assert preset.max_tokens > 0
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -180,11 +181,11 @@ def fresh_cache(tmp_path, monkeypatch):
 def test_conversion_happens_once(fresh_cache, monkeypatch):
     made = []
 
-    def convert(gguf, folder):
+    def convert(gguf, folder, dtype, progress):
         made.append(gguf)
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(converting, "convert", convert)
     first, second = models.embedded_folder(), models.embedded_folder()
     assert first == second
     assert made == [models.embedded_gguf()]
@@ -193,27 +194,27 @@ def test_conversion_happens_once(fresh_cache, monkeypatch):
 
 
 def test_a_conversion_that_fails_leaves_nothing_behind(fresh_cache, monkeypatch):
-    def convert(gguf, folder):
+    def convert(gguf, folder, dtype, progress):
         (folder / "half").write_text("half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(converting, "convert", convert)
     with pytest.raises(OSError, match="disk full"):
         models.embedded_folder()
     assert list(fresh_cache.iterdir()) == []
 
 
 def test_a_conversion_that_another_process_finished_first_is_used(fresh_cache, monkeypatch):
-    monkeypatch.setattr(models, "_convert", lambda gguf, folder: None)
+    monkeypatch.setattr(converting, "convert", lambda *given, progress: None)
     name = models.embedded_folder().name
     (fresh_cache / name).rmdir()
 
-    def convert(gguf, folder):
+    def convert(gguf, folder, dtype, progress):
         (folder / "config.json").write_text("ours")
         (fresh_cache / name).mkdir()
         (fresh_cache / name / "config.json").write_text("theirs")
 
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(converting, "convert", convert)
     assert (models.embedded_folder() / "config.json").read_text() == "theirs"
     assert [p.name for p in fresh_cache.iterdir()] == [name]
 

