@@ -2,15 +2,19 @@
 interruption.
 """
 
+import copy
 import json
 import math
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
 from tml_lib.claims.ledger import claims
 from tml_lib.data import gsm, hub
+from tml_lib.lm import models, sampling, thinking
 from tml_lib.lm.answers import chat_prompt, encode
+from tml_lib.lm.models import LanguageModel
 from tml_lib.records import ProbeCurve, Trajectory
 from tml_lib.studies import trajectories
 
@@ -367,3 +371,51 @@ def test_gold_that_states_the_answer_at_once_leaves_nothing_to_compare():
     gold = {"right": held([0, 2, 5], [4.0, 3.0, 0.5], 0, shuffled_end=2)}
     first, _ = trajectories.paired_before_statement(record(gold=gold), "foreign")
     assert first.answer_nll.tolist() == [4.0]
+
+
+# --- models that think apart from their answer ----------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[("<think>\n", True), ("<think>\n\n</think>", False)])
+def thinker(request, lm):
+    """A random model whose chat template has Qwen3's switch, asked to think or not to."""
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    marks = [AddedToken(mark, special=False, normalized=False) for mark in thinking.THINK]
+    tokenizer.add_tokens(marks)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n"
+        "{% if enable_thinking is false %}<think>\n\n</think>{% endif %}"
+    )
+    model = models.random_model("llama", vocab_size=len(tokenizer), seed=2)
+    opening, think = request.param
+    return opening, LanguageModel(model, tokenizer, "thinker").asked(think)
+
+
+def test_a_model_that_thinks_has_its_trajectory_within_the_marks(thinker, questions, monkeypatch):
+    opening, thinks = thinker
+    question = next(q for q in questions if gsm.shuffle_steps(q))
+    written = [
+        f"Let me add.</think>\n\nIt is \\boxed{{{question.answer}}}.",
+        "So 1 and 2.</think>\n\nIt is \\boxed{-7}.",
+    ]
+    monkeypatch.setattr(
+        trajectories.sampling, "sample", lambda *_, **__: [sampling.Sampled((), 0)] * 2
+    )
+    monkeypatch.setattr(trajectories.sampling, "texts", lambda *_, **__: written)
+    (own,) = trajectories.own_samples(thinks, [question], seed=0, tries=2)
+    if thinks.thinking:
+        assert (own.right.text, own.wrong.text) == ("Let me add.", "So 1 and 2.")
+    else:
+        assert (own.right.text, own.wrong.text) == tuple(written)
+    assert own.right.answer == question.answer
+    assert thinks.prompt(question.text).endswith(f"assistant\n{opening}")
+    record = trajectories.question_record(thinks, question, own, seed=0, stride=64)
+    assert {"gold", "own_right", "sampled"} <= set(record["curves"])
+    assert record["own_right"] == own.right.text
+
+
+def test_a_model_without_marks_cannot_be_asked_to_think(lm):
+    assert lm.asked(False) is lm
+    with pytest.raises(ValueError, match="no thinking marks"):
+        lm.asked(True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def merged(model: torch.nn.Module, lm: LanguageModel) -> LanguageModel:
     if isinstance(model, PeftModel):
         # sums in new memory: the weights below the adapter are lm's own
         model = model.merge_and_unload(safe_merge=True)
-    return LanguageModel(model.eval(), lm.tokenizer, f"{lm.name}+sft")
+    return dataclasses.replace(lm, model=model.eval(), name=f"{lm.name}+sft")
 
 
 def adapted(lm: LanguageModel, folder: Path) -> LanguageModel:

@@ -11,6 +11,7 @@ unpickled.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import re
@@ -25,7 +26,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tml_lib import checks, files
-from tml_lib.lm import converting, fetching, folders
+from tml_lib.lm import converting, fetching, folders, thinking
+from tml_lib.lm.answers import INSTRUCTION, chat_prompt
 from tml_lib.lm.presets import (
     EMBEDDED_FILE,
     EMBEDDED_INSTALL,
@@ -83,6 +85,30 @@ class LanguageModel:
     model: torch.nn.Module
     tokenizer: transformers.PreTrainedTokenizerBase
     name: str
+    # whether it is asked to think before it answers; None: it has no marks for that
+    thinking: bool | None = None
+
+    def prompt(self, question: str, instruction: str = INSTRUCTION) -> str:
+        """I ⊕ q as the chat template writes it, up to where the trajectory begins; where it is
+        asked not to think, up to where the answer begins.
+        """
+        if self.thinking is None:
+            return chat_prompt(self.tokenizer, question, instruction)
+        return thinking.chat_prompt(self.tokenizer, question, self.thinking, instruction)
+
+    def thoughts(self, text: str) -> str:
+        """The trajectory in what the model wrote: all of it, or what stands within the marks."""
+        return thinking.split(text, self.tokenizer)[0] if self.thinking else text
+
+    def asked(self, think: bool) -> LanguageModel:
+        """The same model, asked to think or not to, by its template's switch or RaML's sentence.
+
+        Raises ValueError where a model without marks of thinking is asked to think.
+        """
+        if not think and not thinking.has_marks(self.tokenizer):
+            return self
+        thinking.delimiters(self.tokenizer)
+        return dataclasses.replace(self, thinking=think)
 
     @property
     def device(self) -> torch.device:

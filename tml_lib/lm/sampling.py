@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from tml_lib.lm import batches
-from tml_lib.lm.answers import chat_prompt, token_ids
+from tml_lib.lm.answers import token_ids
 from tml_lib.lm.exactness import SlowerWay, evaluating, longrope_limit, remembered
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Question
@@ -258,11 +258,7 @@ def right_counts(
     template makes it answer at once ('no-thinking'). settings: passed to `sample`; with
     temperature=0 one sample says all.
     """
-    prompts = [
-        chat_prompt(lm.tokenizer, question.text) + begin
-        for question in questions
-        for _ in range(samples)
-    ]
+    prompts = [lm.prompt(question.text) + begin for question in questions for _ in range(samples)]
     written = sample(lm, prompts, row_seeds(seed, len(prompts)), **settings)
     right = [
         not one.cut and graded(begin + text, questions[k // samples].answer)

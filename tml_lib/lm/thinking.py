@@ -44,6 +44,15 @@ def delimiters(tokenizer) -> tuple[str, str]:
     )
 
 
+def has_marks(tokenizer) -> bool:
+    """Whether `delimiters` finds a pair of marks."""
+    try:
+        delimiters(tokenizer)
+    except ValueError:
+        return False
+    return True
+
+
 def chat_prompt(
     tokenizer, question: str, thinking: bool = True, instruction: str = INSTRUCTION
 ) -> str:

@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
-from tml_lib.lm.answers import Suffix, chat_prompt, encode
+from tml_lib.lm.answers import Suffix, encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.parameter_paths import ParameterPath, answer_loss
 from tml_lib.records import Landscape, Question
@@ -146,9 +146,7 @@ def landscape(
     texts = trajectories if trajectories is not None else [""] * len(questions)
     rows = []
     for question, text in zip(questions, texts, strict=True):
-        encoded = encode(
-            lm.tokenizer, chat_prompt(lm.tokenizer, question.text), text, [question.answer]
-        )
+        encoded = encode(lm.tokenizer, lm.prompt(question.text), text, [question.answer])
         rows.append(([*encoded.prompt, *encoded.trajectory], encoded.suffixes[0]))
     batches = [_padded(rows[k : k + batch_size], lm) for k in range(0, len(rows), batch_size)]
     nll = np.full((len(first), len(second), len(questions)), np.nan)

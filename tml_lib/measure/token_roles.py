@@ -20,7 +20,7 @@ import numpy as np
 from tml_lib.data import gsm, programs
 from tml_lib.data.gsm import Reflecting
 from tml_lib.lm import sampling
-from tml_lib.lm.answers import ANSWER_TEMPLATE, Encoded, chat_prompt, encode
+from tml_lib.lm.answers import ANSWER_TEMPLATE, Encoded, encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
 from tml_lib.records import Question
@@ -136,13 +136,9 @@ def rows_of(nll: np.ndarray, pieces: Iterable[Piece]) -> list[list]:
 def end_nll(lm: LanguageModel, question: Question, text: str) -> float:
     """L̂ after a whole text, in nats per token."""
     return float(
-        probe(
-            lm,
-            chat_prompt(lm.tokenizer, question.text),
-            text,
-            question.answer,
-            stride=len(text) + 1,
-        ).answer_nll[-1]
+        probe(lm, lm.prompt(question.text), text, question.answer, stride=len(text) + 1).answer_nll[
+            -1
+        ]
     )
 
 
@@ -158,7 +154,7 @@ def role_values(
     fall from before 'Wait' to behind the value that follows it, after a real slip minus after a
     right value that is said again.
     """
-    prompt, table, replaced, error = chat_prompt(lm.tokenizer, question.text), [], {}, math.nan
+    prompt, table, replaced, error = lm.prompt(question.text), [], {}, math.nan
     for one in found:
         encoded = encode(lm.tokenizer, prompt, one.text, [question.answer])
         nll = probe(lm, prompt, one.text, question.answer).answer_nll
@@ -243,11 +239,11 @@ def own_rows(
     """The rows of one sampled trajectory per question, cut after `most_tokens`; questions with an
     empty one are left out.
     """
-    prompts, table = [chat_prompt(lm.tokenizer, question.text) for question in questions], []
+    prompts, table = [lm.prompt(question.text) for question in questions], []
     settings = {"temperature": temperature, "max_new_tokens": most_tokens, "batch_size": 32}
     written = sampling.sample(lm, prompts, sampling.row_seeds(seed, len(prompts)), **settings)
     for question, prompt, text in zip(questions, prompts, sampling.texts(lm, written), strict=True):
-        own = text.partition(ANSWER_TEMPLATE.strip())[0].strip()
+        own = lm.thoughts(text).partition(ANSWER_TEMPLATE.strip())[0].strip()
         if own:
             encoded = encode(lm.tokenizer, prompt, own, [question.answer])
             nll = probe(lm, prompt, own, question.answer).answer_nll

@@ -12,6 +12,7 @@ context, if anywhere. All take as many outer steps on the same rows.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -26,7 +27,6 @@ from tml_lib.data import programs, tiny
 from tml_lib.data.programs import Program
 from tml_lib.data.tiny import Row
 from tml_lib.lm import adapters, sampling
-from tml_lib.lm.answers import chat_prompt
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Question
 
@@ -211,7 +211,7 @@ class MetaLora:
             for name, p in self.model.named_parameters():
                 if name in theta and p is not theta[name]:
                     p.data = theta[name].detach()
-        return LanguageModel(self.model, self.lm.tokenizer, f"{self.lm.name}+meta")
+        return dataclasses.replace(self.lm, model=self.model, name=f"{self.lm.name}+meta")
 
 
 def query_losses(
@@ -242,7 +242,7 @@ def answered(
     try:
         for question, support in made:
             lm = meta.with_weights(meta.adapted(own, support, steps=steps, inner_lr=inner_lr))
-            prompt = chat_prompt(lm.tokenizer, question.text)
+            prompt = lm.prompt(question.text)
             (written,) = sampling.sample(lm, [prompt], [0], temperature=0, max_new_tokens=128)
             right.append(
                 not written.cut

@@ -130,10 +130,7 @@ def trained(
 
 def asked(lm: LanguageModel, questions: Sequence[Question], seed: int) -> dict:
     """Greedy and sampled texts of each question: right or not, and whether they end in a box."""
-    prompts, found = (
-        [answers.chat_prompt(lm.tokenizer, question.text) for question in questions],
-        {},
-    )
+    prompts, found = ([lm.prompt(question.text) for question in questions], {})
     for name, temperature, count in (("greedy", 0.0, 1), ("sampled", 1.0, SAMPLES)):
         repeated = [prompt for prompt in prompts for _ in range(count)]
         settings = {"temperature": temperature, "max_new_tokens": MOST_TOKENS, "batch_size": 32}
@@ -172,7 +169,7 @@ def room(lm: LanguageModel, held_out: Sequence[Question], seed: int) -> dict:
     """Samples with ROOM tokens: right or not, whether they end in a box, and their tokens, read
     back.
     """
-    prompts = [answers.chat_prompt(lm.tokenizer, question.text) for question in held_out]
+    prompts = [lm.prompt(question.text) for question in held_out]
     seeds = sampling.row_seeds(seed, len(prompts))
     texts = sampling.texts(
         lm, sampling.sample(lm, prompts, seeds, max_new_tokens=ROOM, batch_size=200)

@@ -26,7 +26,7 @@ from tml_lib.data import programs, tiny
 from tml_lib.data.programs import Program
 from tml_lib.data.tiny import Row
 from tml_lib.lm import sampling
-from tml_lib.lm.answers import ANSWER_TEMPLATE, chat_prompt
+from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.token_roles import word_class
 from tml_lib.records import Question
@@ -153,9 +153,7 @@ def own_trajectories(
     """Words of `samples` trajectories per question, question by question; empty where one did not
     end.
     """
-    prompts = [
-        chat_prompt(lm.tokenizer, question.text) for question in questions for _ in range(samples)
-    ]
+    prompts = [lm.prompt(question.text) for question in questions for _ in range(samples)]
     settings = {
         "temperature": TEMPERATURE,
         "max_new_tokens": supervised.MOST_TOKENS,
@@ -182,7 +180,7 @@ def finished(
     """
     ending = ANSWER_TEMPLATE if at_once else ""
     prompts = [
-        chat_prompt(lm.tokenizer, q.text) + " ".join(words) + ending
+        lm.prompt(q.text) + " ".join(words) + ending
         for q, words in zip(questions, begun, strict=True)
     ]
     settings = {"temperature": 0, "max_new_tokens": ROOM, "batch_size": 512}

@@ -22,7 +22,7 @@ from tml_lib.claims.stats import pass_at_k
 from tml_lib.data import gsm
 from tml_lib.data.tiny import Row
 from tml_lib.lm import adapters, models, sampling
-from tml_lib.lm.answers import chat_prompt, grade
+from tml_lib.lm.answers import grade
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
 from tml_lib.records import Question
@@ -107,9 +107,7 @@ def measured(
     nll = []
     for question in questions:
         text = gsm.gold(question).text
-        curve = probe(
-            lm, chat_prompt(lm.tokenizer, question.text), text, question.answer, stride=len(text)
-        )
+        curve = probe(lm, lm.prompt(question.text), text, question.answer, stride=len(text))
         nll.append(
             [curve.at(0), curve.at(curve.length if curve.stated_at is None else curve.stated_at)]
         )
@@ -192,13 +190,19 @@ def adapter_folder(lm: LanguageModel, otherwise: Path) -> Path:
 
 
 def load(
-    preset: str, *, model: str = "", adapter: str = "", reasoner: str = "tiny-long", dtype: str = ""
+    preset: str,
+    *,
+    model: str = "",
+    adapter: str = "",
+    reasoner: str = "tiny-long",
+    dtype: str = "",
+    thinking: bool = False,
 ) -> LanguageModel:
     """A preset's model, with a LoRA adapter put on it. adapter: a folder, or 'stored' for the kit's
     own; empty: none.
 
     reasoner: the shipped model that preset 'tiny' takes where none is named. dtype: in place of the
-    preset's. Raises
+    preset's. thinking: whether a model that thinks apart from its answer is asked to. Raises
     FileNotFoundError where the folder holds no adapter, ValueError where it was trained on another
     model, or is asked for at preset 'tiny'.
     """
@@ -209,7 +213,9 @@ def load(
         )
     chosen = model or (models.shipped(reasoner) if programs else "")
     lm = models.load(preset, model=chosen, dtype=dtype or None)
-    return adapters.adapted(lm, STORED if adapter == "stored" else Path(adapter)) if adapter else lm
+    if adapter:
+        lm = adapters.adapted(lm, STORED if adapter == "stored" else Path(adapter))
+    return lm.asked(thinking)
 
 
 # --- the study ------------------------------------------------------------------------------------

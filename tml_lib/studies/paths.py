@@ -21,7 +21,6 @@ from tml_lib import runtime
 from tml_lib.claims.stats import trend
 from tml_lib.data import gsm, programs
 from tml_lib.lm import models
-from tml_lib.lm.answers import chat_prompt
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.landscape import path_losses, path_plane
 from tml_lib.measure.parameter_paths import parameter_path
@@ -85,7 +84,7 @@ def path_values(
     end: words of gold before the first of the answer's. NaN where a path has no exact updates or
     spans no plane.
     """
-    prompt, losses, explained = chat_prompt(lm.tokenizer, question.text), {}, {}
+    prompt, losses, explained = lm.prompt(question.text), {}, {}
     for kind, own in words.items():
         path = parameter_path(lm, prompt, " ".join(own), question.answer)
         try:
@@ -131,7 +130,7 @@ def descents(
     """By kind of trajectory: tau of the loss in the path's plane, the same before gold states the
     answer, tau of L̂ itself, and the share of the variance in the plane. The updates leave the
     prompt's rows alone where such exist (T ≤ d_ff). A path that spans no plane is left out."""
-    prompt, found = chat_prompt(lm.tokenizer, question.text), {}
+    prompt, found = lm.prompt(question.text), {}
     places = [
         k
         for word in question.answer.split()

@@ -25,7 +25,7 @@ from tml_lib.data import gsm, programs
 from tml_lib.data.programs import Program
 from tml_lib.data.tiny import Row
 from tml_lib.lm import models, sampling
-from tml_lib.lm.answers import ANSWER_TEMPLATE, chat_prompt
+from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure import token_roles
 from tml_lib.measure.probe import probe
@@ -176,9 +176,7 @@ def own_samples(
     """Per question the words of the first right and the first wrong sample among TRIES at T = 1,
     where there are such.
     """
-    prompts = [
-        chat_prompt(lm.tokenizer, question.text) for question in questions for _ in range(TRIES)
-    ]
+    prompts = [lm.prompt(question.text) for question in questions for _ in range(TRIES)]
     seeds = sampling.row_seeds([seed, 1], len(prompts))
     settings = {"temperature": 1.0, "max_new_tokens": supervised.MOST_TOKENS, "batch_size": 512}
     found: list[dict[str, list[str]]] = [{} for _ in questions]
@@ -198,7 +196,7 @@ def curve(lm: LanguageModel, question: Question, words: Sequence[str], *answers:
     """L̂ of the question's answer, and of further ones, after every word: (len(words) + 1,), or a
     row for each answer.
     """
-    prompt = chat_prompt(lm.tokenizer, question.text)
+    prompt = lm.prompt(question.text)
     found = probe(lm, prompt, " ".join(words), [question.answer, *answers])
     table = np.array([one.answer_nll for one in found])
     return table if answers else table[0]
@@ -283,7 +281,7 @@ def cut_values(
     0 is no-thinking, and `len` of the longest the whole. foreign: as many words of another
     question, as a control.
     """
-    prompts = [chat_prompt(lm.tokenizer, question.text) for question in questions]
+    prompts = [lm.prompt(question.text) for question in questions]
     settings = {"temperature": 0, "max_new_tokens": supervised.MOST_TOKENS, "batch_size": 512}
     written = sampling.sample(lm, prompts, [0] * len(prompts), **settings)
     texts = [
@@ -323,7 +321,7 @@ def forced(
 ) -> list[bool]:
     """Whether the model answers rightly when made to answer after these words."""
     prompts = [
-        chat_prompt(lm.tokenizer, question.text) + " ".join(words) + ANSWER_TEMPLATE
+        lm.prompt(question.text) + " ".join(words) + ANSWER_TEMPLATE
         for question, words in zip(questions, thoughts, strict=True)
     ]
     written = sampling.sample(

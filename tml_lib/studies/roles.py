@@ -20,7 +20,7 @@ from tml_lib import runtime
 from tml_lib.data import gsm, programs
 from tml_lib.data.gsm import Reflecting
 from tml_lib.lm import models, sampling
-from tml_lib.lm.answers import ANSWER_TEMPLATE, chat_prompt, grade
+from tml_lib.lm.answers import ANSWER_TEMPLATE, grade
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure import token_roles
 from tml_lib.measure.probe import probe
@@ -104,12 +104,13 @@ def cut_values(
     and the model made to answer. NaN where it writes nothing before that. As a control it answers
     after as much text of another question's solution.
     """
-    prompts = [chat_prompt(lm.tokenizer, question.text) for question in asked]
+    prompts = [lm.prompt(question.text) for question in asked]
     written = sampling.sample(
         lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=max_tokens, batch_size=32
     )
     texts = [
-        text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in sampling.texts(lm, written)
+        lm.thoughts(text).partition(ANSWER_TEMPLATE.strip())[0].strip()
+        for text in sampling.texts(lm, written)
     ]
     others = gsm.gsm_symbolic(64, seed)
     foreign = [
@@ -160,8 +161,7 @@ def cut(text: str, share: float, less: int = 0) -> str:
 def forced(lm: LanguageModel, asked: Sequence[Question], thoughts: Sequence[str]) -> list[bool]:
     """Whether the model answers rightly when made to answer after these texts."""
     prompts = [
-        chat_prompt(lm.tokenizer, q.text) + text + ANSWER_TEMPLATE
-        for q, text in zip(asked, thoughts, strict=True)
+        lm.prompt(q.text) + text + ANSWER_TEMPLATE for q, text in zip(asked, thoughts, strict=True)
     ]
     written = sampling.sample(
         lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=ANSWER_TOKENS, batch_size=32

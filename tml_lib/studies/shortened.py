@@ -20,7 +20,7 @@ import numpy as np
 
 from tml_lib.data import gsm, programs
 from tml_lib.lm import models, sampling
-from tml_lib.lm.answers import ANSWER_TEMPLATE, chat_prompt, extract, grade
+from tml_lib.lm.answers import ANSWER_TEMPLATE, extract, grade
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Question
 from tml_lib.studies import efficiency, engine, lora, trajectories
@@ -59,8 +59,7 @@ class Shortened:
         if at_once:
             return forced(self.lm, self.questions, texts)
         prompts = [
-            chat_prompt(self.lm.tokenizer, q.text) + text
-            for q, text in zip(self.questions, texts, strict=True)
+            self.lm.prompt(q.text) + text for q, text in zip(self.questions, texts, strict=True)
         ]
         endings, _ = _written(self.lm, prompts, 0, 0, self.max_tokens)
         whole = [text + ending for text, ending in zip(texts, endings, strict=True)]
@@ -122,13 +121,13 @@ def text_ways(
 
     asked: each question `samples` times in a row, and at least two questions.
     """
-    prompts = [chat_prompt(lm.tokenizer, question.text) for question in asked]
+    prompts = [lm.prompt(question.text) for question in asked]
     written, cut = _written(lm, prompts, seed, TEMPERATURE, max_tokens)
-    full = [text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in written]
+    full = [lm.thoughts(text).partition(ANSWER_TEMPLATE.strip())[0].strip() for text in written]
     results = [extract(text) or question.answer for text, question in zip(full, asked, strict=True)]
     withheld = [before_result(text, result) for text, result in zip(full, results, strict=True)]
     requests = [
-        chat_prompt(lm.tokenizer, ASK.format(question=q.text, text=text), "")
+        lm.asked(think=False).prompt(ASK.format(question=q.text, text=text), "")
         for q, text in zip(asked, withheld, strict=True)
     ]
     written, _ = _written(lm, requests, seed, 0, max_tokens // 2)

@@ -19,7 +19,7 @@ import numpy as np
 from tml_lib.claims.stats import trend
 from tml_lib.data import gsm, hub
 from tml_lib.lm import models, sampling
-from tml_lib.lm.answers import chat_prompt, encode, extract, grade, token_ids
+from tml_lib.lm.answers import encode, extract, grade, token_ids
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
 from tml_lib.records import ProbeCurve, Question, Trajectory
@@ -110,7 +110,7 @@ def build_conditions(
     foreign and copying are cut to the gold trajectory's length in tokens; copying ends by stating
     the right answer.
     """
-    prompt, gold = chat_prompt(lm.tokenizer, question.text), gsm.gold(question)
+    prompt, gold = lm.prompt(question.text), gsm.gold(question)
     strange = gsm.foreign(question, others, seed)
     length = len(encode(lm.tokenizer, prompt, gold.text, [question.answer]).trajectory)
     ending = f"\nThe result is {question.answer}."
@@ -144,7 +144,7 @@ def own_samples(
     the right value. A sample that was cut is neither, and is counted. settings: passed to
     `sampling.sample`, in place of temperature 0.7 and top-k 50 (the paper's, Table 5).
     """
-    prompts = [chat_prompt(lm.tokenizer, q.text) for q in questions for _ in range(tries)]
+    prompts = [lm.prompt(q.text) for q in questions for _ in range(tries)]
     settings = {"temperature": 0.7, "top_k": 50, "batch_size": 32} | settings
     settings |= {"max_new_tokens": max_tokens, "progress": progress}
     written = sampling.sample(lm, prompts, sampling.row_seeds(seed, len(prompts)), **settings)
@@ -152,7 +152,7 @@ def own_samples(
     found = []
     for k, question in enumerate(questions):
         here = slice(k * tries, (k + 1) * tries)
-        kinds = [_own(text, question) for text in texts[here]]
+        kinds = [_own(lm, text, question) for text in texts[here]]
         first = {
             kind: next((one for one in kinds if one and one.kind == kind), None)
             for kind in ("own_right", "sampled")
@@ -162,16 +162,16 @@ def own_samples(
     return found
 
 
-def _own(text: str, question: Question) -> Trajectory | None:
+def _own(lm: LanguageModel, text: str, question: Question) -> Trajectory | None:
     """A sample as a right or a wrong trajectory; None where it is neither."""
-    stated = extract(text) if text else None
-    if stated is None:
+    stated, thoughts = extract(text) if text else None, lm.thoughts(text)
+    if stated is None or not thoughts:
         return None
     if grade(text, question.answer):
-        return Trajectory(text, "own_right", stated, True)
+        return Trajectory(thoughts, "own_right", stated, True)
     if gsm.first_mention(text, question.answer) is not None:
         return None
-    return Trajectory(text, "sampled", stated, False)
+    return Trajectory(thoughts, "sampled", stated, False)
 
 
 def _cut(lm: LanguageModel, prompt: str, text: str, tokens: int) -> str:
@@ -190,7 +190,7 @@ def probe_question(
     order control, the one after the steps that were shuffled (`meta['shuffled_end']`, in gold and
     in shuffled).
     """
-    prompt = chat_prompt(lm.tokenizer, question.text)
+    prompt = lm.prompt(question.text)
     curves: dict[str, dict[str, ProbeCurve]] = {}
     for kind, trajectory in conditions.items():
         answers = {"right": question.answer}
@@ -389,8 +389,8 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     settings = evidence["settings"]
     question = study_questions(settings["n_questions"], settings["seed"])[place]
     kept = {kind: evidence[kind][place] for kind in ("sampled", "own_right") if kind in evidence}
-    own = {kind: _own(text, question) for kind, text in kept.items() if text is not None}
     lm, stride = lora.embedded(settings["model"]), settings["stride"]
+    own = {kind: _own(lm, text, question) for kind, text in kept.items() if text is not None}
     written = Own(own.get("own_right"), own.get("sampled"))
     record = question_record(lm, question, written, seed=settings["seed"], stride=stride)
     found = estimands(record, stride)

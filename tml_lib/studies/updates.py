@@ -21,7 +21,7 @@ import numpy as np
 
 from tml_lib.claims.stats import trend
 from tml_lib.data import gsm, toy
-from tml_lib.lm.answers import Suffix, chat_prompt
+from tml_lib.lm.answers import Suffix
 from tml_lib.lm.answers import encode as encode_text
 from tml_lib.lm.models import LanguageModel, widen_norms
 from tml_lib.measure.implicit import Update, cosine, gradient_update, logit_error, update_from_ids
@@ -61,7 +61,7 @@ def gsm_case(lm: LanguageModel, question: Question, others: list[Question], seed
     """A gsm_symbolic question as a case, with the controls of the trajectory study. LookupError
     where it has no sibling.
     """
-    prompt, answer = chat_prompt(lm.tokenizer, question.text), question.answer
+    prompt, answer = lm.prompt(question.text), question.answer
     conditions = build_conditions(lm, question, others, Own(), seed)
     conditions.pop("copying")
     wrong = conditions.get("corrupted")
@@ -92,7 +92,7 @@ def gsm_case(lm: LanguageModel, question: Question, others: list[Question], seed
     siblings = {}
     for name in ("same", "other"):
         found = _sibling(question, name == "same", seed)
-        side = encode_text(lm.tokenizer, chat_prompt(lm.tokenizer, found.text), "", [found.answer])
+        side = encode_text(lm.tokenizer, lm.prompt(found.text), "", [found.answer])
         siblings[name] = (side.prompt, side.suffixes[0])
     trajectories = {kind: item.trajectory for kind, item in encoded.items()}
     gold = encoded["gold"]

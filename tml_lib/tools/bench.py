@@ -22,7 +22,7 @@ import torch
 from tml_lib import runtime
 from tml_lib.data import gsm, programs, toy
 from tml_lib.lm import models, sampling
-from tml_lib.lm.answers import ANSWER_TEMPLATE, chat_prompt, encode, token_ids
+from tml_lib.lm.answers import ANSWER_TEMPLATE, encode, token_ids
 from tml_lib.measure import landscape
 from tml_lib.measure.implicit import update_from_ids
 from tml_lib.measure.parameter_paths import path_from_ids
@@ -231,7 +231,7 @@ def rollouts_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> lis
     torch.set_num_threads(1)
     try:
         lm = models.load("tiny", model=models.shipped("tiny-long"), device="cpu")
-        prompts = [chat_prompt(lm.tokenizer, q.text) for q in programs.questions(64, 0, "held_out")]
+        prompts = [lm.prompt(q.text) for q in programs.questions(64, 0, "held_out")]
         ratios, rates = [], []
         for turn in range(rounds):
             written: dict[str, int] = {}
@@ -271,9 +271,7 @@ def rollouts_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> lis
         ]
         found = _rows(figures, setting)
         small = models.load("small", device="cpu")
-        texts = [
-            chat_prompt(small.tokenizer, question.text) for question in gsm.gsm_symbolic(32, 0)
-        ]
+        texts = [small.prompt(question.text) for question in gsm.gsm_symbolic(32, 0)]
         for name, model, asked, most in (
             ("tiny-long", lm, prompts[:32], 128),
             ("SmolLM2-135M", small, texts, 32),
@@ -529,9 +527,7 @@ def _landscape_in_place(
     another, subtract it.
     """
     weights = {name: p for name, p in lm.model.named_parameters() if name in plane.first}
-    encoded = [
-        encode(lm.tokenizer, chat_prompt(lm.tokenizer, q.text), "", [q.answer]) for q in questions
-    ]
+    encoded = [encode(lm.tokenizer, lm.prompt(q.text), "", [q.answer]) for q in questions]
     for first in grid.tolist():
         for second in grid.tolist():
             for sign in (1, -1):
@@ -597,7 +593,7 @@ def _text(lm: models.LanguageModel, length: int) -> tuple:
     two-token answer.
     """
     questions = gsm.gsm_symbolic(64, seed=0)
-    prompt = chat_prompt(lm.tokenizer, questions[0].text)
+    prompt = lm.prompt(questions[0].text)
     joined = "\n".join(gsm.gold(q).text for q in questions)
     encoded = encode(lm.tokenizer, prompt, joined, ["42"], ANSWER_TEMPLATE)
     return encoded.prompt, encoded.trajectory[:length], encoded.suffixes[0]

@@ -219,6 +219,9 @@ def _study_parser(commands) -> None:
         "--max-tokens", type=int, default=0, help="of a sample (default: the preset's)"
     )
     one.add_argument(
+        "--thinking", action="store_true", help="for a model that thinks apart from its answer"
+    )
+    one.add_argument(
         "--out", type=Path, help="folder (default: runs/studies/<subject>-<model>); it resumes"
     )
     one.set_defaults(command=_study)

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from tml_lib.data import gsm, programs
 from tml_lib.lm import adapters, models, sampling
-from tml_lib.lm.answers import chat_prompt, encode, token_ids
+from tml_lib.lm.answers import encode, token_ids
 from tml_lib.measure.probe import prefix_nll
 from tml_lib.tools.plan_formulas import Device, Shape, Stage, predicted_seconds, shape
 
@@ -194,7 +194,7 @@ def _small_cases() -> list[Case]:
         shape("SmolLM2-135M"),
         gsm.gsm_symbolic(16, 0),
     )
-    prompts = [chat_prompt(lm.tokenizer, q.text) for q in asked]
+    prompts = [lm.prompt(q.text) for q in asked]
     rows, adapted = sft.question_rows(lm, asked[:4]), adapters.copy_to_train(lm, 4, 0)
     return [
         _probing(lm, model, prompts[0], "\n".join(gsm.gold(q).text for q in asked)),
@@ -215,7 +215,7 @@ def _tiny_cases() -> list[Case]:
         models.load("tiny", model=models.shipped("tiny-long"), device="cpu"),
         shape("tiny-long"),
     )
-    prompts = [chat_prompt(lm.tokenizer, q.text) for q in programs.questions(256, 0, "held_out")]
+    prompts = [lm.prompt(q.text) for q in programs.questions(256, 0, "held_out")]
     stream = supervised.arm_rows(0, "long")
     steps = [stream(k) for k in range(5)]
     return [

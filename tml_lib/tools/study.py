@@ -145,6 +145,7 @@ def run(options) -> int:
         )
     options.max_tokens = options.max_tokens or presets.preset(options.preset).max_tokens
     chosen = {"model": options.model, "adapter": options.adapter, "dtype": subject.dtype}
+    chosen["thinking"] = options.thinking
     lm = lora.load(options.preset, **chosen)
     scale = trajectories.scale_name(options.preset, options.data, bool(options.adapter))
     folder = Path(options.out or _folder(options.subject, lm.name))

@@ -11,6 +11,7 @@ of 1e-6.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from trl import DPOConfig, DPOTrainer
 
 from tml_lib.lm import sampling
 from tml_lib.lm.adapters import copy_to_train, sharing, without_patches
-from tml_lib.lm.answers import chat_prompt, token_ids
+from tml_lib.lm.answers import token_ids
 from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
 from tml_lib.train.runs import OuterRun, fit, in_given_order, opened, per_process, shared_arguments
@@ -133,7 +134,9 @@ def _frozen(lm: LanguageModel) -> LanguageModel:
     """The same weights in the same memory, frozen, with a configuration and a tokenizer that the
     trainer may alter.
     """
-    return LanguageModel(sharing(lm.model).eval(), copy.deepcopy(lm.tokenizer), lm.name)
+    return dataclasses.replace(
+        lm, model=sharing(lm.model).eval(), tokenizer=copy.deepcopy(lm.tokenizer)
+    )
 
 
 # --- pairs ----------------------------------------------------------------------------------------
@@ -158,7 +161,7 @@ def sampled_pairs(
     it. settings: passed to `sampling.sample`. Raises ValueError where no question has both a right
     and a wrong sample.
     """
-    prompts = [chat_prompt(lm.tokenizer, question.text) for question in questions]
+    prompts = [lm.prompt(question.text) for question in questions]
     seeds = sampling.row_seeds(seed, samples * len(prompts))
     settings |= {"temperature": temperature, "max_new_tokens": max_new_tokens}
     written = sampling.sample(

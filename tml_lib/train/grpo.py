@@ -47,7 +47,7 @@ from datasets import Dataset
 from trl import GRPOConfig
 
 from tml_lib.lm.adapters import copy_to_train, without_patches
-from tml_lib.lm.answers import chat_prompt, token_ids
+from tml_lib.lm.answers import token_ids
 from tml_lib.lm.models import LanguageModel, check_tokenizer, quiet
 from tml_lib.records import Question
 from tml_lib.train.grpo_trainer import RewardError, Trainer
@@ -187,10 +187,7 @@ def _row(lm: LanguageModel, question: Question, most_tokens: int) -> dict[str, s
     """A question as trl wants it. Raises ValueError where its prompt leaves too little of the
     context.
     """
-    prompt, context = (
-        chat_prompt(lm.tokenizer, question.text),
-        lm.model.config.max_position_embeddings,
-    )
+    prompt, context = (lm.prompt(question.text), lm.model.config.max_position_embeddings)
     length = len(token_ids(lm.tokenizer, prompt))
     if length + most_tokens > context:
         sizes = (

@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from tml_lib.data.gsm import gold
 from tml_lib.data.tiny import Row
 from tml_lib.lm.adapters import copy_to_train, without_patches
-from tml_lib.lm.answers import chat_prompt, encode, token_ids
+from tml_lib.lm.answers import encode, token_ids
 from tml_lib.lm.blocks import find_blocks
 from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
@@ -146,7 +146,7 @@ def question_rows(
     closing = [*token_ids(lm.tokenizer, "}", begins=False), lm.tokenizer.eos_token_id]
     rows = []
     for question in questions:
-        prompt = chat_prompt(lm.tokenizer, question.text)
+        prompt = lm.prompt(question.text)
         encoded = encode(
             lm.tokenizer, prompt, gold(question).text if trajectories else "", [question.answer]
         )
