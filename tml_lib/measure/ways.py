@@ -147,10 +147,25 @@ def _short_check(way: _Way, model: torch.nn.Module, known: _Known, now: Setting)
         reason = _fails(way, error)
     else:
         error = float(np.abs(found - plain).max())
-        right = error <= near(model)
+        right = error <= near(model) and not _drifts(way, model, found, plain)
         reason = None if right else _differs(way, error)
     known.short[now, way] = reason
     return reason
+
+
+def _drifts(way: _Way, model: torch.nn.Module, found: np.ndarray, plain: np.ndarray) -> bool:
+    """Whether forked states in half precision err much more than token by token does: a state that
+    is not taken up (Mamba) may be hidden in such a wide tolerance.
+    """
+    if way not in (_FORKED, _PLACED) or setting(model).widest < 0.1:
+        return False
+    try:
+        with silenced():
+            single = _SINGLY.read(model, _check_text(model)).own
+    except UNSUITED:
+        return False
+    off, least = (float(np.sqrt(((part - plain) ** 2).mean())) for part in (found, single))
+    return off > max(2.5 * least, near(model) / 16)
 
 
 def _fails(way: _Way, error: Exception) -> str:
