@@ -23,8 +23,8 @@ from tml_lib.lm.exactness import (
     NotSuited,
     check_ids,
     keeps_rows,
+    near,
     remembered,
-    rounding,
     setting,
     silenced,
 )
@@ -170,18 +170,11 @@ def obstacle(model: torch.nn.Module, way: Way) -> str | None:
         try:
             with silenced():
                 off = _largest_error(model, way)
-                near = _near(model)
-            known[key] = None if off <= near else _changed(way, off)
+                most = near(model)
+            known[key] = None if off <= most else _changed(way, off)
         except (*UNSUITED, NotSuited) as error:
             first = next(iter(str(error).splitlines()), "")
             known[key] = f"{way.words}, they fail ({type(error).__name__}: {first[:100]})"
-    return known[key]
-
-
-def _near(model: torch.nn.Module) -> float:
-    known, key = remembered(model), (setting(model), "near")
-    if key not in known:
-        known[key] = rounding(model, setting(model))
     return known[key]
 
 
@@ -229,7 +222,7 @@ def fault(
     known, key = remembered(model), (setting(model), way, width.bit_length())
     if key not in known:
         off = distance(model, text, logits)
-        known[key] = None if off <= _near(model) else _changed(way, off)
+        known[key] = None if off <= near(model) else _changed(way, off)
     return known[key]
 
 

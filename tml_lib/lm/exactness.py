@@ -156,3 +156,11 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def near(model: torch.nn.Module) -> float:
+    """`rounding`, once per model and setting."""
+    known, key = remembered(model), ("near", setting(model))
+    if key not in known:
+        known[key] = rounding(model, setting(model))
+    return known[key]

@@ -27,8 +27,9 @@ import torch
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
-from tml_lib.lm.answers import Suffix, encode
+from tml_lib.lm.answers import encode
 from tml_lib.lm.models import LanguageModel
+from tml_lib.measure.answer_rows import answer_nll, batched
 from tml_lib.measure.parameter_paths import ParameterPath, answer_loss
 from tml_lib.records import Landscape, Question
 
@@ -148,47 +149,15 @@ def landscape(
     for question, text in zip(questions, texts, strict=True):
         encoded = encode(lm.tokenizer, lm.prompt(question.text), text, [question.answer])
         rows.append(([*encoded.prompt, *encoded.trajectory], encoded.suffixes[0]))
-    batches = [_padded(rows[k : k + batch_size], lm) for k in range(0, len(rows), batch_size)]
+    batches = batched(lm.model, rows, batch_size)
     nll = np.full((len(first), len(second), len(questions)), np.nan)
     points = [(i, j) for i in range(len(first)) for j in range(len(second))]
     with displaced(lm.model, plane) as move:
         for i, j in tqdm(points, desc="landscape", unit="point", disable=not progress, leave=False):
             move(float(first[i]), float(second[j]))
-            nll[i, j] = np.concatenate([_answer_nll(lm.model, batch) for batch in batches])
+            for batch in batches:
+                nll[i, j, batch.places] = answer_nll(lm.model, batch)
     return Landscape(np.asarray(first), np.asarray(second), nll)
-
-
-def _padded(rows: list[tuple[list[int], Suffix]], lm: LanguageModel) -> dict[str, torch.Tensor]:
-    """Left-padded rows, so that all answers end together."""
-    whole = [[*context, *suffix.ids] for context, suffix in rows]
-    width, counts = max(map(len, whole)), [len(suffix.ids) - suffix.start for _, suffix in rows]
-    ids = torch.tensor([[row[0]] * (width - len(row)) + row for row in whole], device=lm.device)
-    mask = torch.tensor(
-        [[0] * (width - len(row)) + [1] * len(row) for row in whole], device=lm.device
-    )
-    longest = max(counts)
-    scored = torch.tensor([[0] * (longest - n) + [1] * n for n in counts], device=lm.device)
-    return {
-        "ids": ids,
-        "mask": mask,
-        "positions": (mask.cumsum(1) - 1).clamp(min=0),
-        "scored": scored,
-    }
-
-
-@torch.inference_mode()
-def _answer_nll(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> np.ndarray:
-    count = batch["scored"].shape[1]
-    settings = {
-        "input_ids": batch["ids"],
-        "attention_mask": batch["mask"],
-        "position_ids": batch["positions"],
-    }
-    logits = model(**settings, use_cache=False, logits_to_keep=count + 1).logits[:, :-1].float()
-    losses = torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), batch["ids"][:, -count:], reduction="none"
-    )
-    return ((losses * batch["scored"]).sum(1) / batch["scored"].sum(1)).double().cpu().numpy()
 
 
 def contour_match(found: Landscape, nll: Sequence[float]) -> np.ndarray:
