@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--resume", action="store_true", help="resume the newest run: finished notebooks are kept"
     )
-    run.add_argument("--jobs", type=int, help="notebooks side by side (default: one per core)")
+    run.add_argument("--jobs", type=_count, help="notebooks side by side (default: one per core)")
     run.add_argument(
         "--store",
         action="store_true",
@@ -94,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         help="which benchmarks (default: all)",
     )
     bench.add_argument("--json", action="store_true")
-    bench.add_argument("--rounds", type=int, default=3, help="turns of each comparison (default 3)")
+    bench.add_argument(
+        "--rounds", type=_count, default=3, help="turns of each comparison (default 3)"
+    )
     bench.add_argument(
         "--record",
         action="store_true",
@@ -122,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     again.add_argument("study", nargs="*", help="which studies (default: all)")
     again.add_argument(
-        "--records", type=int, default=1, help="records drawn for each way of replay (default 1)"
+        "--records", type=_count, default=1, help="records drawn for each way of replay (default 1)"
     )
     again.add_argument("--seed", type=int, default=0, help="which records are drawn (default 0)")
     again.add_argument(
@@ -171,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         help="loky: this machine (default)",
     )
     grid.add_argument(
-        "--workers", type=int, help="runs side by side on this machine (default: one per core)"
+        "--workers", type=_count, help="runs side by side on this machine (default: one per core)"
     )
     grid.add_argument("--address", default="", help="of a running cluster of dask or ray")
     grid.add_argument("--json", action="store_true")
@@ -182,6 +184,13 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("name", nargs="*", help="which ones (default: all, the base first)")
     weights.set_defaults(command=_checkpoints)
     return parser
+
+
+def _count(text: str) -> int:
+    """A number on the command line that is at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def _run(options) -> int:
