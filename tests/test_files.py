@@ -15,10 +15,13 @@ import torch
 
 from tml_lib import files, parameters
 from tml_lib.claims import ledger
+from tml_lib.data import hub, tiny
 from tml_lib.lessons import generated, notebooks
+from tml_lib.lm import adapters, models, quantised
+from tml_lib.lm.models import LanguageModel
 from tml_lib.studies import engine, published
-from tml_lib.tools import checkpoints, plan_formulas, sweep, sweep_run
-from tml_lib.train import runs
+from tml_lib.tools import checkpoints, cli, plan_formulas, sweep, sweep_run
+from tml_lib.train import dpo, runs, sft
 
 STUDY = engine.Study("trajectories", record=lambda item, folder: {"value": item})
 
@@ -354,3 +357,79 @@ def test_the_kit_reads_files_in_one_place_only():
         found = [name for name in readers if name in source]
         assert found == [] or path.name in ("files.py", "runtime.py"), (path, found)
     assert parameters._entry("no entry", notebooks.folder()).startswith("the entries are ")
+
+
+# --- a number where a path or a name is expected --------------------------------------------------
+
+FOLDERS = {
+    "write_evidence": lambda value: write(value),
+    "read_evidence": ledger.read_evidence,
+    "a study": lambda value: STUDY.run([1], value),
+    "an adapter": lambda value: adapters.adapted(None, value),
+    "which model an adapter is of": lambda value: adapters.belongs(None, value),
+    "a set of one's own": lambda value: hub.fixture("aime24", value, 1),
+    "a sweep": sweep.read,
+    "a model to plan": plan_formulas.shape,
+    "a model in 4 bits": quantised.load_4bit,
+    "a model": lambda value: models.load("tiny", model=value),
+    "questions": lambda value: hub.questions("aime24", source=value),
+    "SFT": lambda value: train(sft.sft, sft.SFTSettings, [([5, 6], 1)], value),
+    "DPO": lambda value: train(dpo.dpo, dpo.DPOSettings, [([5], [6], [7])], value),
+}
+
+
+def train(method, settings, rows, folder):
+    lm = LanguageModel(tiny.new_model(0), tiny.tokenizer(), "start")
+    method(lm, rows, folder, settings(steps=1, peak_lr=1e-3, batch=1))
+
+
+@pytest.mark.parametrize("value", [3, 1.5, None, True, b"x", ["x"]], ids=repr)
+@pytest.mark.parametrize("call", FOLDERS)
+def test_a_place_of_another_type_is_refused_and_nothing_is_written(
+    tmp_path, monkeypatch, call, value
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError) as caught:
+        FOLDERS[call](value)
+    said = str(caught.value)
+    assert f"is {value!r}, of type {type(value).__name__}: give " in said
+    assert said.split()[0] in ("folder", "path", "model", "name", "source")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_place_is_refused_where_something_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for call in ("write_evidence", "a study", "a set of one's own", "SFT"):
+        with pytest.raises(ValueError, match="folder='' names no place: give a folder"):
+            FOLDERS[call]("")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_folder_where_several_are_wanted_is_refused(tmp_path):
+    for value in (tmp_path, str(tmp_path)):
+        with pytest.raises(TypeError, match="is one place: give a list of folders"):
+            ledger.rows(value)
+
+
+def test_evidence_is_not_written_over_a_directory(tmp_path):
+    (tmp_path / "trajectories.tiny.json").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"tiny\.json is a directory: move it away"):
+        write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["trajectories.tiny.json"]
+
+
+@pytest.mark.parametrize("out", ["3", "[a]", "true", "''", "{a: b}"])
+def test_the_place_of_a_sweep_is_a_text(tmp_path, out):
+    text = f"outer: sft\nout: {out}\ngrid: {{seed: [0]}}"
+    (tmp_path / "sweep.yaml").write_text(text)
+    with pytest.raises((TypeError, ValueError), match=r"sweep\.yaml: out.*give a folder"):
+        sweep.read(tmp_path / "sweep.yaml")
+
+
+@pytest.mark.parametrize("option", ["run --jobs", "bench --rounds", "verify --records"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "x", ""])
+def test_a_count_on_the_command_line_is_at_least_one(capsys, option, value):
+    command, flag = option.split()
+    with pytest.raises(SystemExit):
+        cli.main([command, f"{flag}={value}"])
+    assert f"{value!r} is no whole number of at least 1" in capsys.readouterr().err

@@ -24,6 +24,16 @@ def place(wanted: str = "give a folder or a hub name", **named: object) -> str:
     return str(value)
 
 
+def path(wanted: str = "give a folder", **named: object) -> Path:
+    """The one value, a file or a folder, as a path, with ~ as the home folder. Raises TypeError for
+    what is neither text nor a path, ValueError for an empty text.
+    """
+    found = place(wanted, **named)
+    if not found:
+        raise ValueError(f"{next(iter(named))}='' names no place: {wanted}")
+    return Path(found).expanduser()
+
+
 def whole(**named: object) -> None:
     """Raise TypeError at the first value that is no whole number."""
     for name, value in named.items():

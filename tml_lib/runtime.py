@@ -167,6 +167,8 @@ def _processor() -> str:
 def write_text(path: Path, text: str) -> Path:
     """Write a file whole or not at all: to a temporary name in the same folder, then renamed."""
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory: move it away, a file is written there")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

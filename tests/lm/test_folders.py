@@ -155,6 +155,18 @@ def test_sizes_that_the_weights_do_not_have_are_refused_with_the_numbers(folder,
         load(folder)
 
 
+def test_experts_that_the_weights_do_not_have_are_refused(tmp_path):
+    """Their tensors are joined while they are read, so that no name can be given."""
+    few = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    models.random_model("mixtral", vocab_size=len(tiny.tokenizer()), **few).save_pretrained(
+        tmp_path
+    )
+    tiny.tokenizer().save_pretrained(tmp_path)
+    configure(tmp_path, num_local_experts=10**6)
+    with pytest.raises(ValueError, match="its weights have other shapes than config"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("value", ["2", None, 2.5, [2], {}])
 @pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "vocab_size"])
 def test_sizes_of_another_type_are_refused_by_name(folder, name, value):

@@ -17,7 +17,7 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tml_lib import files, runtime
+from tml_lib import checks, files, runtime
 from tml_lib.claims.stats import bootstrap_interval, clustered_interval, nested_intervals
 from tml_lib.records import Interval
 
@@ -147,6 +147,8 @@ def write_evidence(
     seeds. Numbers of numpy and torch are written as numbers. Raises ValueError where a test has no
     rule or its values are no lists of numbers, TypeError for what JSON cannot hold.
     """
+    folder = checks.path(folder=folder)
+    checks.texts(study=study, scale=scale, command=command)
     record = {
         "schema": SCHEMA,
         "study": study,
@@ -156,7 +158,7 @@ def write_evidence(
         "versions": runtime.versions(),
         "protocol": protocol(study),
         "rules_hash": rules_hash(list(values)),
-        "wall_seconds": round(wall_seconds, 1),
+        "wall_seconds": round(float(wall_seconds), 1),
         "values": values,
         **(extra or {}),
     }
@@ -164,7 +166,7 @@ def write_evidence(
     if fault := _fault(record["values"]):
         raise ValueError(f"evidence {study}.{scale}: {fault}: give those that the study measured")
     text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-    return runtime.write_text(Path(folder) / f"{study}.{scale}.json", text + "\n")
+    return runtime.write_text(folder / f"{study}.{scale}.json", text + "\n")
 
 
 def _rounded(item):
@@ -181,7 +183,8 @@ def read_evidence(path: Path) -> dict:
     """An evidence file, checked; ValueError names the file, what is wrong with it and how to make
     it again.
     """
-    record = files.table(Path(path), AGAIN, _FIELDS)
+    path = checks.path("give the path of an evidence file", path=path)
+    record = files.table(path, AGAIN, _FIELDS)
     if record["schema"] != SCHEMA:
         said = f"has schema {record['schema']}, and this kit reads {SCHEMA}"
         raise files.Unreadable(path, said, AGAIN)
@@ -218,9 +221,11 @@ def _fault(values: dict) -> str:
 
 def rows(folders: list[Path]) -> list[Row]:
     """The replication table from every evidence file in the folders, in the order of `claims`."""
+    if isinstance(folders, str | Path):
+        raise TypeError(f"folders={folders!r} is one place: give a list of folders")
     table, known = [], claims()
     for folder in folders:
-        for path in sorted(Path(folder).glob("*.json")):
+        for path in sorted(checks.path(folder=folder).glob("*.json")):
             table += _rows_of(read_evidence(path), path, known)
     order = {f"{claim}.{test['name']}": k for k, (claim, test) in enumerate(_all_tests(known))}
     return sorted(table, key=lambda row: order[f"{row.claim}.{row.test}"])

@@ -128,12 +128,12 @@ def fixture(name: str, folder: str | Path, n: int = 8, seed: int = 0) -> Path:
     """
     from datasets import Dataset
 
-    example = _source(name).example
+    example, folder = _source(name).example, checks.path(folder=folder)
     rows = [
         row for k, question in enumerate(gsm.gsm_symbolic(n, seed)) for row in example(question, k)
     ]
     Dataset.from_list(rows).save_to_disk(str(folder))
-    return Path(folder)
+    return folder
 
 
 def _source(name: str) -> Source:

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers.pytorch_utils import Conv1D
 
-from tml_lib import files
+from tml_lib import checks, files
 from tml_lib.lm.models import LanguageModel, check_tokenizer, quiet
 
 RUN = "run.json"  # what an output folder was made for
@@ -92,6 +92,7 @@ def adapted(lm: LanguageModel, folder: Path) -> LanguageModel:
     Raises FileNotFoundError where the folder holds no adapter, ValueError where it was trained on
     another model or is damaged.
     """
+    folder = checks.path(folder=folder)
     check_tokenizer(lm)
     if not belongs(lm, folder):
         raise ValueError(
@@ -125,7 +126,7 @@ def belongs(lm: LanguageModel, folder: Path) -> bool:
     """Whether the adapter in a folder was trained on this very model; FileNotFoundError where the
     folder holds none.
     """
-    folder = Path(folder)
+    folder = checks.path(folder=folder)
     if not (folder / "adapter_model.safetensors").is_file() or not (folder / RUN).is_file():
         raise FileNotFoundError(
             f"folder {folder} holds no adapter of this kit: train one with train.sft.sft and a"

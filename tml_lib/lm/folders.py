@@ -80,9 +80,7 @@ def check_memory(folder: Path, parameters: int, itemsize: int) -> None:
 
 
 def misfit(folder: Path, config) -> str:
-    """The first weight whose shape in the folder is not what its config.json asks for; '' where
-    none is found.
-    """
+    """The first weight whose shape in the folder is not what its config.json asks for, in words."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -93,7 +91,7 @@ def misfit(folder: Path, config) -> str:
         if found.get(name, parameter.shape) != parameter.shape:
             wanted = tuple(parameter.shape)
             return f"{name} is {found[name]} in the weights and {wanted} by config.json"
-    return ""
+    return "its weights have other shapes than config.json asks for"
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:

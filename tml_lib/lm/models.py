@@ -260,7 +260,7 @@ def read(source: str, *, local_only: bool, **settings) -> tuple[torch.nn.Module,
         )
         reason = f"{type(error).__name__}: {error}"
         if "ignore_mismatched_sizes" in reason and local_only:  # it was told on a silenced channel
-            reason = folders.misfit(Path(source), config) or reason
+            reason = folders.misfit(Path(source), config)
         raise ValueError(f"model {source!r} cannot be loaded ({reason}); {step}") from error
     if info["missing_keys"]:
         raise ValueError(

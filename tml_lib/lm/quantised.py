@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from transformers import BitsAndBytesConfig
 
+from tml_lib import checks
 from tml_lib.lm import models
 from tml_lib.lm.models import LanguageModel
 from tml_lib.runtime import pick_device
@@ -39,6 +40,7 @@ def load_4bit(name: str, device: str | None = None) -> LanguageModel:
     cannot compute on the device or the model cannot be loaded, and FileNotFoundError for a folder
     that is none.
     """
+    name = checks.place(name=name)
     target = pick_device(device)
     _check_backend(target)
     folder = models.local_folder(str(name), torch.bfloat16)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib import files, runtime
+from tml_lib import checks, files, runtime
 from tml_lib.claims import ledger
 from tml_lib.claims.replay import ESTIMANDS, FIRST_STEPS, RECORD, Pairs, Replay
 from tml_lib.lm import adapters
@@ -67,14 +67,15 @@ class Study:
         settings, inputs = self.settings | settings, inputs or {}
         key = {"study": self.name, "protocol": ledger.protocol(self.protocol or self.name)}
         key |= {"said": self.said(), "settings": _identity(settings), "inputs": _identity(inputs)}
-        checkpoint = Path(folder) / f"{self.name}-{_hash(key)}.checkpoint"
+        folder = checks.path(folder=folder)
+        checkpoint = folder / f"{self.name}-{_hash(key)}.checkpoint"
         held, wanted = _read(checkpoint), [_hash(_identity(item)) for item in items]
         start, done = time.perf_counter(), 0
         for item, name in zip(items, wanted, strict=True):
             if name in held["records"]:
                 continue
             began = time.perf_counter()
-            record = self.record(item, Path(folder), **settings, **inputs)
+            record = self.record(item, folder, **settings, **inputs)
             record = files.plain(record, f"a record of {self.name}")
             held = _keep(checkpoint, name, record, time.perf_counter() - began)
             done += 1

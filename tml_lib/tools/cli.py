@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--resume", action="store_true", help="resume the newest run: finished notebooks are kept"
     )
-    run.add_argument("--jobs", type=int, help="notebooks side by side (default: one per core)")
+    run.add_argument("--jobs", type=_count, help="notebooks side by side (default: one per core)")
     run.add_argument(
         "--store",
         action="store_true",
@@ -108,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
         help="which benchmarks (default: all)",
     )
     bench.add_argument("--json", action="store_true")
-    bench.add_argument("--rounds", type=int, default=3, help="turns of each comparison (default 3)")
+    bench.add_argument(
+        "--rounds", type=_count, default=3, help="turns of each comparison (default 3)"
+    )
     bench.add_argument(
         "--record",
         action="store_true",
@@ -136,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     again.add_argument("study", nargs="*", help="which studies (default: all)")
     again.add_argument(
-        "--records", type=int, default=1, help="records drawn for each way of replay (default 1)"
+        "--records", type=_count, default=1, help="records drawn for each way of replay (default 1)"
     )
     again.add_argument("--seed", type=int, default=0, help="which records are drawn (default 0)")
     again.add_argument(
@@ -186,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         help="loky: this machine (default)",
     )
     grid.add_argument(
-        "--workers", type=int, help="runs side by side on this machine (default: one per core)"
+        "--workers", type=_count, help="runs side by side on this machine (default: one per core)"
     )
     grid.add_argument("--address", default="", help="of a running cluster of dask or ray")
     grid.add_argument("--json", action="store_true")
@@ -211,13 +213,13 @@ def _study_parser(commands) -> None:
     one.add_argument(
         "--data", default="", metavar="SET", help="a set of the paper, NAME or NAME=FOLDER"
     )
-    one.add_argument("--n", type=int, default=100, help="questions (default 100)")
+    one.add_argument("--n", type=_count, default=100, help="questions (default 100)")
     one.add_argument("--seed", type=int, default=0, help="which questions (default 0)")
-    one.add_argument("--stride", type=int, default=4, help="probe every so many tokens (default 4)")
-    one.add_argument("--samples", type=int, default=2, help="of the model's own (default 2)")
     one.add_argument(
-        "--max-tokens", type=int, default=0, help="of a sample (default: the preset's)"
+        "--stride", type=_count, default=4, help="probe every so many tokens (default 4)"
     )
+    one.add_argument("--samples", type=_count, default=2, help="of the model's own (default 2)")
+    one.add_argument("--max-tokens", type=_count, help="of a sample (default: the preset's)")
     one.add_argument(
         "--thinking", action="store_true", help="for a model that thinks apart from its answer"
     )
@@ -225,6 +227,13 @@ def _study_parser(commands) -> None:
         "--out", type=Path, help="folder (default: runs/studies/<subject>-<model>); it resumes"
     )
     one.set_defaults(command=_study)
+
+
+def _count(text: str) -> int:
+    """A number on the command line that is at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def _run(options) -> int:

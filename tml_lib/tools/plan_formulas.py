@@ -20,7 +20,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tml_lib import files
+from tml_lib import checks, files
 from tml_lib.lm import presets
 from tml_lib.runtime import ROWS_PER_PASS
 
@@ -203,6 +203,7 @@ def shape(name: str) -> Shape:
     Raises ValueError for a name that is not known and for a folder whose model the formulas do not
     describe.
     """
+    name = checks.place(model=name)
     folder = Path(presets.shipped(name)) if name.startswith("tiny-") else Path(name).expanduser()
     if os.path.lexists(folder / "config.json"):
         return _read_shape(folder / "config.json")

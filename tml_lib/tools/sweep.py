@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tml_lib import files, runtime
+from tml_lib import checks, files, runtime
 from tml_lib.tools import sweep_run
 
 TRIES = 3
@@ -56,9 +56,10 @@ def read(path: str | Path) -> dict[Path, dict]:
     """The runs of a sweep file, folder -> settings; ValueError or TypeError says what is amiss in
     the file.
     """
-    held = files.table(Path(path), f"give a YAML file with the keys {', '.join(KEYS)}")
+    path = checks.path("give a YAML file", path=path)
+    held = files.table(path, f"give a YAML file with the keys {', '.join(KEYS)}")
     try:
-        return _runs(held, Path(path).stem)
+        return _runs(held, path.stem)
     except (ValueError, TypeError) as error:
         raise (TypeError if isinstance(error, TypeError) else ValueError)(
             f"{path}: {error}"
@@ -71,7 +72,7 @@ def _runs(given: dict, stem: str) -> dict[Path, dict]:
         _book(given["notebook"]) if "notebook" in given else _loop(given["outer"])
     )
     grid, fixed = _grid(given, declared)
-    where = Path(str(given.get("out") or f"runs/sweeps/{stem}")).expanduser()
+    where = checks.path(out=given.get("out", f"runs/sweeps/{stem}"))
     out = runtime.project_root() / where
     runs: dict[Path, dict] = {}
     for values in itertools.product(*grid.values()):
@@ -149,7 +150,7 @@ def _book(start: object) -> tuple[dict, dict[str, str], Callable[[dict], None]]:
 def _loop(method: object) -> tuple[dict, dict[str, str], Callable[[dict], None]]:
     """The same of an outer loop; its parameters are the keyword-only ones of its functions."""
     _need(
-        method in sweep_run.OUTER,
+        isinstance(method, str) and method in sweep_run.OUTER,
         f"unknown outer loop {method!r}: choose among {', '.join(sweep_run.OUTER)}",
     )
     functions = (sweep_run.train, sweep_run.OUTER[method])

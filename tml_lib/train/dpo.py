@@ -21,6 +21,7 @@ from pathlib import Path
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
+from tml_lib import checks
 from tml_lib.lm import sampling
 from tml_lib.lm.adapters import copy_to_train, sharing, without_patches
 from tml_lib.lm.answers import token_ids
@@ -76,7 +77,7 @@ def dpo(
     pairs = [tuple(map(list, pair)) for pair in pairs]
     _check(pairs, settings, lm.model.config.max_position_embeddings)
     pairs_each = per_process("batch", settings.batch)
-    folder, began = Path(folder), time.perf_counter()
+    folder, began = checks.path(folder=folder), time.perf_counter()
     arguments = DPOConfig(
         **shared_arguments(lm, folder, settings),
         **in_given_order(settings),

@@ -46,6 +46,7 @@ import numpy as np
 from datasets import Dataset
 from trl import GRPOConfig
 
+from tml_lib import checks
 from tml_lib.lm.adapters import copy_to_train, without_patches
 from tml_lib.lm.answers import token_ids
 from tml_lib.lm.models import LanguageModel, check_tokenizer, quiet
@@ -113,7 +114,7 @@ def grpo(
     _check(settings, questions, prompts_each)
     asked = _in_turn(questions, settings.steps * settings.prompts, settings.seed)
     rows = [_row(lm, question, settings.most_tokens) for question in asked]
-    folder, began = Path(folder), time.perf_counter()
+    folder, began = checks.path(folder=folder), time.perf_counter()
     arguments = _arguments(lm, folder, settings, prompts_each)
     identity = settings.identity() | {"reward": getattr(reward, "__name__", type(reward).__name__)}
     texts = [(row["prompt"], row["answer"]) for row in rows]

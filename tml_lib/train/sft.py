@@ -20,6 +20,7 @@ from datasets import Dataset
 from huggingface_hub import constants
 from trl import SFTConfig, SFTTrainer
 
+from tml_lib import checks
 from tml_lib.data.gsm import gold
 from tml_lib.data.tiny import Row
 from tml_lib.lm.adapters import copy_to_train, without_patches
@@ -64,7 +65,7 @@ def sft(
     check_tokenizer(without_patches(lm))
     _check(rows, settings, lm.model.config.max_position_embeddings)
     rows_each = per_process("batch", settings.batch)
-    folder, began = Path(folder), time.perf_counter()
+    folder, began = checks.path(folder=folder), time.perf_counter()
     arguments = SFTConfig(
         **shared_arguments(lm, folder, settings),
         **in_given_order(settings),
