@@ -132,10 +132,14 @@ def test_verify_prints_rows_and_fails_where_a_number_differs(capsys, monkeypatch
     assert "DIFFERS" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [(["nope"], "'nope' has no stored evidence"), (["--records", "0"], "records=0")],
-)
-def test_verify_refuses_what_it_cannot_replay(arguments, said, capsys):
-    assert cli.main(["verify", *arguments]) == 2
-    assert said in capsys.readouterr().err
+def test_verify_refuses_a_study_without_evidence(capsys):
+    assert cli.main(["verify", "nope"]) == 2
+    assert "'nope' has no stored evidence" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["verify", "--records"], ["study", "paths", "--n"]])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many"])
+def test_counts_are_checked_where_they_are_given(words, value, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*words, value])
+    assert f"{value!r} is no whole number of at least 1" in capsys.readouterr().err
