@@ -151,7 +151,12 @@ RULES: dict[str, Rule] = {
     "tries": NONE_OR_MORE,
 }
 RULES |= dict.fromkeys(("study_seeds", "tiny_seeds", "study_questions"), NONE_OR_MORE)
-RULES |= {"llm_questions": NONE_OR_MORE, "stride": ONE_OR_MORE, "most_tokens": ONE_OR_MORE}
+RULES |= {
+    "llm_questions": NONE_OR_MORE,
+    "stride": ONE_OR_MORE,
+    "max_tokens": NONE_OR_MORE,
+    "most_tokens": ONE_OR_MORE,
+}
 _COUNTS = ("n_questions", "n_groups", "n_pairs", "batch", "simulated_exams")
 _STEPS = "steps live_steps study_steps sft_steps cold_steps meta_steps optimiser_steps train_steps"
 RULES |= dict.fromkeys((*_COUNTS, *_STEPS.split(), "outer_steps"), ONE_OR_MORE)
@@ -164,7 +169,9 @@ EXCEPTIONS: dict[str, dict[str, Rule]] = {
         "preset": _TEXT,
         "n_questions": NONE_OR_MORE,  # 0 leaves the live study out
     },
-    "preset model adapter data n_questions stride tries seed evidence_dir": {"preset": _TEXT},
+    "preset model adapter data n_questions stride tries thinking max_tokens seed evidence_dir": {
+        "preset": _TEXT
+    },
     "preset model live_steps most_tokens study_questions study_steps seed evidence_dir": {
         "preset": _TEXT
     },

@@ -52,7 +52,14 @@ class Material:
 
 
 def material(
-    preset: str, *, model: str = "", adapter: str = "", data: str = "", n: int, seed: int
+    preset: str,
+    *,
+    model: str = "",
+    adapter: str = "",
+    data: str = "",
+    thinking: bool = False,
+    n: int,
+    seed: int,
 ) -> Material:
     """A preset's model, n of its questions and their reflecting trajectories by rule. `tiny` takes
     `tiny-long` unless told.
@@ -63,7 +70,7 @@ def material(
     if n < 1:
         raise ValueError(f"n={n} questions have no tokens: ask for at least 1")
     trajectories.check_data(data, preset)
-    lm = lora.load(preset, model=model, adapter=adapter)
+    lm = lora.load(preset, model=model, adapter=adapter, thinking=thinking)
     if models.preset(preset).task == "programs":
         asked, pieces = programs.questions(n, seed, "held_out"), token_roles.program_pieces
         found = [token_roles.reflecting(q, seed) for q in asked]

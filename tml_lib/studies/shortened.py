@@ -75,6 +75,7 @@ def material(
     model: str = "",
     adapter: str = "",
     data: str = "",
+    thinking: bool = False,
     n: int,
     seed: int,
     worth: dict[str, float],
@@ -92,7 +93,7 @@ def material(
         raise ValueError(
             f"n={n} questions leave no other question to compare with: ask for at least 2"
         )
-    lm = lora.load(preset, model=model, adapter=adapter)
+    lm = lora.load(preset, model=model, adapter=adapter, thinking=thinking)
     if models.preset(preset).task == "programs":
         asked = programs.questions(n, seed, "held_out")
         found = efficiency.own_trajectories(lm, asked, seed, 1)
