@@ -232,7 +232,7 @@ SOURCES: Group = {  # whose trajectories a published model learnt from
 }
 VERDICTS: Group = {
     "holds": Style("holds", GREEN, "-", "o"),
-    "inconclusive": Style("inconclusive", GREY, "-", "D"),
+    "inconclusive": Style("inconclusive", DARK, "-", "D"),
     "contradicted": Style("contradicted", VERMILION, "-", "X"),
     "floor": Style("floor", PURPLE, "-", "v"),
     "too few": Style("too few", ORANGE, "-", "s"),
