@@ -24,6 +24,7 @@ each_parameter = pytest.mark.parametrize(
 )
 BAD = {
     "int": [-1, 2.5, "3", True, None, 10**400],
+    "bool": ["false", "True", 0, 1, 2.5, None],
     "float": [-0.5, float("nan"), float("inf"), "0.3", True, None],
     "str": ["nope", "./nope", "/nonexistent", "~/nonexistent", __file__, 3, None],
 }
@@ -34,7 +35,7 @@ UNLIMITED = {
     if isinstance(rule, parameters.Number) and rule.most == float("inf")
 }
 ZERO_MEANS_NONE = {"seed", "near", "tries", "study_seeds", "tiny_seeds", "study_questions"}
-ZERO_MEANS_NONE |= {"llm_questions", "lora_rank"}
+ZERO_MEANS_NONE |= {"llm_questions", "lora_rank", "max_tokens"}
 
 
 def source(book):

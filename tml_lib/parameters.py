@@ -38,11 +38,11 @@ class Number:
 class Choice:
     """One of a few words."""
 
-    choices: tuple[str, ...]
+    choices: tuple[str | bool, ...]
 
     @property
     def allowed(self) -> str:
-        return f"one of {', '.join(self.choices)}"
+        return f"one of {', '.join(map(str, self.choices))}"
 
     def refusal(self, value: str, base: Path) -> str:
         """Why the value is not allowed; '' where it is."""
@@ -149,6 +149,7 @@ RULES: dict[str, Rule] = {
     "large_lr": Number(1e-6, 1e3),
     "lora_rank": NONE_OR_MORE,
     "tries": NONE_OR_MORE,
+    "thinking": Choice((True, False)),
 }
 RULES |= dict.fromkeys(("study_seeds", "tiny_seeds", "study_questions"), NONE_OR_MORE)
 RULES |= {
