@@ -486,7 +486,7 @@ def test_a_preset_of_other_questions_is_refused_by_notebook():
     assert all(book.presets == (every if book.any_preset else every[:-1]) for book in books)
     with pytest.raises(
         ValueError,
-        match=r"notebook 0\d_\w+ does not ask the questions of preset 'tiny': give it small or gpu",
+        match=r"notebook 0\d_\w+ does not ask the questions of preset 'tiny': give it small or med",
     ):
         notebooks.check_given([book for book in books if not book.any_preset], {"preset": "tiny"})
     assert notebooks.discover()[2].presets == []
