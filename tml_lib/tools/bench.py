@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from unittest import mock
 
+import numpy as np
 import torch
 
 from tml_lib import runtime
@@ -24,7 +25,9 @@ from tml_lib.data import gsm, programs, toy
 from tml_lib.lm import models, sampling
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Suffix, chat_prompt, encode, token_ids
 from tml_lib.measure import landscape
+from tml_lib.measure.forked import forked_nll
 from tml_lib.measure.implicit import update_from_ids
+from tml_lib.measure.naive import Request
 from tml_lib.measure.parameter_paths import path_from_ids
 from tml_lib.measure.probe import naive_nll, prefix_nll
 from tml_lib.meta import maml, maml_mlp
@@ -130,19 +133,20 @@ def forked_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[
         prefix_nll(model, prompt, trajectory, [suffix], [0, length], way="forked")
 
         def forked(positions: list[int]) -> float:
-            return _time(
-                lambda: prefix_nll(model, prompt, trajectory, [suffix], positions, way="forked")
-            )
+            request = Request(prompt, trajectory, [suffix], np.array(positions))
+            with torch.inference_mode():
+                return _time(lambda: forked_nll(model, request))
+
+        def naive(position: int) -> float:
+            return _time(lambda: naive_nll(model, prompt, trajectory, suffix, position))
 
         ratios, seconds = [], []
         for turn in range(rounds):
             places = [min(i, length - 8) for i in _places(turn, rounds, length)]
-            naive = sum(
-                _time(lambda i=i: naive_nll(model, prompt, trajectory, suffix, i)) for i in places
-            )
+            full = sum(naive(i) for i in places)
             runs = sum(forked(list(range(i, i + 9))) - forked([i]) for i in places)
             whole = forked([length]) + runs / 32 * length
-            ratios.append(naive / 4 * (length + 1) / whole)
+            ratios.append(full / 4 * (length + 1) / whole)
             seconds.append(whole)
             say(f"forked, |t| = {length}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times naive")
     finally:
