@@ -64,14 +64,16 @@ def test_a_small_fault_of_a_faster_way_is_not_taken_for_rounding(kind, seed):
     assert found.error <= 1e-5
 
 
-@pytest.mark.parametrize(
-    "kind", ["mamba", "jamba", "falcon_mamba", "zamba", "nemotron_h", "mistral"]
-)
+@pytest.mark.parametrize("kind", ["mamba", "jamba", "falcon_mamba", "zamba"])
 def test_half_precision_does_not_hide_a_state_that_is_not_taken_up(kind):
     half = zoo.model(kind, zoo.NARROW, initializer_range=0.3).to(torch.bfloat16)
-    found = zoo.read(half)
-    singly = kind not in ("nemotron_h", "mistral")
-    assert found.way == ("forked token by token" if singly else "forked")
+    assert zoo.read(half).way in ("forked token by token", "naive")
+
+
+@pytest.mark.parametrize("kind", ["nemotron_h", "mistral"])
+def test_half_precision_takes_whole_suffixes_where_the_state_is_taken_up(kind):
+    half = zoo.model(kind, zoo.NARROW, initializer_range=0.3).to(torch.bfloat16)
+    assert zoo.read(half).way == "forked"
 
 
 def test_ties_of_sparse_attention_are_told():

@@ -77,6 +77,17 @@ def test_the_path_is_compared_with_one_update_per_prefix(monkeypatch, lm):
     assert len(said) == 1
 
 
+def test_forked_states_are_compared_with_the_naive_loop(monkeypatch):
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "vocab_size": 99}
+    monkeypatch.setattr(bench, "HYBRID", bench.HYBRID | small)
+    monkeypatch.setattr(bench, "FORKED_LENGTH", 24)
+    said = []
+    rows = bench.forked_rows(rounds=1, say=said.append)
+    assert [row["unit"] for row in rows] == ["×", "s"]
+    assert rows[0]["bar"] == "≥ 5"
+    assert len(said) == 1
+
+
 def test_recording_one_benchmark_keeps_the_others(monkeypatch):
     held = {"bench": [{"name": "probe: speed"}, {"name": "path: speed"}]}
     kept = {}

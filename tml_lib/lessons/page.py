@@ -15,9 +15,9 @@ from tml_lib.claims import ledger
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-size: 14px }
-td, th { border-bottom: 1px solid #ccc; padding: .3rem .6rem; text-align: left }
-pre { background: #f4f4f4; padding: .6rem; overflow-x: auto; white-space: pre-wrap }
-img { max-width: 100% } code { font-size: 12px; color: #555 }
+td, th { border-bottom: 1px solid silver; padding: .3rem .6rem; text-align: left }
+pre { background: whitesmoke; padding: .6rem; overflow-x: auto; white-space: pre-wrap }
+img { max-width: 100% } code { font-size: 12px; color: dimgray }
 """
 _HEADS = ("test", "compared with", "claimed", "estimate [95 % interval]", "n", "verdict")
 

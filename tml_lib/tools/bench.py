@@ -17,14 +17,17 @@ from pathlib import Path
 from statistics import median
 from unittest import mock
 
+import numpy as np
 import torch
 
 from tml_lib import runtime
 from tml_lib.data import gsm, programs, toy
 from tml_lib.lm import models, sampling
-from tml_lib.lm.answers import ANSWER_TEMPLATE, encode, token_ids
+from tml_lib.lm.answers import ANSWER_TEMPLATE, Suffix, encode, token_ids
 from tml_lib.measure import landscape
+from tml_lib.measure.forked import forked_nll
 from tml_lib.measure.implicit import update_from_ids
+from tml_lib.measure.naive import Request
 from tml_lib.measure.parameter_paths import path_from_ids
 from tml_lib.measure.probe import naive_nll, prefix_nll
 from tml_lib.meta import maml, maml_mlp
@@ -32,6 +35,23 @@ from tml_lib.tools import plan_cpu
 
 # trajectory tokens -> bar: how many times faster than the naive loop
 LENGTHS = {128: 10, 512: 22, 1024: 40}
+# a hybrid of linear and full attention as large as SmolLM2, which only forked states suit, and its
+# bar at so many tokens
+HYBRID = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 24,
+    "vocab_size": 49152,
+    "head_dim": 64,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "linear_num_value_heads": 8,
+    "linear_num_key_heads": 8,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+    "tie_word_embeddings": True,
+}
+FORKED_LENGTH, FORKED_BAR = 512, 5
 TINY_BAR, MEMORY_BAR = 22, 200  # the tiny model's bar at 512 tokens; MiB above the model at 1024
 # inner steps -> how many times faster than higher: readable path (`maml`), fast path (`maml_mlp`)
 MAML_BARS = {1: (12, 25), 5: (8, 18)}
@@ -91,6 +111,56 @@ def probe_rows(
         "unit": "MiB",
     }
     return [*rows, {**memory, "bar": f"≤ {MEMORY_BAR}", "setting": setting}]
+
+
+def forked_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
+    """The probe from forked states against the naive loop on a random hybrid (Qwen3.5's
+    architecture) as large as SmolLM2, one thread, float32.
+
+    Both are timed at the same places that stratify 0..|t| (four a round) and scaled to |t| + 1
+    prefixes: the naive loop at one prefix each, forked states at a run of eight, and at a run of
+    none to take away what leads up to it; the one read of the whole text is added.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model, length = models.random_model("qwen3_5_text", **HYBRID), FORKED_LENGTH
+        vocabulary, draw = HYBRID["vocab_size"], torch.Generator().manual_seed(0)
+        ids = torch.randint(3, vocabulary, (101 + length + 13,), generator=draw).tolist()
+        prompt, trajectory = ids[:101], ids[101 : 101 + length]
+        suffix = Suffix(tuple(ids[101 + length :]), 11, "")
+        # warm-up, and the check that forked states are exact
+        prefix_nll(model, prompt, trajectory, [suffix], [0, length], way="forked")
+
+        def forked(positions: list[int]) -> float:
+            request = Request(prompt, trajectory, [suffix], np.array(positions))
+            with torch.inference_mode():
+                return _time(lambda: forked_nll(model, request))
+
+        def naive(position: int) -> float:
+            return _time(lambda: naive_nll(model, prompt, trajectory, suffix, position))
+
+        ratios, seconds = [], []
+        for turn in range(rounds):
+            places = [min(i, length - 8) for i in _places(turn, rounds, length)]
+            full = sum(naive(i) for i in places)
+            runs = sum(forked(list(range(i, i + 9))) - forked([i]) for i in places)
+            whole = forked([length]) + runs / 32 * length
+            ratios.append(full / 4 * (length + 1) / whole)
+            seconds.append(whole)
+            say(f"forked, |t| = {length}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times naive")
+    finally:
+        torch.set_num_threads(threads)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    setting = (
+        f"random Qwen3.5 of {millions:.0f} M, |t| = {length}, prompt 101, suffix 13, one thread,"
+        " float32"
+    )
+    figures = [
+        ("forked: speed against the naive loop", ratios, "×", f"≥ {FORKED_BAR}"),
+        ("forked: time for all prefixes", seconds, "s", ""),
+    ]
+    return _rows(figures, setting)
 
 
 def path_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
@@ -719,6 +789,7 @@ def _memory_at(length: int) -> float:
 
 BENCHMARKS = {
     "probe": probe_rows,
+    "forked": forked_rows,
     "path": path_rows,
     "maml": maml_rows,
     "rollouts": rollouts_rows,
