@@ -426,7 +426,7 @@ def test_the_place_of_a_sweep_is_a_text(tmp_path, out):
         sweep.read(tmp_path / "sweep.yaml")
 
 
-@pytest.mark.parametrize("option", ["run --jobs", "bench --rounds", "verify --records"])
+@pytest.mark.parametrize("option", ["run --jobs", "bench --rounds"])
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "x", ""])
 def test_a_count_on_the_command_line_is_at_least_one(capsys, option, value):
     command, flag = option.split()

@@ -207,5 +207,5 @@ def test_truncated_weights_are_refused_by_path(folder, tmp_path):
     for file in folder.iterdir():
         data = file.read_bytes()
         (tmp_path / file.name).write_bytes(data[:1000] if file.suffix == ".safetensors" else data)
-    with pytest.raises(ValueError, match=f"model '{tmp_path}' cannot be loaded"):
+    with pytest.raises(ValueError, match="safetensors is damaged"):
         quantised.load_4bit(str(tmp_path), device="cpu")

@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     folder = whole(tmp_path / "tiny")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=f"model '{folder}' cannot be loaded"):
+    with pytest.raises(ValueError, match=f"{folder}.* is damaged"):
         models.load("tiny", model=str(folder), device="cpu")
 
 
