@@ -104,6 +104,8 @@ def _data(value: str, base: Path) -> str:
     name, equals, place = value.partition("=")
     if name not in SETS:
         return f"{name!r} is no question set that is read here"
+    if name == "own" and not place:
+        return "it names no file"
     if not equals or (base / Path(place).expanduser()).exists():
         return ""
     is_hub_name = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", place) and not Path(place).suffix
@@ -122,7 +124,7 @@ def _entry(value: str, base: Path) -> str:
 
 PATHS = ("model", "llm", "adapter", "data", "evidence_dir")
 PRESETS = ("small", "medium", "gpu", "tiny")
-SETS = ("orz_14b", "orz_72b", "aime24", "math500_5", "livemathbench_hard", "gpqa_diamond")
+SETS = ("orz_14b", "orz_72b", "aime24", "math500_5", "livemathbench_hard", "gpqa_diamond", "own")
 MODEL = (
     "a folder with config.json (as `save_pretrained` writes it), a name that `python -m tml_lib"
     " fetch --list` shows, or the name of a hub model"

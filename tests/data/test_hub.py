@@ -306,7 +306,7 @@ def test_a_folder_of_files_is_read_by_its_parts(saved, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", [name for name in READ if hub.SETS[name].hub])
 def test_the_hub_is_asked_for_data_only(monkeypatch, saved, name):
     asked = []
 
@@ -469,3 +469,51 @@ def test_the_trajectory_study_s_conditions_are_built_and_probed(saved, tiny_lm, 
     assert {"gold", "foreign", "copying"} <= set(found)
     curves = trajectories.probe_question(tiny_lm, question, found, stride=64)
     assert all(curves[kind]["right"].length > 0 for kind in found)
+
+
+# --- a file of one's own --------------------------------------------------------------------------
+
+
+def own_file(folder, *lines):
+    path = folder / "mine.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf8")
+    return path
+
+
+ROW = {
+    "problem": "What is 6 times 7?",
+    "answer": "42",
+    "generations": ["Six sevens are 42. \\boxed{42}", "It is 41.", "6 * 7 = 42, so \\boxed{42}"],
+    "labels": [1, 0, 1],
+}
+
+
+def test_a_jsonl_file_of_ones_own_is_read_with_its_samples(tmp_path):
+    place = own_file(tmp_path, json.dumps(ROW), "", json.dumps(ROW | {"answer": 42}))
+    found = hub.questions("own", source=str(place))
+    assert [question.answer for question in found] == ["42", "42"]
+    assert [t.correct for t in found[0].trajectories] == [True, False, True]
+    (asked, *_) = trajectories.chosen_questions(f"own={place}", 2, 0)
+    assert gsm.gold(asked).text == ROW["generations"][0]
+    own = trajectories.given_samples(asked)
+    assert (own.right.text, own.wrong.text) == (ROW["generations"][2], ROW["generations"][1])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{broken", "line 2 of .* is no JSON"),
+        ("[1, 2]", "line 2 of .* holds a list: give one object a line, with problem, answer"),
+        (json.dumps({"problem": "?"}), "own needs the columns problem, answer, generations"),
+        (json.dumps(ROW | {"labels": [1]}), "line 2 of .*3 generations and the labels"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(tmp_path, line, said):
+    place = own_file(tmp_path, json.dumps(ROW), line)
+    with pytest.raises(ValueError, match=said):
+        hub.questions("own", source=str(place))
+
+
+def test_own_needs_a_file():
+    with pytest.raises(ValueError, match=r"own is a file of your own: give data='own=FILE\.jsonl'"):
+        hub.questions("own")

@@ -1,6 +1,7 @@
 """The command that studies a reader's own model: evidence, page, resuming, errors."""
 
 import html
+import json
 import re
 from html.parser import HTMLParser
 
@@ -79,12 +80,42 @@ def test_a_study_resumes_and_says_what_was_made(command, tmp_path, monkeypatch, 
     assert "of 1" not in capsys.readouterr().out, "nothing is made twice"
 
 
+def test_one_models_samples_are_read_by_another(command, tmp_path, capsys):
+    command("trajectories", "--n", "2")
+    first = tmp_path / "trajectories.small.json"
+    kept = ledger.read_evidence(first) | {"sampled": ["It is 1.", None], "own_right": [None, None]}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(kept), encoding="utf8")
+    assert command("trajectories", "--trajectories-of", str(other), "--seed", "7") == 0
+    record = ledger.read_evidence(first)
+    assert record["sampled"] == ["It is 1.", None]
+    assert record["settings"]["trajectories_of"] == kept["settings"]["model"]
+    assert record["settings"]["seed"] == kept["settings"]["seed"], "the same questions"
+    assert ["sampled" in curves for curves in record["curves"]] == [True, False]
+
+
+def test_samples_that_come_with_a_set_are_read(command, tmp_path):
+    question = {"problem": "What is 6 times 7?", "answer": "42", "labels": [1, 0, 1]}
+    question["generations"] = ["Six by 7 is 40 + 2 = 42.", "It is 41.", "So 42."]
+    other = question | {"problem": "And 8 by 8?", "answer": "64"}
+    other["generations"] = ["Eight by 8 is 60 + 4 = 64.", "It is 63.", "So 64."]
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(json.dumps(question) + "\n" + json.dumps(other) + "\n", encoding="utf8")
+    assert command("trajectories", "--data", f"own={mine}", "--n", "2", "--samples", "0") == 0
+    record = ledger.read_evidence(tmp_path / "trajectories.small-own.json")
+    assert sorted(record["own_right"]) == ["So 42.", "So 64."]
+    assert sorted(record["sampled"]) == ["It is 41.", "It is 63."]
+    assert ledger.cut_share(record) is None
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["trajectories", "--n", "1"], "n=1 questions give no interval: ask for at least 2"),
         (["updates", "--data", "aime24"], "data='aime24': updates are tried on sibling questions"),
         (["paths", "--preset", "tiny"], "preset 'tiny' reads programs"),
+        (["roles", "--samples", "0"], "samples=0: roles needs at least 1"),
+        (["trajectories", "--data", "own"], "own is a file of your own"),
         (["paths", "--preset", "nope"], "unknown preset 'nope': choose one of"),
     ],
 )

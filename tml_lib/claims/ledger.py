@@ -203,8 +203,9 @@ def cut_share(record: dict) -> float | None:
     """The share of the samples of an evidence file that were cut, as they had not ended at the
     greatest number of tokens; None where the study samples none or kept no count.
     """
-    counts = record.get("cut")
-    return sum(cut for cut, _ in counts) / sum(n for _, n in counts) if counts else None
+    counts = record.get("cut") or []
+    written = sum(n for _, n in counts)
+    return sum(cut for cut, _ in counts) / written if written else None
 
 
 def _fault(values: dict) -> str:

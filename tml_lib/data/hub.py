@@ -2,7 +2,9 @@
 columns.
 
 `questions("aime24", 30)` reads a set of SETS; `questions("aime24", source="folder")` the same
-columns from disk, without a network; `fixture` writes such a folder from the kit's own questions.
+columns from disk, without a network; `questions("own", source="mine.jsonl")` problems with their
+answers, generations and labels, sampled wherever you like; `fixture` writes such a folder from the
+kit's own questions.
 Data are read as Arrow, JSON or CSV: no code of a set is run and nothing is unpickled. A set's own
 solutions become 'gold' trajectories, what a model wrote becomes 'sampled' ones.
 Deviation from the paper: LiveCodeBench is refused, for there is no safe way here to run the code
@@ -12,6 +14,7 @@ that a model writes.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import re
@@ -101,7 +104,8 @@ def _draw(
         try:
             question = chosen.read(row, f"{name}/{k}", seed)
         except ValueError as error:
-            raise ValueError(f"row {k} of {place}: {error}") from error
+            where = f"line {row['line']}" if "line" in row else f"row {k}"
+            raise ValueError(f"{where} of {place}: {error}") from error
         yield question
 
 
@@ -150,6 +154,8 @@ def _open(name: str, chosen: Source, split: str, source: str, stream: bool):
     """The rows as a `datasets` set, and how messages call the place."""
     import datasets
 
+    if not source and not chosen.hub:
+        raise ValueError(f"{name} is {chosen.note}: give data='{name}=FILE.jsonl', or source=")
     place, wanted = Path(source).expanduser(), split or chosen.split
     local = bool(source) and (
         place.exists() or source.startswith((".", "/", "~")) or place.suffix in _KINDS
@@ -161,6 +167,8 @@ def _open(name: str, chosen: Source, split: str, source: str, stream: bool):
         )
     if local and not place.is_dir():
         files.check(place, "give a folder, or a parquet, JSON or CSV file", most=None)
+    if not chosen.hub and place.suffix == ".jsonl":
+        return list(_lines(place)), source
     whole = place.is_file() or (place / "state.json").is_file()
     if local and whole and split:
         raise ValueError(
@@ -192,6 +200,25 @@ def _open(name: str, chosen: Source, split: str, source: str, stream: bool):
             f" `save_to_disk` wrote. {chosen.note}"
         ) from error
     return data, source or chosen.hub
+
+
+def _lines(place: Path) -> Iterator[dict]:
+    """The objects of a JSONL file, a line each; ValueError names the first line that is none."""
+    with place.open(encoding="utf8", errors="replace") as held:
+        for number, line in enumerate(held, 1):
+            try:
+                row = json.loads(line) if line.strip() else None
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"line {number} of {place} is no JSON ({error}): fix the line, or leave it out"
+                ) from error
+            if row is not None and not isinstance(row, dict):
+                raise ValueError(
+                    f"line {number} of {place} holds a {type(row).__name__}: give one object a"
+                    f" line, with {', '.join(_ORZ)}"
+                )
+            if row is not None:
+                yield row | {"line": number}
 
 
 def _cause(error: BaseException) -> str:
@@ -436,6 +463,9 @@ SETS = {
     ),
     "gpqa_diamond": Source(
         "Idavidrein/gpqa", "gpqa_diamond", "train", _GPQA, _choice, _choice_rows, _GATED
+    ),
+    "own": Source(
+        "", "", "train", _ORZ, _rollouts, _rollout_rows("", "\n\n"), "a file of your own"
     ),
     "livecodebench": Source("livecodebench/code_generation_lite", "", "test", (), note=_CODE),
 }

@@ -80,7 +80,9 @@ def _figures(record: dict, rows: list[ledger.Row]) -> list[tuple[str, str]]:
             kind: [c for held in record["curves"] if (c := curve_of({"curves": held}, kind))]
             for kind in kinds
         }
-        figure = plots.bands_alone({kind: curves for kind, curves in groups.items() if curves})
+        # one curve has no band
+        drawable = {kind: curves for kind, curves in groups.items() if len(curves) > 1}
+        figure = plots.bands_alone(drawable)
         drawn.append(("L̂ of the right answer along trajectories, by kind", figure))
     if drawable := [row for row in rows if not math.isnan(row.low)]:
         drawn.append(("Estimates with intervals beside thresholds", plots.forest(drawable)))

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +126,32 @@ def build_conditions(
         "copying": Trajectory(copying, "copying", question.answer, None),
     }
     return {kind: trajectory for kind, trajectory in found.items() if trajectory is not None}
+
+
+def given_samples(question: Question) -> Own:
+    """The first right and the first wrong of the samples that come with a question of a set."""
+    found = [t for t in question.trajectories if t.kind == "sampled"]
+    right = next((replace(t, kind="own_right") for t in found if t.correct), None)
+    return Own(right, next((t for t in found if t.correct is False), None))
+
+
+def samples_of(record: dict, questions: Sequence[Question]) -> list[Own]:
+    """What the model of an evidence file of this study wrote to its questions, for another model to
+    read. ValueError where it keeps no texts, or has not as many questions.
+    """
+    texts = [record.get(kind) for kind in ("own_right", "sampled")]
+    if None in texts or len(texts[0]) != len(questions):
+        raise ValueError(
+            f"this evidence of {record['settings'].get('model')!r} keeps no sampled texts for these"
+            " questions: make it again with `python -m tml_lib study trajectories`"
+        )
+    return [
+        Own(
+            right and Trajectory(right, "own_right", question.answer, True),
+            wrong and Trajectory(wrong, "sampled", extract(wrong), False),
+        )
+        for question, right, wrong in zip(questions, *texts, strict=True)
+    ]
 
 
 def own_samples(
@@ -246,7 +272,7 @@ def strangers(seed: int) -> list[Question]:
 
 
 def group_record(
-    group: tuple[int, list[Question]],
+    group: tuple[int, list[Question], list[Own] | None],
     folder: Path,
     *,
     lm: LanguageModel,
@@ -255,9 +281,12 @@ def group_record(
     tries: int,
     max_tokens: int,
 ) -> list[dict]:
-    """The `question_record`s of a group of questions, of which the first has the place group[0]."""
-    start, questions = group
-    written = own_samples(lm, questions, seed=seed + start, tries=tries, max_tokens=max_tokens)
+    """The `question_record`s of a group of questions, of which the first has the place group[0].
+    The model samples `tries` trajectories a question, unless samples are given.
+    """
+    start, questions, given = group
+    how = {"seed": seed + start, "tries": tries, "max_tokens": max_tokens}
+    written = own_samples(lm, questions, **how) if given is None else given
     return [
         question_record(lm, question, own, seed=seed, stride=stride)
         for question, own in zip(questions, written, strict=True)
@@ -418,13 +447,21 @@ def study(
     stride: int,
     tries: int = 2,
     max_tokens: int = MOST_TOKENS,
+    written: Sequence[Own] | None = None,
     progress: bool = False,
 ) -> Made:
     """One `question_record` per question, every condition probed; the folder keeps finished groups
-    of questions. tries, max_tokens: as `own_samples` takes them.
+    of questions.
+
+    tries, max_tokens: as `own_samples` takes them; with tries=0 the samples are those that come
+    with the questions. written: samples of another model, one entry a question.
     """
-    places = range(0, len(questions), _GROUP)
-    groups = [(start, questions[start : start + _GROUP]) for start in places]
+    if written is None and tries == 0:
+        written = [given_samples(question) for question in questions]
+    groups = [
+        (k, questions[k : k + _GROUP], None if written is None else list(written[k : k + _GROUP]))
+        for k in range(0, len(questions), _GROUP)
+    ]
     settings = {"seed": seed, "stride": stride, "tries": tries, "max_tokens": max_tokens}
     made = STUDY.run(groups, folder, progress=progress, inputs={"lm": lm}, **settings)
     return dataclasses.replace(made, records=[one for group in made.records for one in group])

@@ -211,14 +211,28 @@ def _study_parser(commands) -> None:
     one.add_argument("--model", default="", help="a folder or a hub name (default: the preset's)")
     one.add_argument("--adapter", default="", help="a LoRA folder, or 'stored' (the kit's)")
     one.add_argument(
-        "--data", default="", metavar="SET", help="a set of the paper, NAME or NAME=FOLDER"
+        "--data",
+        default="",
+        metavar="SET",
+        help="a set of the paper, NAME or NAME=FOLDER; or own=FILE.jsonl",
+    )
+    one.add_argument(
+        "--trajectories-of",
+        type=Path,
+        metavar="FILE",
+        help="trajectories: read another model's samples, from its evidence file",
     )
     one.add_argument("--n", type=_count, default=100, help="questions (default 100)")
     one.add_argument("--seed", type=int, default=0, help="which questions (default 0)")
     one.add_argument(
         "--stride", type=_count, default=4, help="probe every so many tokens (default 4)"
     )
-    one.add_argument("--samples", type=_count, default=2, help="of the model's own (default 2)")
+    one.add_argument(
+        "--samples",
+        type=int,
+        default=2,
+        help="of the model's own (default 2); trajectories: 0 takes the set's",
+    )
     one.add_argument("--max-tokens", type=_count, help="of a sample (default: the preset's)")
     one.add_argument(
         "--thinking", action="store_true", help="for a model that thinks apart from its answer"

@@ -30,13 +30,22 @@ class Subject:
 
 
 def _trajectories(lm, options, folder: Path, said: dict) -> Path:
+    from tml_lib.claims import ledger
     from tml_lib.studies import trajectories
 
+    written = None
+    if options.trajectories_of:
+        other = ledger.read_evidence(options.trajectories_of)["settings"]
+        options.n, options.seed = other["n_questions"], other["seed"]
+        options.data = other.get("data", "")
     asked = trajectories.chosen_questions(options.data, options.n, options.seed)
     how = {"seed": options.seed, "stride": options.stride, "tries": options.samples}
     how |= {"max_tokens": options.max_tokens}
-    made = trajectories.study(lm, asked, folder, progress=True, **how)
     settings = how | {"n_questions": options.n, "data": options.data, "model": lm.name}
+    if options.trajectories_of:
+        written = trajectories.samples_of(ledger.read_evidence(options.trajectories_of), asked)
+        settings["trajectories_of"] = other["model"]
+    made = trajectories.study(lm, asked, folder, written=written, progress=True, **how)
     return trajectories.write_evidence(made, asked, folder, settings=settings, **said)
 
 
@@ -139,6 +148,9 @@ def run(options) -> int:
     subject = SUBJECTS[options.subject]
     if options.n < 2:
         raise ValueError(f"n={options.n} questions give no interval: ask for at least 2")
+    least = 0 if options.subject == "trajectories" else 1
+    if options.samples < least:
+        raise ValueError(f"samples={options.samples}: {options.subject} needs at least {least}")
     if presets.preset(options.preset).task == "programs":
         raise ValueError(
             f"preset {options.preset!r} reads programs, and this command text: take another preset"
