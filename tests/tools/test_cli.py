@@ -143,3 +143,22 @@ def test_counts_are_checked_where_they_are_given(words, value, capsys):
     with pytest.raises(SystemExit):
         cli.main([*words, value])
     assert f"{value!r} is no whole number of at least 1" in capsys.readouterr().err
+
+
+def test_after_a_run_of_one_notebook_the_table_holds_its_claims_this_runs_rows_first(tmp_path):
+    stored = json.loads((notebooks.stored_evidence() / "paths.small.json").read_text())
+    (tmp_path / "evidence").mkdir()
+    made = json.dumps(stored | {"scale": "gpu"})
+    (tmp_path / "evidence" / "paths.gpu.json").write_text(made)
+    books = notebooks.select(["06"])
+    table = cli._shown(books, tmp_path, everything=False)
+    assert {row.claim for row in table} == {"C12"}
+    scales = [row.scale for row in table if row.test == "over_foreign"]
+    assert scales == ["gpu", "small", "tiny"]
+    whole = cli._shown(books, tmp_path, everything=True)
+    assert {"C1", "C12", "M1"} <= {row.claim for row in whole}
+
+
+def test_a_claim_stands_for_its_parts():
+    table = cli._shown(notebooks.select(["01"]), notebooks.folder() / "none", everything=False)
+    assert {row.claim for row in table} == {"C11", "C11g", "C11t"}

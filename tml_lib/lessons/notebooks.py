@@ -32,6 +32,7 @@ class Notebook:
     parameters: dict[str, str]
     preset: str = ""  # the committed default, where it has such a parameter
     any_preset: bool = False  # whether it asks each preset's own questions
+    claims: tuple[str, ...] = ()  # that its first cell names ('C11' stands for C11g too)
 
     @property
     def name(self) -> str:
@@ -93,7 +94,8 @@ def _describe(path: Path) -> Notebook:
     declared = runtime.declared_parameters(cells[0]) if cells else {}
     allowed = parameters.rule("preset", tuple(declared))
     any_preset = bool(default) and allowed.choices == tuple(presets.PRESETS)
-    return Notebook(path, title, declared, default[1] if default else "", any_preset)
+    named = tuple(dict.fromkeys(re.findall(r"\b[CMGT]\d+[a-z]?\b", first)))
+    return Notebook(path, title, declared, default[1] if default else "", any_preset, named)
 
 
 def select(wanted: list[str]) -> list[Notebook]:

@@ -9,6 +9,7 @@ import argparse
 import ast
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -280,7 +281,7 @@ def _run(options) -> int:
         generated.record_notebooks([r for r in results if r.ok])
         if not options.notebook and not options.resume:
             generated.record(commands={"run": round(seconds)})
-    print(ledger.to_text(ledger.rows([out / "evidence", notebooks.stored_evidence()])))
+    print(ledger.to_text(_shown(books, out, everything=not options.notebook)))
     failed = [result.name for result in results if not result.ok]
     print(
         f"\n{len(results) - len(failed)} of {len(results)} notebooks finished in {seconds:.0f} s."
@@ -291,6 +292,28 @@ def _run(options) -> int:
             f"failed: {', '.join(failed)}; see {_short(out)}/<name>.failed.ipynb", file=sys.stderr
         )
     return 1 if failed else 0
+
+
+def _shown(books, out: Path, *, everything: bool) -> list:
+    """The ledger's rows after a run: this run's and, of the claims that its notebooks speak of, the
+    stored ones; after a run of everything, all.
+    """
+    from tml_lib.claims import ledger
+
+    made = ledger.rows([out / "evidence"])
+    spoken = {claim for book in books for claim in book.claims} | {row.claim for row in made}
+    stored = [
+        row
+        for row in ledger.rows([notebooks.stored_evidence()])
+        if everything or any(re.fullmatch(rf"{claim}[a-z]?", row.claim) for claim in spoken)
+    ]
+    # by claim and test, in the ledger's order; of one test this run's row first
+    table = [(row, 0) for row in made] + [(row, 1) for row in stored]
+    order = {name: k for k, name in enumerate(ledger.rules())}
+    return [
+        row
+        for row, _ in sorted(table, key=lambda pair: (order[pair[0].claim, pair[0].test], pair[1]))
+    ]
 
 
 def _given(pairs: list[tuple[str, str]]) -> dict[str, object]:
