@@ -8,6 +8,7 @@ import pytest
 from tml_lib import runtime
 from tml_lib.claims import ledger
 from tml_lib.claims.stats import bootstrap_interval
+from tml_lib.lessons import notebooks
 from tml_lib.records import Interval
 
 TESTS = [(claim, test) for claim, item in ledger.claims().items() for test in item["tests"]]
@@ -411,3 +412,14 @@ def test_intervals_resample_whole_templates_where_the_evidence_names_them(tmp_pa
     assert whole.estimate == single.estimate
     assert whole.high - whole.low > 2 * (single.high - single.low)
     assert whole.n_questions == 64
+
+
+def test_the_share_of_cut_samples_stands_beside_the_estimate(tmp_path):
+    kept = json.loads((notebooks.stored_evidence() / "paths.small.json").read_text())
+    for counts, said in (([[1, 2], [0, 2]], "104, 25% cut"), ([[0, 0]], "104"), (None, "104")):
+        held = kept if counts is None else kept | {"cut": counts}
+        path = tmp_path / "paths.small.json"
+        path.write_text(json.dumps(held))
+        (row, *_) = ledger.rows_of(path)
+        assert row.count == said
+        assert f"n = {said} " in ledger.to_text([row])

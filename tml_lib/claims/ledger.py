@@ -50,6 +50,13 @@ class Row:
     decisive: bool
     verdict: str
     evidence: str
+    cut: float | None = None  # share of the study's samples that were cut, where it says so
+
+    @property
+    def count(self) -> str:
+        """How many values there are, and the share of cut samples, as tables print it."""
+        n = f"{self.n_seeds}×{self.n_questions}" if self.n_seeds > 1 else str(self.n_questions)
+        return n if self.cut is None else f"{n}, {self.cut:.0%} cut"
 
 
 def claims() -> dict[str, dict]:
@@ -278,6 +285,7 @@ def _rows_of(record: dict, path: Path, known: dict[str, dict]) -> list[Row]:
                 test["decisive"],
                 found_verdict,
                 _named(path),
+                cut_share(record),
             )
         )
     return found
@@ -357,11 +365,11 @@ def to_text(table: list[Row]) -> str:
             lines.append(f" {mark} {test['label']} ({row.test}): claimed {wanted(test)}")
         above = row.claim, row.test
         interval = f"[{row.low:.3f}, {row.high:.3f}]"
-        count = f"{row.n_seeds}×{row.n_questions}" if row.n_seeds > 1 else str(row.n_questions)
         numbers = f"{row.estimate:9.3f}  {interval:20}{row.unit:16}"
-        lines.append(f"      {row.scale:11}{numbers}n = {count:7}{row.verdict}")
+        lines.append(f"      {row.scale:11}{numbers}n = {row.count + ' ':7}{row.verdict}")
     lines.append(
-        "* decisive test; estimate and [95 % interval]; n: seeds × questions, or questions"
+        "* decisive test; estimate and [95 % interval]; n: seeds × questions, or questions; cut:"
+        " share of the samples that had not ended at the greatest number of tokens"
     )
     for (claim, scale, evidence), found in summary(table).items():
         lines.append(f"{known[claim]['title']} ({claim}) at scale {scale}: {found} ({evidence})")

@@ -144,9 +144,6 @@ def details(table: list[Row]) -> str:
     for row in table:
         if row.decisive:
             numbers = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}] {row.unit}"
-            count = (
-                f"{row.n_seeds} × {row.n_questions}" if row.n_seeds > 1 else f"{row.n_questions}"
-            )
             test = tests[row.claim, row.test]
             cells = (
                 f"{test['label']} ({row.claim}.{row.test})",
@@ -155,7 +152,7 @@ def details(table: list[Row]) -> str:
                 row.control,
                 ledger.wanted(test),
                 numbers,
-                count,
+                row.count.replace("×", " × "),
                 row.verdict,
             )
             lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
