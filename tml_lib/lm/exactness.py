@@ -97,7 +97,7 @@ def rounding(model: torch.nn.Module, one: Setting) -> float:
     if not (whole[:-1] - other[:-1]).abs().max() > min(64 * step, one.widest):
         changed = float((whole[:6].log_softmax(-1) - shorter.log_softmax(-1)).abs().max())
         # one that counts a text's tokens in each of its predictions has no rounding to show here
-        most = max(8 * changed, 2 * step) if changed < one.widest else 2 * step
+        most = max(8 * changed, 2 * step) if changed < 256 * step else 2 * step
         return min(max(most, 1e-5), one.widest)
     name = type(model).__name__
     if not torch.equal(whole, _logits(model, ids)):
@@ -134,7 +134,7 @@ def longrope_limit(config) -> int | None:
 
 def keeps_rows(model: torch.nn.Module) -> bool:
     """Whether a model can apply its head to some rows only."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(type(inner).forward).parameters
 
 
