@@ -300,7 +300,11 @@ def test_arrays_are_written_as_lists_and_numbers_as_keys(tmp_path):
     assert found["by"] == {"3": True, "0.5": "x"}
 
 
-@pytest.mark.parametrize("value", [{1, 2}, 1j, object(), b"x", notebooks.folder()], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [{1, 2}, 1j, object(), b"x", notebooks.folder()],
+    ids=lambda value: type(value).__name__,
+)
 def test_what_json_cannot_hold_is_refused_with_its_place(tmp_path, value):
     with pytest.raises(
         TypeError, match=r"evidence\['settings'\]\['a'\]\[1\] is .*: give text, num"
