@@ -28,6 +28,7 @@ from tml_lib.lm.exactness import (
     setting,
     silenced,
 )
+from tml_lib.lm.placed import device_of
 
 
 class Reader(Protocol):
@@ -44,7 +45,7 @@ class Padded:
     """Prompts of any lengths, padded on the left; equal ones are read once."""
 
     def __init__(self, model: torch.nn.Module, prompts: Sequence[tuple[int, ...]], filler: int):
-        device, width = next(model.parameters()).device, max(map(len, prompts))
+        device, width = device_of(model), max(map(len, prompts))
         places = {prompt: k for k, prompt in enumerate(dict.fromkeys(prompts))}
         ids = [[filler] * (width - len(row)) + list(row) for row in places]
         mask = [[0] * (width - len(row)) + [1] * len(row) for row in places]
@@ -98,7 +99,7 @@ class Alike:
         renew: int | None = None,
     ):
         self.model, self.cached, self.placed, self.renew = model, cached, placed, renew
-        self.ids = torch.tensor(prompts, device=next(model.parameters()).device)
+        self.ids = torch.tensor(prompts, device=device_of(model))
         self.state: dict[str, object] = {}
 
     def read(self, tokens: torch.Tensor | None) -> torch.Tensor:
@@ -185,7 +186,7 @@ def _largest_error(model: torch.nn.Module, way: Way) -> float:
     prompts = [ids[:7], ids[7:14] if way.alike else ids[7:10]]
     tokens = ids[14:18], ids[18:22]
     reader = way.reader(model, [tuple(p) for p in prompts], ids[22])
-    device, errors = next(model.parameters()).device, []
+    device, errors = device_of(model), []
     rows = [0, 1]
     for step in range(5):
         given = torch.tensor([tokens[row][step - 1] for row in rows], device=device)

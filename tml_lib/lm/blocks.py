@@ -15,6 +15,8 @@ from numbers import Integral
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from tml_lib.lm.placed import device_of
+
 _PROJECTIONS = ("down_proj", "c_proj")  # of a block's `mlp`: Llama, Qwen, Gemma, Mistral; GPT-2
 # the backbone's list of blocks, and the final norm that goes with it
 _LISTS = {"layers": "norm", "h": "ln_f"}
@@ -132,7 +134,7 @@ def run(
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        device = next(model.parameters()).device
+        device = device_of(model)
         return model(
             input_ids=torch.tensor([ids], device=device), use_cache=False, logits_to_keep=count
         ).logits[0]

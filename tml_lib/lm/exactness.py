@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tml_lib.lm.placed import device_of
+
 # what transformers and torch raise when a model is read in a way that it was not written for
 UNSUITED = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError)
 # where transformers' models return what they remember, and take it back
@@ -77,7 +79,7 @@ def check_ids(model: torch.nn.Module, count: int) -> list[int]:
 
 def _logits(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
     """(N, vocabulary) after each token of one text, read without a cache, in float64."""
-    rows = torch.tensor([ids], device=next(model.parameters()).device)
+    rows = torch.tensor([ids], device=device_of(model))
     return model(input_ids=rows, use_cache=False).logits[0].double()
 
 

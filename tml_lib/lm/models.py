@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from tml_lib import checks, files
 from tml_lib.lm import converting, fetching, folders, thinking
 from tml_lib.lm.answers import INSTRUCTION, chat_prompt
+from tml_lib.lm.placed import device_of
 from tml_lib.lm.presets import (
     EMBEDDED_FILE,
     EMBEDDED_INSTALL,
@@ -112,7 +113,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return device_of(self.model)
 
     @property
     def parameters(self) -> int:
@@ -131,13 +132,16 @@ def load(
     settings.
 
     model may also be a name of `weights.toml`, once it is fetched. device: a torch device name, by
-    default cuda where there is one. dtype: a torch dtype name, by default the preset's. Raises
+    default cuda where there is one; 'auto' spreads the layers over all devices, and what does not
+    fit over memory and disk. dtype: a torch dtype name, by default the preset's. Raises
     ValueError or FileNotFoundError naming the model, what is wrong with it and what to do.
     """
     chosen = preset(preset_name)
     name = checks.place(model=model) or chosen.model
-    target = pick_device(device)
-    dtype = chosen.dtype_on(target) if dtype is None else dtype
+    target = "auto" if device == "auto" else pick_device(device)
+    dtype = (
+        chosen.dtype_on(pick_device() if target == "auto" else target) if dtype is None else dtype
+    )
     torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else None
     if not isinstance(torch_dtype, torch.dtype):
         raise ValueError(
@@ -212,12 +216,16 @@ def fetched_folder(name: str, dtype: torch.dtype, *, progress: bool = False) -> 
 
 
 def _load(
-    source: str, dtype: torch.dtype, device: torch.device, name: str, *, local_only: bool
+    source: str, dtype: torch.dtype, device: torch.device | str, name: str, *, local_only: bool
 ) -> LanguageModel:
-    model, tokenizer = read(source, local_only=local_only, dtype=dtype)
+    """device: 'auto' spreads the layers over what there is, by accelerate's device_map."""
+    spread = {"device_map": "auto", "offload_folder": str(cache_folder() / "offloaded")}
+    settings = spread if device == "auto" else {}
+    model, tokenizer = read(source, local_only=local_only, dtype=dtype, **settings)
     if dtype == torch.float64:
         widen_norms(model)
-    lm = LanguageModel(model.to(device).eval(), tokenizer, name)
+    model = model if device == "auto" else model.to(device)
+    lm = LanguageModel(model.eval(), tokenizer, name)
     check_tokenizer(lm)
     return lm
 
@@ -236,7 +244,7 @@ def read(source: str, *, local_only: bool, **settings) -> tuple[torch.nn.Module,
             check_causal(config, source)
             if local_only:
                 parameters = folders.check_sizes(Path(source), config)
-                if "quantization_config" not in settings:
+                if not {"quantization_config", "device_map"} & set(settings):
                     folders.check_memory(Path(source), parameters, settings["dtype"].itemsize)
             model, info = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -292,8 +300,10 @@ def check_weights(model: torch.nn.Module, source: str, unused: Iterable[str]) ->
 def not_finite(model: torch.nn.Module) -> str:
     """Which weights are NaN or infinite, in words; '' where none is."""
     for name, parameter in model.named_parameters():
+        if parameter.is_meta or not parameter.is_floating_point():
+            continue  # what is offloaded has no values here
         # a sum is finite only where all are, and takes no memory
-        if not parameter.is_floating_point() or parameter.sum(dtype=torch.float32).isfinite():
+        if parameter.sum(dtype=torch.float32).isfinite():
             continue
         if not parameter.isfinite().all():
             kind = "NaN" if parameter.isnan().any() else "infinite numbers"

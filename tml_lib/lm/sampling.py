@@ -16,6 +16,7 @@ from tml_lib.lm import batches
 from tml_lib.lm.answers import token_ids
 from tml_lib.lm.exactness import SlowerWay, evaluating, longrope_limit, remembered
 from tml_lib.lm.models import LanguageModel
+from tml_lib.lm.placed import device_of
 from tml_lib.records import Question
 
 
@@ -187,7 +188,7 @@ def _continue(
     model, batch: _Batch, draw: _Draw, way: batches.Way, renew: int | None
 ) -> tuple[list[Sampled], str | None]:
     """Rows continued together, and why they are not what each alone would be, or None."""
-    device, prompts = next(model.parameters()).device, batch.prompts
+    device, prompts = device_of(model), batch.prompts
     uniform, stops = batch.uniform.to(device), torch.tensor(draw.ends, device=device)
     reader = way.reader(model, prompts, draw.ends[0], **({"renew": renew} if renew else {}))
     written = torch.zeros(uniform.shape, dtype=torch.long, device=device)

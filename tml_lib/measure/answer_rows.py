@@ -25,6 +25,7 @@ from tml_lib.lm.exactness import (
     setting,
     silenced,
 )
+from tml_lib.lm.placed import device_of
 
 Row = tuple[list[int], Suffix]  # what stands before the template, and template ⊕ answer
 
@@ -101,7 +102,7 @@ def batched(model: torch.nn.Module, rows: Sequence[Row], size: int) -> list[Answ
 
     Raises ValueError for a model that is not causal.
     """
-    device, limit = next(model.parameters()).device, longrope_limit(model.config)
+    device, limit = device_of(model), longrope_limit(model.config)
     lengths = [len(context) + len(suffix.ids) for context, suffix in rows]
     # rotary angles of a pass follow its longest row
     sides = [[k for k, n in enumerate(lengths) if (limit or n) < n] if limit else []]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from tml_lib.lm.exactness import STATES, keeps_rows
+from tml_lib.lm.placed import device_of
 from tml_lib.measure.naive import PrefixNLL, Request, widened
 
 _STRETCH = 4  # tokens between the first and the last prefix that are read from one state
@@ -35,7 +36,7 @@ def forked_nll(model: torch.nn.Module, request: Request, reading: Reading = _WHO
 
     Raises ValueError for a model that returns no state.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     text = torch.tensor([*request.prompt, *request.trajectory], device=device)
     branches = [torch.tensor(suffix.ids, device=device) for suffix in request.suffixes]
     own, whole = request.unread, request.unread

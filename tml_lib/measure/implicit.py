@@ -32,6 +32,7 @@ import torch
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
+from tml_lib.lm import placed
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Suffix, encode
 from tml_lib.lm.blocks import choose_layers, find_blocks, frozen, hidden, run, watch
 from tml_lib.lm.models import LanguageModel
@@ -125,20 +126,14 @@ class Update:
 
         Raises ValueError where the model has no such projection of that shape.
         """
-        held = []
-        try:
-            for item in self.layers:
-                module = _submodule(model, item)
-                delta = item.dense().T if isinstance(module, Conv1D) else item.dense()
-                weight = module.weight
-                held.append((weight, weight.data))
-                weight.data = (
-                    (weight.data.cpu().double() + delta).to(weight.dtype).to(weight.device)
-                )
+        changed = {}
+        for item in self.layers:
+            module, name = _submodule(model, item), f"{item.module}.weight"
+            delta = item.dense().T if isinstance(module, Conv1D) else item.dense()
+            held = changed.get(name, placed.weight(model, name))
+            changed[name] = (held.cpu().double() + delta).to(held.dtype).to(held.device)
+        with placed.replaced(model, changed):
             yield model
-        finally:
-            for weight, data in held:
-                weight.data = data
 
     def save_adapter(self, folder: str | Path, model: torch.nn.Module) -> Path:
         """Write the update as a PEFT LoRA adapter (float32), which
@@ -351,7 +346,7 @@ def _check_context(model, prompt: Sequence[int], trajectory: Sequence[int], suff
 
 def weight_norm(model: torch.nn.Module, name: str) -> float:
     """‖W‖_F of a named module's weight."""
-    return float(model.get_submodule(name).weight.detach().cpu().double().norm())
+    return float(placed.weight(model, f"{name}.weight").cpu().double().norm())
 
 
 def gradient_update(

@@ -27,6 +27,7 @@ import torch
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
+from tml_lib.lm import placed
 from tml_lib.lm.answers import encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.answer_rows import answer_nll, batched
@@ -85,6 +86,7 @@ def random_plane(model: torch.nn.Module, seed: int, *, scaling: str = "filter") 
         for own, p in module.named_parameters(recurse=False):
             name = f"{owner}.{own}" if owner else own
             rows = 0 if isinstance(module, Conv1D) else 1  # a filter runs over a unit's inputs
+            p = placed.weight(model, name)
             for side in sides:
                 # the same whatever the scaling
                 noise = torch.randn(p.shape, generator=draw).to(p.device)
@@ -101,27 +103,23 @@ def displaced(model: torch.nn.Module, plane: Plane) -> Iterator:
     """A function that puts the model at θ + α₁ d₁ + α₂ d₂; afterwards, also after an exception, its
     own tensors are back.
     """
-    held = {name: (p, p.data) for name, p in model.named_parameters() if name in plane.first}
-    if missing := sorted(set(plane.first) - set(held)):
+    known = {name for name, _ in model.named_parameters()}
+    if missing := sorted(set(plane.first) - known):
         raise ValueError(
             f"the model has no parameter {missing[0]}: the plane was made for another one"
         )
-    places = {name: torch.empty_like(data) for name, (_, data) in held.items()}
+    held = {name: placed.weight(model, name) for name in plane.first}
+    places = {name: torch.empty_like(data) for name, data in held.items()}
 
     @torch.no_grad()
     def move(first: float, second: float) -> None:
-        for name, (_, data) in held.items():
+        for name, data in held.items():
             moved = torch.add(data.float(), plane.first[name].float(), alpha=first)
             places[name].copy_(moved.add_(plane.second[name].float(), alpha=second))
 
-    try:
-        move(0.0, 0.0)
-        for name, (p, _) in held.items():
-            p.data = places[name]
+    move(0.0, 0.0)
+    with placed.replaced(model, places):
         yield move
-    finally:
-        for p, data in held.values():
-            p.data = data
 
 
 def landscape(

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from tml_lib.lm.answers import Suffix
 from tml_lib.lm.exactness import keeps_rows
+from tml_lib.lm.placed import device_of
 
 
 class PrefixNLL(NamedTuple):
@@ -72,7 +73,7 @@ def naive_nll(
     few_logits: apply the language-model head to the rows that are needed only. The reference for
     tests and benchmarks.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     ids = torch.tensor([*prompt, *trajectory[:position], *suffix.ids], device=device)
     count = len(suffix.ids) if whole_suffix else len(suffix.ids) - suffix.start
     some = {"logits_to_keep": count + 1} if few_logits and keeps_rows(model) else {}
@@ -92,7 +93,7 @@ def plain_nll(model: torch.nn.Module, request: Request) -> np.ndarray:
     ]
     width, count = max(map(len, texts)), len(suffixes[0].ids) - suffixes[0].start
     filled = [text + text[-1:] * (width - len(text)) for text in texts]
-    device = next(model.parameters()).device
+    device = device_of(model)
     logits = model(input_ids=torch.tensor(filled, device=device), use_cache=False).logits
     nll = [
         torch.nn.functional.cross_entropy(

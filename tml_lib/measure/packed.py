@@ -23,12 +23,13 @@ from transformers import DynamicCache
 
 from tml_lib.lm.answers import Suffix
 from tml_lib.lm.exactness import keeps_rows
+from tml_lib.lm.placed import device_of
 from tml_lib.measure.naive import PrefixNLL, Request, widened
 
 
 def packed_nll(model: torch.nn.Module, request: Request) -> PrefixNLL:
     """`prefix_nll` of a model in evaluation mode, in packed passes and with nothing checked."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     tree = _suffix_tree(request.suffixes, request.whole_suffix)
     text = torch.tensor([*request.prompt, *request.trajectory], device=device)
     roots = request.positions + len(request.prompt) - 1

@@ -20,6 +20,7 @@ from tml_lib.data.gsm import first_mention
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Suffix, encode
 from tml_lib.lm.exactness import SlowerWay, evaluating
 from tml_lib.lm.models import LanguageModel
+from tml_lib.lm.placed import device_of
 from tml_lib.measure import ways
 from tml_lib.measure.limits import check_length, check_model
 from tml_lib.measure.naive import PrefixNLL, Request, naive_nll
@@ -164,7 +165,7 @@ def prefix_nll(
             " length"
         )
     check_length(model, len(prompt) + length + max(len(s.ids) for s in suffixes))
-    device = next(model.parameters()).device.type
+    device = device_of(model).type
     request = Request(
         prompt,
         trajectory,
