@@ -110,6 +110,7 @@ def small(tmp_path, monkeypatch):
         "# Kit\n\n[lesson](notebooks/01_lesson.ipynb)"
         " [![Open](https://colab.org/badge.svg)](https://colab.org)"
     )
+    (root / "notebooks" / "README.md").write_text("# Beside\n\n[kit](../README.md)")
     monkeypatch.setattr(site.runtime, "project_root", lambda: root)
 
     def build(owner="OWNER", **texts):

@@ -96,7 +96,8 @@ def _assemble(source: Path) -> None:
         for book in books
         if book.name != front
     ]
-    entries = "\n".join(["Findings <self>", "About the kit <README>", *others])
+    pages = ["Findings <self>", "About the kit <README>", *others, "Beside the notebooks <beside>"]
+    entries = "\n".join(pages)
     contents = f"\n\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
     for book in books:
         content = _page(book.path, front)
@@ -108,6 +109,8 @@ def _assemble(source: Path) -> None:
         )
     readme = files.text(runtime.project_root() / "README.md", files.COMMITTED)
     runtime.write_text(source / "README.md", _flat_links(readme, front))
+    beside = files.text(notebooks.folder() / "README.md", files.COMMITTED)
+    runtime.write_text(source / "beside.md", _flat_links(beside, front))
     if not front:
         runtime.write_text(
             source / "index.md",
@@ -143,6 +146,7 @@ def _flat_links(text: str, front: str) -> str:
     gives way to its words.
     """
     text = re.sub(r"!\[([^\]]*)\]\(https?:[^)]*\)", r"\1", text)
+    text = text.replace("](notebooks/README.md", "](beside.md")
     text = re.sub(
         r"\]\((?:\.\./|notebooks/)?(README\.md|\d\d_\w+\.ipynb|\w+\.(?:svg|png))", r"](\1", text
     )
