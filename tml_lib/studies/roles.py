@@ -51,18 +51,9 @@ class Material:
     words: list[list[str]]  # per question the gold trajectory's
 
 
-def material(
-    preset: str,
-    *,
-    model: str = "",
-    adapter: str = "",
-    data: str = "",
-    thinking: bool = False,
-    n: int,
-    seed: int,
-) -> Material:
-    """A preset's model, n of its questions and their reflecting trajectories by rule. `tiny` takes
-    `tiny-long` unless told.
+def material(preset: str, *, n: int, seed: int, data: str = "", **chosen) -> Material:
+    """A preset's model, n of its questions and their reflecting trajectories by rule. chosen: the
+    model, as `lora.load` takes it.
 
     data: a set of the paper in place of gsm_symbolic, as `trajectories.chosen_questions` reads it.
     Raises ValueError for n < 1, or where an adapter or data are given for the tiny reasoner.
@@ -70,7 +61,7 @@ def material(
     if n < 1:
         raise ValueError(f"n={n} questions have no tokens: ask for at least 1")
     trajectories.check_data(data, preset)
-    lm = lora.load(preset, model=model, adapter=adapter, thinking=thinking)
+    lm = lora.load(preset, **chosen)
     if models.preset(preset).task == "programs":
         asked, pieces = programs.questions(n, seed, "held_out"), token_roles.program_pieces
         found = [token_roles.reflecting(q, seed) for q in asked]

@@ -72,17 +72,16 @@ class Shortened:
 def material(
     preset: str,
     *,
-    model: str = "",
-    adapter: str = "",
-    data: str = "",
-    thinking: bool = False,
     n: int,
     seed: int,
     worth: dict[str, float],
+    data: str = "",
     max_tokens: int = MOST_TOKENS,
+    **chosen,
 ) -> Shortened:
     """A preset's model, n questions and their trajectories in every way. worth: of word classes,
-    for programs. max_tokens: of a text model's own trajectory.
+    for programs. max_tokens: of a text model's own trajectory. chosen: the model, as `lora.load`
+    takes it.
 
     data: a set of the paper in place of gsm_symbolic, as `trajectories.chosen_questions` reads it.
     Raises ValueError for n < 2 (the other question's summary needs another question), or data given
@@ -93,7 +92,7 @@ def material(
         raise ValueError(
             f"n={n} questions leave no other question to compare with: ask for at least 2"
         )
-    lm = lora.load(preset, model=model, adapter=adapter, thinking=thinking)
+    lm = lora.load(preset, **chosen)
     if models.preset(preset).task == "programs":
         asked = programs.questions(n, seed, "held_out")
         found = efficiency.own_trajectories(lm, asked, seed, 1)
