@@ -1,6 +1,8 @@
 """Loading models: what is sound loads and computes the same, what is not is refused by name."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -277,3 +279,17 @@ def test_the_embedded_model_in_float64_has_the_same_weights_and_computes_in_floa
         )
         assert (norm - by_hand).abs().max() < 1e-12
         assert (wide.model(ids).logits.float() - lm.model(ids).logits).abs().max() < 1e-3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in other units")
+def test_loading_the_embedded_model_does_not_read_all_of_it():
+    """Its weights are mapped; a scan of each would keep half a gigabyte in memory (Binder ends at
+    2 GB).
+    """
+    code = (
+        "import resource\nfrom tml_lib.lm import models\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nmodels.load('small')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) / 1e6 < 0.4, "GB above the imports"

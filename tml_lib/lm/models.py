@@ -276,24 +276,25 @@ def read(source: str, *, local_only: bool, **settings) -> tuple[torch.nn.Module,
             f" {sorted(info['missing_keys'])[0]}), which would be left random: copy or save the"
             " folder again"
         )
-    check_weights(model, source, info.get("unexpected_keys", ()))
+    check_layers(model, source, info.get("unexpected_keys", ()))
+    # what the kit converted itself is sound, and reading all of it would keep it in memory
+    if not Path(source).is_relative_to(cache_folder()) and (damage := not_finite(model)):
+        raise ValueError(
+            f"model {source!r}: {damage}; copy or save the folder again, or train it with a lower"
+            " learning rate"
+        )
     return model, tokenizer
 
 
-def check_weights(model: torch.nn.Module, source: str, unused: Iterable[str]) -> None:
-    """Raise ValueError where weights are NaN or infinite, or where those that are not used are of
-    layers that the model ought to have.
+def check_layers(model: torch.nn.Module, source: str, unused: Iterable[str]) -> None:
+    """Raise ValueError where weights that are not used are of layers that the model ought to
+    have.
     """
     kinds = {re.sub(r"\d+", "#", name) for name in model.state_dict()}
     if left := [name for name in sorted(unused) if re.sub(r"\d+", "#", name) in kinds]:
         raise ValueError(
             f"model {source!r} has {len(left)} weights of layers that its config.json leaves out"
             f" (first: {left[0]}): copy or save the folder again"
-        )
-    if damage := not_finite(model):
-        raise ValueError(
-            f"model {source!r}: {damage}; copy or save the folder again, or train it with a lower"
-            " learning rate"
         )
 
 
