@@ -50,7 +50,7 @@ def shipped(name: str) -> str:
 
 PRESETS = {
     "small": Preset(
-        "small", "embedded", "float32", "gsm_symbolic", 160, 0.6, 1.9, "2 CPU cores; no network"
+        "small", "embedded", "float32", "gsm_symbolic", 200, 0.6, 1.9, "2 CPU cores; no network"
     ),
     "medium": Preset(
         "medium",
