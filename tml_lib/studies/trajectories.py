@@ -423,7 +423,13 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     written = Own(own.get("own_right"), own.get("sampled"))
     record = question_record(lm, question, written, seed=settings["seed"], stride=stride)
     found = estimands(record, stride)
-    return {test: x for test, x in found.items() if test in evidence["values"]}
+    # without the texts nothing is said of what was sampled
+    unsaid = () if "sampled" in evidence else ("C2.sampled",)
+    return {
+        test: x
+        for test, x in found.items()
+        if test in evidence["values"] and not test.startswith(unsaid)
+    }
 
 
 STUDY = Study(
