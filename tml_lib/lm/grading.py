@@ -194,6 +194,7 @@ class Grader:
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
         self._number = 0
+        self._unread = b""  # of its replies
 
     def _ask(self, request: dict):
         with self._lock:
@@ -216,7 +217,7 @@ class Grader:
     def _start(self) -> None:
         command = [sys.executable, "-m", "tml_lib.lm.grading"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, text=True, **pipes)
+        self._process, self._unread = subprocess.Popen(command, text=True, **pipes), b""
         try:
             reply = self._read(120.0, 0)  # importing sympy takes a second or two
         except BaseException:
@@ -233,15 +234,21 @@ class Grader:
 
     def _read(self, seconds: float, number: int) -> dict | None:
         """The reply of this number; others belong to requests that were given up."""
-        until = time.monotonic() + seconds
+        until, source = time.monotonic() + seconds, self._process.stdout.fileno()
         while True:
+            # lines are parted here: a reader with a buffer would keep a second reply from `select`
+            line, end, rest = self._unread.partition(b"\n")
+            if end:
+                self._unread, reply = rest, json.loads(line)
+                if reply["number"] == number:
+                    return reply
+                continue
             left = max(until - time.monotonic(), 0)
-            if not select.select([self._process.stdout], [], [], left)[0]:
+            if not select.select([source], [], [], left)[0]:
                 return None
-            line = self._process.stdout.readline()
-            reply = json.loads(line) if line else None
-            if reply is None or reply["number"] == number:
-                return reply
+            if not (piece := os.read(source, 1 << 16)):
+                return None
+            self._unread += piece
 
 
 _graders: weakref.WeakSet[Grader] = weakref.WeakSet()

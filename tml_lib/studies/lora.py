@@ -270,7 +270,7 @@ STUDY = Study(
     _values,
     lambda records: {"records": records},
     settings={"steps": STEPS, "questions": 200, "seed": 0},
-    replays=(engine.question_again(_again, 60), engine.values_again(_values_kept)),
+    replays=(engine.question_again(_again, 90), engine.values_again(_values_kept)),
 )
 
 

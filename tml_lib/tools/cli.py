@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     again.add_argument("study", nargs="*", help="which studies (default: all)")
     again.add_argument(
-        "--records", type=int, default=1, help="records drawn for each way of replay (default 1)"
+        "--records", type=_count, default=1, help="records drawn for each way of replay (default 1)"
     )
     again.add_argument("--seed", type=int, default=0, help="which records are drawn (default 0)")
     again.add_argument(
