@@ -54,6 +54,7 @@ def test_values_by_hand():
 
 
 @pytest.mark.filterwarnings("ignore:for .* steps no group")
+@pytest.mark.slow
 def test_a_study_trains_every_arm_once_and_writes_evidence(lm, tmp_path, monkeypatch):
     monkeypatch.setattr(chain, "MOST_TOKENS", 8)
     monkeypatch.setattr(chain, "ROOM", 16)

@@ -146,6 +146,7 @@ def test_values_compare_modes_question_by_question(asked, monkeypatch):
     assert set(record["budget"].values()) == {0}
 
 
+@pytest.mark.slow
 def test_the_whole_study_runs_and_resumes_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(efficiency, "LEARNT_FROM", 2)
     settings = {"questions": 2, "steps": 2}

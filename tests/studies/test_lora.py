@@ -78,6 +78,7 @@ def test_values_compare_the_arms_question_by_question():
     assert counted["C4s.greedy"][[0, 2, 3]].tolist() == [1, 0, 0]
 
 
+@pytest.mark.slow
 def test_the_whole_study_runs_and_resumes_where_it_stopped(tiny_lm, tmp_path, monkeypatch):
     monkeypatch.setattr(lora, "MOST_TOKENS", 4)
     monkeypatch.setattr(lora, "SAMPLES", 8)

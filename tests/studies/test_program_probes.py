@@ -224,6 +224,7 @@ def test_a_reasoner_is_trained_once_and_then_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("study", "claims"), [(program_probes, {"C1", "C2", "C3", "C6"}), (paths, {"C12"})]
 )
+@pytest.mark.slow
 def test_the_whole_study_runs_and_resumes_where_it_stopped(study, claims, tmp_path, monkeypatch):
     settings = {"questions": 3, "steps": 2}
     made = study.STUDY.run([0, 1], tmp_path, **settings)

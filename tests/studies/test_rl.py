@@ -110,6 +110,7 @@ def test_rates_are_tried_once_and_the_best_is_taken(small, tmp_path, monkeypatch
     assert rl.tried_rates(tmp_path, steps=2, cold_steps=2) == tried
 
 
+@pytest.mark.slow
 def test_a_whole_study_runs_and_resumes_where_it_stopped(small, tmp_path, monkeypatch):
     settings = {"steps": 4, "cold_steps": 2, "questions": 3, "command": "a test"}
     settings["rate_settings"] = {"steps": 2, "cold_steps": 2}

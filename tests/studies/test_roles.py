@@ -102,6 +102,7 @@ def test_an_adapter_trained_here_is_put_on(tiny_lm, monkeypatch, tmp_path):
         assert (a == b).all()
 
 
+@pytest.mark.slow
 def test_the_whole_study_runs_and_resumes_where_it_stopped(tiny_lm, tmp_path, monkeypatch):
     monkeypatch.setattr(roles, "MOST_TOKENS", 4)
     settings = {

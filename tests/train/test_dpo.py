@@ -22,6 +22,8 @@ from tml_lib.lm.answers import chat_prompt
 from tml_lib.lm.models import LanguageModel
 from tml_lib.train import dpo, sft
 
+pytestmark = pytest.mark.slow  # trains
+
 STEPS, BATCH = 6, 4
 
 

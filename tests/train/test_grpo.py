@@ -21,6 +21,8 @@ from tml_lib.lm.answers import chat_prompt
 from tml_lib.lm.models import LanguageModel
 from tml_lib.train import grpo
 
+pytestmark = pytest.mark.slow  # trains
+
 KILLS = 5  # how often the run of the resume test is killed, at a random step
 SMALL = {"steps": 4, "prompts": 1, "group": 4, "most_tokens": 40, "save_every": 1}
 

@@ -19,6 +19,8 @@ from tml_lib.data import programs, tiny
 from tml_lib.lm import adapters
 from tml_lib.train import dpo, grpo, sft
 
+pytestmark = pytest.mark.slow  # trains
+
 STEPS, BATCH, RATE = 4, 8, 3e-3
 GRPO = {  # prompts of a step are shared; with fewer samples in the update, in two passes, with KL
     "grpo": {},

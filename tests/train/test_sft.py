@@ -20,6 +20,8 @@ from tml_lib.lm.answers import ANSWER_TEMPLATE, chat_prompt, encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.train import sft
 
+pytestmark = pytest.mark.slow  # trains
+
 STEPS, BATCH = 12, 8
 
 

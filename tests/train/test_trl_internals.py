@@ -15,6 +15,8 @@ from tml_lib.data import programs
 from tml_lib.lm import adapters
 from tml_lib.train import grpo, grpo_trainer
 
+pytestmark = pytest.mark.slow  # trains
+
 SETTINGS = grpo.GRPOSettings(
     steps=2, peak_lr=1e-4, prompts=2, group=4, accumulate=2, most_tokens=12, beta=0.1
 )
