@@ -198,6 +198,12 @@ def mean_rounded(table) -> list[float]:
     return rounded(table.mean(0))
 
 
+def by_group(records: Sequence[dict], settings: dict) -> Values:
+    """Values where a record is a group of questions of one seed, and holds them under 'values'."""
+    tests = records[0]["values"]
+    return {test: [[x for record in records for x in record["values"][test]]] for test in tests}
+
+
 def _floats(numbers) -> list[float]:
     return np.asarray(numbers, dtype=float).tolist()
 

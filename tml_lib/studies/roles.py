@@ -196,11 +196,6 @@ def text_record(
     }
 
 
-def _values(records: Sequence[dict], settings: dict) -> engine.Values:
-    tests = records[0]["values"]
-    return {test: [[x for record in records for x in record["values"][test]]] for test in tests}
-
-
 def _kept(records: Sequence[dict]) -> dict:
     """Share right and mean L̂ by the share of steps, over all groups, the texts with which of them
     were cut, and the token classes.
@@ -232,7 +227,9 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     return found
 
 
-STUDY = Study("text", text_record, _values, _kept, replays=(engine.question_again(_again, 60),))
+STUDY = Study(
+    "text", text_record, engine.by_group, _kept, replays=(engine.question_again(_again, 60),)
+)
 
 
 def make_evidence(

@@ -208,11 +208,6 @@ def text_record(
     return efficiency.summed(right, words) | {"texts": [way["full"] for way in ways], "cut": counts}
 
 
-def _values(records: Sequence[dict], settings: dict) -> engine.Values:
-    tests = records[0]["values"]
-    return {test: [[x for record in records for x in record["values"][test]]] for test in tests}
-
-
 def _kept(records: Sequence[dict]) -> dict:
     """The modes' means over all questions, the texts, and per question how many were cut."""
     sizes = [len(next(iter(record["values"].values()))) for record in records]
@@ -227,7 +222,7 @@ def _kept(records: Sequence[dict]) -> dict:
     return {"modes": modes} | flat
 
 
-TEXT = Study("efficiency", text_record, _values, _kept)
+TEXT = Study("efficiency", text_record, engine.by_group, _kept)
 
 
 def make_evidence(
