@@ -123,23 +123,44 @@ def text_ways(
     """
     prompts = [lm.prompt(question.text) for question in asked]
     written, cut = _written(lm, prompts, seed, TEMPERATURE, max_tokens)
-    full = [lm.thoughts(text).partition(ANSWER_TEMPLATE.strip())[0].strip() for text in written]
+    full = [own_text(lm, text) for text in written]
     results = [extract(text) or question.answer for text, question in zip(full, asked, strict=True)]
     withheld = [before_result(text, result) for text, result in zip(full, results, strict=True)]
-    requests = [
-        lm.asked(think=False).prompt(ASK.format(question=q.text, text=text), "")
-        for q, text in zip(asked, withheld, strict=True)
-    ]
-    written, _ = _written(lm, requests, seed, 0, max_tokens // 2)
-    short = [
-        before_result(text.strip(), result) for text, result in zip(written, results, strict=True)
-    ]
+    short, _ = summaries(lm, asked, withheld, results, max_tokens // 2)
     ways = []
     for k in range(len(asked)):
         other = short[(k + samples) % len(asked)]
         rng = random.Random(f"{seed}/{k}")
         ways.append(_same_length(full[k], withheld[k], short[k], other, rng))
     return ways, cut
+
+
+def own_text(lm: LanguageModel, text: str) -> str:
+    """What a model thought, up to where it gives its answer in the kit's template."""
+    return lm.thoughts(text).partition(ANSWER_TEMPLATE.strip())[0].strip()
+
+
+def summaries(
+    lm: LanguageModel,
+    asked: Sequence[Question],
+    withheld: Sequence[str],
+    results: Sequence[str],
+    most: int,
+) -> tuple[list[str], list[bool]]:
+    """The model's own summaries of texts, greedy, of at most so many tokens, cut before the first
+    sentence that states the result; and whether each had not ended.
+
+    withheld: the texts without their results, as `before_result` leaves them.
+    """
+    requests = [
+        lm.asked(think=False).prompt(ASK.format(question=q.text, text=text), "")
+        for q, text in zip(asked, withheld, strict=True)
+    ]
+    written, cut = _written(lm, requests, 0, 0, most)
+    short = [
+        before_result(text.strip(), result) for text, result in zip(written, results, strict=True)
+    ]
+    return short, cut
 
 
 def _written(

@@ -89,7 +89,22 @@ def _paths(lm, options, folder: Path, said: dict) -> Path:
     return paths.text_evidence(lm, asked, folder, **how, **said)
 
 
+def _material(lm, options, folder: Path, said: dict) -> Path:
+    from tml_lib.studies import material, trajectories
+
+    asked = trajectories.chosen_questions(options.data, options.n, options.seed)
+    how = {"seed": options.seed, "samples": options.samples, "max_tokens": options.max_tokens}
+    return material.make_evidence(lm, asked, folder, data=options.data, **how, **said)
+
+
 SUBJECTS = {
+    "material": Subject(
+        "What does the model write to these questions?",
+        "It samples texts to each question, writes one greedily, summarises it where it is right,"
+        " and answers without thinking. Every text is graded, and says how many tokens it has and"
+        " whether it was cut. The other studies can take their trajectories from here.",
+        _material,
+    ),
     "trajectories": Subject(
         "Does the loss of the right answer fall along a right trajectory, and only there?",
         "After every few tokens of a trajectory the answer is appended, and the mean negative"
