@@ -178,7 +178,7 @@ def own_samples(
     found = []
     for k, question in enumerate(questions):
         here = slice(k * tries, (k + 1) * tries)
-        kinds = [_own(lm, text, question) for text in texts[here]]
+        kinds = [own_trajectory(lm, text, question) for text in texts[here]]
         first = {
             kind: next((one for one in kinds if one and one.kind == kind), None)
             for kind in ("own_right", "sampled")
@@ -188,7 +188,7 @@ def own_samples(
     return found
 
 
-def _own(lm: LanguageModel, text: str, question: Question) -> Trajectory | None:
+def own_trajectory(lm: LanguageModel, text: str, question: Question) -> Trajectory | None:
     """A sample as a right or a wrong trajectory; None where it is neither."""
     stated, thoughts = extract(text) if text else None, lm.thoughts(text)
     if stated is None or not thoughts:
@@ -358,22 +358,21 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
     )
     own, own_right = curve_of(record, "corrupted", "own"), curve_of(record, "own_right")
     end = gold.length if gold.stated_at is None else gold.stated_at
-    unstated = gold.answer_nll[0] - gold.at(end)
+    along, along_own = alone(gold, stride), alone(own_right, stride)
+    unstated = along["unstated"]
     foreign_fall = foreign.answer_nll[0] - foreign.at(min(end, foreign.length))
     values = {
-        "C1.trend": _trend(gold, stride),
-        "C1.trend_unstated": _trend(_until(gold, end), stride),
-        "C1.trend_over_foreign": (
-            _trend(_until(gold, end), stride) - _trend(_until(foreign, end), stride)
-        ),
+        "C1.trend": along["trend"],
+        "C1.trend_unstated": along["trend_unstated"],
+        "C1.trend_over_foreign": along["trend_unstated"] - _trend(_until(foreign, end), stride),
         "C1.fall": gold.fall,
         "C1.unstated": unstated,
         "C1.content": unstated - foreign_fall,
         "C1.order": math.nan,
         "C1.copying": gold.fall - copying.fall,
-        "C1.own_trend": _trend(own_right, stride),
-        "C1.own_trend_unstated": math.nan,
-        "C1.own_unstated": math.nan,
+        "C1.own_trend": along_own["trend"],
+        "C1.own_trend_unstated": along_own["trend_unstated"],
+        "C1.own_unstated": along_own["unstated"],
         "C2.sampled_trend": _trend(sampled, stride),
         "C2.corrupted_trend": math.nan,
         "C2.corrupted_over_foreign": math.nan,
@@ -385,10 +384,6 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
     if shuffled is not None:
         in_order, in_disorder = gold.meta["shuffled_end"], shuffled.meta["shuffled_end"]
         values["C1.order"] = shuffled.at(in_disorder) - gold.at(in_order)
-    if own_right is not None:
-        before = own_right.length if own_right.stated_at is None else own_right.stated_at
-        values["C1.own_trend_unstated"] = _trend(_until(own_right, before), stride)
-        values["C1.own_unstated"] = own_right.answer_nll[0] - own_right.at(before)
     # it never states the right answer, not even by chance
     if corrupted is not None and corrupted.stated_at is None:
         wrong_end = corrupted.length if own.stated_at is None else own.stated_at
@@ -398,6 +393,21 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
         values["C2.contrast"] = unstated - (corrupted.answer_nll[0] - corrupted.at(wrong_end))
         values["C2.own_answer"] = own.fall
     return {name: float(number) for name, number in values.items()}
+
+
+def alone(curve: ProbeCurve | None, stride: int) -> dict[str, float]:
+    """Trend (tau) and fall (nats) of one curve, whole and before the answer is stated; NaN without
+    a curve.
+    """
+    if curve is None:
+        return dict.fromkeys(("trend", "trend_unstated", "fall", "unstated"), math.nan)
+    end = curve.length if curve.stated_at is None else curve.stated_at
+    return {
+        "trend": _trend(curve, stride),
+        "trend_unstated": _trend(_until(curve, end), stride),
+        "fall": curve.fall,
+        "unstated": float(curve.answer_nll[0] - curve.at(end)),
+    }
 
 
 def _trend(curve: ProbeCurve | None, stride: int) -> float:
@@ -419,7 +429,9 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     question = study_questions(settings["n_questions"], settings["seed"])[place]
     kept = {kind: evidence[kind][place] for kind in ("sampled", "own_right") if kind in evidence}
     lm, stride = lora.embedded(settings["model"]), settings["stride"]
-    own = {kind: _own(lm, text, question) for kind, text in kept.items() if text is not None}
+    own = {
+        kind: own_trajectory(lm, text, question) for kind, text in kept.items() if text is not None
+    }
     written = Own(own.get("own_right"), own.get("sampled"))
     record = question_record(lm, question, written, seed=settings["seed"], stride=stride)
     found = estimands(record, stride)

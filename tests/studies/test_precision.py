@@ -1,0 +1,68 @@
+"""L̂ in two dtypes at equal positions: differences, and estimands from them."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tml_lib.claims import ledger
+from tml_lib.measure.probe import probe
+from tml_lib.records import Trajectory
+from tml_lib.studies import precision, trajectories
+from tml_lib.studies.trajectories import Own
+
+STRIDE = 24
+
+
+@pytest.fixture(scope="module")
+def evidence(tiny_lm, tmp_path_factory):
+    coarse = copy.deepcopy(tiny_lm.model).bfloat16()
+    pair = {"bfloat16": dataclasses.replace(tiny_lm, model=coarse), "float32": tiny_lm}
+    asked = trajectories.study_questions(2, 0)
+    wrong = Trajectory("It is 1 + 1 = 2, so I say \\boxed{2}.", "sampled", "2", False)
+    cases = [(asked[0], Own(wrong=wrong)), (asked[1], Own())]
+    folder = tmp_path_factory.mktemp("precision")
+    made = precision.STUDY.run(cases, folder, inputs={"models": pair}, seed=0, stride=STRIDE)
+    return asked, ledger.read_evidence(precision.STUDY.write(made, folder, command="x"))
+
+
+def test_curves_are_those_of_the_probe_at_equal_positions(tiny_lm, evidence):
+    lm = tiny_lm
+    asked, record = evidence
+    held = record["records"][0]["curves"]
+    assert held.keys() == {"gold", "sampled"}
+    again = probe(
+        lm,
+        lm.prompt(asked[0].text),
+        asked[0].trajectories[0].text,
+        asked[0].answer,
+        positions=held["gold"]["positions"],
+    )
+    assert held["gold"]["float32"] == pytest.approx(again.answer_nll, abs=1e-3)
+    assert len(held["gold"]["bfloat16"]) == len(again.positions)
+
+
+def test_differences_are_percentiles_over_all_positions(evidence):
+    _, record = evidence
+    found = precision.differences(record)
+    every = [
+        abs(a - b)
+        for held in record["records"]
+        for curve in held["curves"].values()
+        for a, b in zip(curve["bfloat16"], curve["float32"], strict=True)
+    ]
+    assert found["all"] == pytest.approx([np.median(every), np.percentile(every, 95), max(every)])
+    assert 0 < found["all"][0] < 0.5, "two dtypes round differently, and not by much"
+    assert "own_right" not in found
+
+
+def test_estimands_are_compared_question_by_question(evidence):
+    _, record = evidence
+    found = precision.estimates(record)
+    values = [held["values"] for held in record["records"]]
+    for name in ("C1.unstated", "C1.content", "C1.trend"):
+        assert name.split(".")[1] in {rule for claim, rule in ledger.rules() if claim == "C1"}
+        change = np.mean([one["bfloat16"][name] - one["float32"][name] for one in values])
+        assert found[name]["difference"].estimate == pytest.approx(change, abs=1e-4)
+    assert "C1.own_unstated" not in found, "no question has an own right trajectory"

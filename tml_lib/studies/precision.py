@@ -1,0 +1,163 @@
+"""Is bfloat16 good enough? L̂ of one model in bfloat16 and in float32, at equal positions, along
+gold and the model's own trajectories, and what the difference does to the estimands of C1 and C2.
+
+Deviation from `trajectories`: of another question's trajectory only the two positions are probed
+that `C1.content` needs, and estimands whose conditions are not probed are left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tml_lib.claims import ledger
+from tml_lib.claims.stats import Interval, bootstrap_interval
+from tml_lib.data import gsm
+from tml_lib.lm.answers import encode
+from tml_lib.lm.models import LanguageModel
+from tml_lib.measure.probe import probe
+from tml_lib.records import ProbeCurve, Question, Trajectory
+from tml_lib.studies import material, trajectories
+from tml_lib.studies.engine import Study
+from tml_lib.studies.trajectories import Own
+
+DTYPES = ("bfloat16", "float32")
+KINDS = ("gold", "own_right", "sampled")
+PERCENT = (50, 95, 100)  # of the absolute differences
+
+
+def own_texts(lm: LanguageModel, question: Question, written: material.Written) -> Own:
+    """The first right and the first wrong of what the model wrote, the greedy text last."""
+    texts = [one.text for one in (*written.samples, written.greedy) if not one.cut]
+    found = [trajectories.own_trajectory(lm, text.strip(), question) for text in texts]
+    first = {
+        kind: next((one for one in found if one and one.kind == kind), None)
+        for kind in ("own_right", "sampled")
+    }
+    return Own(first["own_right"], first["sampled"])
+
+
+def question_record(
+    case: tuple[Question, Own],
+    folder: Path,
+    *,
+    models: dict[str, LanguageModel],
+    seed: int,
+    stride: int,
+) -> dict:
+    """One question's curves by trajectory and dtype, and its estimands by dtype."""
+    question, own = case
+    found = {"gold": gsm.gold(question), "own_right": own.right, "sampled": own.wrong}
+    found = {kind: one for kind, one in found.items() if one is not None}
+    curves = {
+        name: {kind: _curve(lm, question, one, stride) for kind, one in found.items()}
+        for name, lm in models.items()
+    }
+    values = {}
+    for name, lm in models.items():
+        gold = curves[name]["gold"]
+        end = gold.length if gold.stated_at is None else gold.stated_at
+        strange = gsm.foreign(question, trajectories.strangers(seed), seed)
+        fall = _fall(lm, question, strange, end)
+        values[name] = _estimands(curves[name], fall, stride)
+    plain = {
+        kind: {
+            "positions": curves[DTYPES[0]][kind].positions.tolist(),
+            **{name: np.round(curves[name][kind].answer_nll, 4).tolist() for name in models},
+        }
+        for kind in found
+    }
+    texts = {kind: one.text for kind, one in found.items() if kind != "gold"}
+    return {"id": question.id, "curves": plain, "values": values, "texts": texts}
+
+
+def _curve(
+    lm: LanguageModel, question: Question, trajectory: Trajectory, stride: int
+) -> ProbeCurve:
+    """L̂ at every stride-th prefix, the last, and the one before the answer is stated."""
+    prompt = lm.prompt(question.text)
+    encoded = encode(lm.tokenizer, prompt, trajectory.text, [question.answer])
+    length = len(encoded.trajectory)
+    mention = gsm.first_mention(trajectory.text, question.answer)
+    places = {*range(0, length + 1, stride), length}
+    if mention is not None:
+        places.add(encoded.tokens_before(mention))
+    return probe(lm, prompt, trajectory.text, question.answer, positions=sorted(places))
+
+
+def _fall(lm: LanguageModel, question: Question, strange: Trajectory, end: int) -> float:
+    """The fall of L̂ over the first `end` tokens of another question's trajectory."""
+    prompt = lm.prompt(question.text)
+    length = len(encode(lm.tokenizer, prompt, strange.text, [question.answer]).trajectory)
+    places = [0, max(min(end, length), 1)]
+    curve = probe(lm, prompt, strange.text, question.answer, positions=places)
+    return float(curve.answer_nll[0] - curve.answer_nll[-1])
+
+
+def _estimands(curves: dict[str, ProbeCurve], foreign: float, stride: int) -> dict[str, float]:
+    """The estimands of C1 and C2 that these curves give, by their names in claims.toml."""
+    gold, right, wrong = (trajectories.alone(curves.get(kind), stride) for kind in KINDS)
+    found = {f"C1.{name}": value for name, value in gold.items()}
+    found["C1.content"] = gold["unstated"] - foreign
+    found |= {f"C1.own_{name}": right[name] for name in ("trend", "trend_unstated", "unstated")}
+    return found | {f"C2.sampled_{name}": wrong[name] for name in ("trend", "fall")}
+
+
+# --- the study ------------------------------------------------------------------------------------
+
+
+def differences(evidence: dict) -> dict[str, list[float]]:
+    """By kind of trajectory, and over all ('all'): median, 95th percentile and worst of
+    |L̂ in bfloat16 - L̂ in float32|, in nats per token.
+    """
+    found = {kind: [] for kind in KINDS}
+    for record in evidence["records"]:
+        for kind, curve in record["curves"].items():
+            found[kind] += np.abs(np.subtract(*(curve[name] for name in DTYPES))).tolist()
+    found["all"] = [x for kind in KINDS for x in found[kind]]
+    return {kind: np.percentile(all_, PERCENT).tolist() for kind, all_ in found.items() if all_}
+
+
+def estimates(evidence: dict) -> dict[str, dict[str, Interval]]:
+    """Per estimand its mean in each dtype, and of the difference bfloat16 - float32."""
+    tests, found = evidence["records"][0]["values"][DTYPES[0]], {}
+    for test in tests:
+        pairs = [
+            [record["values"][name][test] for name in DTYPES] for record in evidence["records"]
+        ]
+        pairs = np.array([pair for pair in pairs if None not in pair], dtype=float)
+        if len(pairs) > 1:
+            columns = {
+                **dict(zip(DTYPES, pairs.T, strict=True)),
+                "difference": -np.diff(pairs)[:, 0],
+            }
+            found[test] = {name: bootstrap_interval(x, seed=0) for name, x in columns.items()}
+    return found
+
+
+STUDY = Study(
+    "precision",
+    question_record,
+    lambda records, settings: {},
+    lambda records: {"records": list(records)},
+)
+
+
+def make_evidence(
+    models: dict[str, LanguageModel],
+    written: Path,
+    folder: Path,
+    *,
+    scale: str,
+    command: str,
+    stride: int,
+) -> Path:
+    """Write precision.<scale>.json. models: one model by dtype. written: evidence of `material`."""
+    asked, texts = material.stored(written)
+    lm, seed = models[DTYPES[0]], ledger.read_evidence(written)["settings"]["seed"]
+    cases = [(q, own_texts(lm, q, one)) for q, one in zip(asked, texts, strict=True)]
+    how = {"seed": seed, "stride": stride}
+    made = STUDY.run(cases, folder, progress=True, inputs={"models": models}, **how)
+    settings = {"model": lm.name, "n_questions": len(asked)} | how
+    return STUDY.write(made, folder, command=command, scale=scale, settings=settings)
