@@ -24,8 +24,8 @@ from transformers import PrinterCallback, TrainerCallback
 
 from tml_lib import files
 from tml_lib.data import tiny
-from tml_lib.lm.adapters import RUN, adapted_modules, fingerprint, merged, without_patches
-from tml_lib.lm.models import LanguageModel, quiet
+from tml_lib.lm.adapters import RUN, adapted, adapted_modules, fingerprint, merged, without_patches
+from tml_lib.lm.models import LanguageModel, quiet, read
 from tml_lib.runtime import LOCK, locked, write_text
 from tml_lib.train.settings import TrainSettings
 
@@ -145,11 +145,15 @@ def fit(
     model = trainer.model
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     modules = adapted_modules(model)
+    # sharded weights (FSDP) are gathered by all processes together
+    sharded = trainer.is_fsdp_enabled
+    state = {"state_dict": trainer.accelerator.get_state_dict(model)} if sharded else {}
     if trainer.is_world_process_zero():
         with quiet():
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, **state)
             lm.tokenizer.save_pretrained(folder)
-    done = without_patches(merged(model, lm))
+    trainer.accelerator.wait_for_everyone()
+    done = _saved(lm, folder, modules) if sharded else without_patches(merged(model, lm))
     return OuterRun(
         replace(done, name=f"{lm.name}+{name}"),
         trainer.state.log_history,
@@ -158,6 +162,14 @@ def fit(
         folder,
         modules,
     )
+
+
+def _saved(lm: LanguageModel, folder: Path, modules: tuple[str, ...]) -> LanguageModel:
+    """The model that a run has left in its folder; modules: those that an adapter is on."""
+    if modules:
+        return adapted(lm, folder)
+    model, _ = read(str(folder), local_only=True, dtype=lm.model.dtype)
+    return replace(lm, model=model.to(lm.device).eval())
 
 
 class Follow(TrainerCallback):
