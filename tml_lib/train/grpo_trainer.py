@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
 from trl import GRPOTrainer
+from trl.models import prepare_fsdp
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
 from tml_lib.lm import sampling
@@ -87,6 +88,8 @@ class Trainer(GRPOTrainer):
         if beta and not hasattr(model, "peft_config"):  # an adapter is switched off instead
             self.ref_model = sharing(lm.model)
             add_fused_lm_head(self.ref_model, temperature=self.temperature)
+            if self.is_fsdp_enabled:
+                self.ref_model = prepare_fsdp(self.ref_model, self.accelerator)
 
     # --- a step's samples -------------------------------------------------------------------------
 

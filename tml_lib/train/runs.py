@@ -78,7 +78,7 @@ def shared_arguments(lm: LanguageModel, folder: Path, settings: TrainSettings) -
         "weight_decay": 0.0,
         "activation_checkpointing": False,
         "bf16": lm.model.dtype == torch.bfloat16,
-        "use_cpu": lm.device.type == "cpu",
+        "use_cpu": lm.device.type == "cpu" and not _onto_gpus(),
         "save_strategy": "steps" if settings.save_every else "no",
         "save_steps": settings.save_every or settings.steps,
         "save_total_limit": 2,
@@ -87,6 +87,13 @@ def shared_arguments(lm: LanguageModel, folder: Path, settings: TrainSettings) -
         "report_to": "none",
         "disable_tqdm": True,
     }
+
+
+def _onto_gpus() -> bool:
+    """Whether a model that lies in memory is sharded onto GPUs, none of which need hold all of
+    it.
+    """
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and torch.cuda.is_available()
 
 
 def in_given_order(settings: TrainSettings) -> dict:
