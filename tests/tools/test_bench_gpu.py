@@ -7,7 +7,7 @@ from tml_lib.data import tiny
 from tml_lib.tools import bench_gpu
 from tml_lib.tools.plan_formulas import Shape
 
-TOY = Shape("toy", 2, 32, heads=4, kv_heads=2, head=8, ffn=64, vocabulary=256, tied=True, bias=True)
+TOY = Shape("toy", 2, 32, heads=4, kv_heads=2, head=8, ffn=64, vocabulary=512, tied=True, bias=True)
 LOAD = bench_gpu.Load(
     shapes=(TOY,),
     dtype=torch.float32,
