@@ -144,7 +144,7 @@ def test_a_scripted_model_is_graded_and_no_thinking_begins_with_the_template(bas
 
     monkeypatch.setattr(supervised.sampling, "sample", scripted)
     found = supervised.greedy(base, asked, begin=ANSWER_TEMPLATE)
-    assert found == {"right": [1, 0, 1], "tokens": 3.0, "ended": 1.0}
+    assert found == {"right": [1, 0, 1], "tokens": 3.0, "ended": 1.0, "cut": [0, 3]}
 
 
 # --- records, rules, evidence ---------------------------------------------------------------------
