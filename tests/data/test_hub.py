@@ -370,6 +370,16 @@ def test_a_file_of_another_kind_or_damaged_is_refused_by_path(tmp_path, name, ki
     assert "An error occurred while generating" not in str(caught.value), "the cause is said"
 
 
+@pytest.mark.parametrize("name", ["own", "aime24"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "json"])
+def test_a_data_file_of_many_gigabytes_is_refused_before_it_is_read(tmp_path, name, suffix):
+    file = tmp_path / f"a.{suffix}"
+    file.touch()
+    os.truncate(file, 20 << 30)  # takes no room on the disk
+    with pytest.raises(ValueError, match=f"{20 << 30} bytes, {hub.LARGEST} at most.* a part of it"):
+        hub.questions(name, source=str(file))
+
+
 @pytest.mark.parametrize("value", [3, 1.5, None, True, b"x", ["x"]], ids=repr)
 @pytest.mark.parametrize("name", ["name", "source", "split", "n", "seed"])
 def test_an_argument_of_another_type_is_refused_by_name(name, value):

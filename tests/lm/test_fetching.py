@@ -18,6 +18,7 @@ import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
+from tml_lib import runtime
 from tml_lib.lm import converting, fetching, models, presets
 from tml_lib.tools import cli, fetch
 
@@ -469,6 +470,23 @@ def test_a_conversion_that_ends_early_leaves_no_folder(file, tmp_path, monkeypat
     with pytest.raises(OSError, match="no space left"):
         converting.converted(file, tmp_path / "here" / "made", torch.float32)
     assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_at_the_next_use(tiny, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "GRACE", 0)
+    left = [tmp_path / ".converting-left", tiny.folder / ".joining-left"]
+    left[0].mkdir()
+    (left[0] / "model.safetensors").write_bytes(b"half")
+    left[1].parent.mkdir(parents=True)
+    left[1].write_bytes(b"half")
+    used = tmp_path / ".converting-used"
+    used.mkdir()
+    with runtime.in_use(used):
+        converting.converted(file, tmp_path / "made", torch.float32)
+    fetching.fetch(tiny, file=file, say=lambda line: None)
+    assert not any(path.exists() for path in left)
+    assert used.is_dir()
+    assert sorted(path.name for path in tiny.folder.iterdir()) == [tiny.file]
 
 
 def test_what_is_no_gguf_or_of_another_form_is_refused(file, tmp_path):

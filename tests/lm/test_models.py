@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
 
 from tml_lib.lm import converting, models
 
@@ -121,6 +122,20 @@ def test_a_tokenizer_with_more_words_than_the_model_is_refused(folder):
 def test_a_model_that_is_no_name_is_refused(model):
     with pytest.raises(TypeError, match="give a folder or a hub name"):
         models.load("tiny", model=model)
+
+
+def test_a_hub_model_larger_than_the_memory_is_refused_before_it_is_fetched(monkeypatch):
+    large = LlamaConfig(
+        hidden_size=2**16,
+        intermediate_size=2**18,
+        num_hidden_layers=64,
+        num_attention_heads=512,
+        architectures=["LlamaForCausalLM"],
+    )
+    monkeypatch.setattr(models.AutoConfig, "from_pretrained", lambda *_, **__: large)
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", None)
+    with pytest.raises(ValueError, match=r"'some/large' holds \d+ param.* GB.*, device='auto', wh"):
+        models.load("gpu", model="some/large", device="cpu")
 
 
 def test_a_missing_tensor_is_refused_by_name(folder):

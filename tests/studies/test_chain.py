@@ -79,6 +79,9 @@ def test_a_study_trains_every_arm_once_and_writes_evidence(lm, tmp_path, monkeyp
         for record in records
         if "room" in record
     )
+    for record in records:
+        assert [record[name]["cut"][1] for name in ("greedy", "sampled")] == [2, 2 * chain.SAMPLES]
+    assert ledger.rows([tmp_path])[0].cut > 0.5, "a random model seldom ends within 8 tokens"
     monkeypatch.setattr(chain, "trained", None)
     chain.make_evidence(start, "small", tmp_path, **made)  # finished arms are kept
     values = ledger.read_evidence(path)["values"]

@@ -164,7 +164,8 @@ def test_the_whole_study_runs_and_resumes_where_it_stopped(tmp_path, monkeypatch
 
 
 def test_own_trajectories_end_before_the_answer(reasoner, asked):
-    found = efficiency.own_trajectories(reasoner, asked, 0, 2)
-    assert len(found) == 8
-    assert found == efficiency.own_trajectories(reasoner, asked, 0, 2)
+    found, cut = efficiency.own_trajectories(reasoner, asked, 0, 2)
+    assert len(found) == len(cut) == 8
+    assert (found, cut) == efficiency.own_trajectories(reasoner, asked, 0, 2)
+    assert all(found[k] == [] for k in range(8) if cut[k])
     assert not any("\\boxed" in word for words in found for word in words)

@@ -152,6 +152,12 @@ assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
 """
 
 
+def test_counts_of_cut_samples_are_found_in_all_parts_of_records():
+    records = [{"cut": [1, 4], "arms": {"a": {"cut": [0, 2], "cuts": [9, 9]}}}, {"right": [1, 0]}]
+    assert engine.cut_counts(records) == [[1, 4], [0, 2]]
+    assert engine.cut_counts([{"right": [1, 0]}]) == []
+
+
 def test_processes_that_share_a_checkpoint_and_evidence_are_all_right(tmp_path):
     """Three at once, one in the other order: no record is lost, and the evidence is whole."""
     command = [sys.executable, "-c", SHARED, str(tmp_path)]

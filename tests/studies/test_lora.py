@@ -78,6 +78,10 @@ def test_values_compare_the_arms_question_by_question():
     assert counted["C4s.greedy"][[0, 2, 3]].tolist() == [1, 0, 0]
 
 
+def test_a_text_is_as_long_as_the_preset_allows_or_as_the_stored_evidence_had():
+    assert [lora.limit(name, 96) for name in ("small", "medium", "gpu")] == [96, 400, 4096]
+
+
 @pytest.mark.slow
 def test_the_whole_study_runs_and_resumes_where_it_stopped(tiny_lm, tmp_path, monkeypatch):
     monkeypatch.setattr(lora, "MOST_TOKENS", 4)
@@ -88,12 +92,19 @@ def test_the_whole_study_runs_and_resumes_where_it_stopped(tiny_lm, tmp_path, mo
     assert [record["arm"] for record in records] == list(lora.ARMS)
     assert [len(record["log"]) for record in records] == [0, 2, 2]
     assert all(np.isfinite(record["nll"]).all() for record in records)
+    for record in records:  # each said once among how many
+        ended = [record[name]["ended"] for name in ("greedy", "sampled")]
+        counts = [record[name]["cut"] for name in ("greedy", "sampled")]
+        assert [n for _, n in counts] == [4, 32]
+        assert [1 - cut / n for cut, n in counts] == pytest.approx(ended)
     assert records[0]["nll"] != records[2]["nll"], "training changed nothing"
     monkeypatch.setattr(lora, "measured", None)  # nothing is left to make
     lora.make_evidence(tiny_lm, "small", tmp_path, command="a test", **settings)
     assert json.loads(path.read_text())["settings"]["steps"] == 2
     rows = ledger.rows([tmp_path])
     assert {row.claim for row in rows} == {"C4s"}
+    cut = sum(record[name]["cut"][0] for record in records for name in ("greedy", "sampled"))
+    assert {row.cut for row in rows} == {cut / 108}
     assert {row.verdict for row in rows} == {"too few"}
 
 

@@ -87,8 +87,9 @@ def test_renaming_is_one_to_one_and_spares_reflections(asked):
 
 
 def test_own_samples_are_the_models_and_graded(reasoner, asked):
-    found = program_probes.own_samples(reasoner, asked, 0)
-    assert found == program_probes.own_samples(reasoner, asked, 0)
+    found, cut = program_probes.own_samples(reasoner, asked, 0)
+    assert (found, cut) == program_probes.own_samples(reasoner, asked, 0)
+    assert cut[1] == program_probes.TRIES * len(asked)
     rights = [sample["own_right"] for sample in found if "own_right" in sample]
     assert len(rights) >= 3
     for question, sample in zip(asked, found, strict=True):
@@ -100,6 +101,12 @@ def test_own_samples_are_the_models_and_graded(reasoner, asked):
                 else ""
             )
             assert kind == "own_wrong" or stated == question.answer
+
+
+def test_samples_that_are_cut_are_no_trajectories_and_are_counted(reasoner, asked, monkeypatch):
+    monkeypatch.setattr(supervised, "MOST_TOKENS", 2)
+    written = program_probes.TRIES * len(asked)
+    assert program_probes.own_samples(reasoner, asked, 0) == ([{}] * len(asked), [written, written])
 
 
 # --- values by hand -------------------------------------------------------------------------------
@@ -198,6 +205,7 @@ def test_thinking_is_cut_after_each_step_and_answers_are_forced(reasoner, asked)
     foreign = [gsm.gold(q).text.split() for q in (*asked[1:], asked[0])]
     values, cuts = program_probes.cut_values(reasoner, asked, foreign)
     assert len(cuts["right"]) == len(cuts["nll"]) == len(cuts["tokens"]) == 7
+    assert cuts["cut"][1] == len(asked)
     assert cuts["tokens"][0] == 0
     assert all(a < b for a, b in itertools.pairwise(cuts["tokens"]))
     assert cuts["right"][-1] - cuts["right"][0] == pytest.approx(values["C3.optimum"].mean())

@@ -204,6 +204,7 @@ def test_passes_share_the_samples_of_a_step_evenly():
     material = rl.material("tiny", n=1, seed=0)
     assert [material.passes(update) for update in (1, 3, 16)] == [1, 1, 1]
     assert rl.BUDGETS.keys() == models.PRESETS.keys()
+    assert material.most_tokens == models.preset("tiny").max_tokens
     for budget in rl.BUDGETS.values():
         assert set(budget) == set(rl.BUDGETS["tiny"])
         for update in range(1, rl.GROUP + 1):

@@ -42,7 +42,8 @@ def test_ways_have_the_summarys_length_and_their_names():
 def test_a_program_is_shortened_as_in_the_study(reasoner):
     settings = shortened.material("tiny", n=4, seed=3, worth={"value": 1.0})
     assert settings.programs
-    found = efficiency.own_trajectories(reasoner, settings.questions, 3, 1)
+    found, cut = efficiency.own_trajectories(reasoner, settings.questions, 3, 1)
+    assert settings.cut == cut
     for question, words, ways in zip(settings.questions, found, settings.ways, strict=True):
         asked = efficiency.asked_letters(question)
         assert ways["full"] == " ".join(words)

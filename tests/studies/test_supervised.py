@@ -144,7 +144,7 @@ def test_a_scripted_model_is_graded_and_no_thinking_begins_with_the_template(bas
 
     monkeypatch.setattr(supervised.sampling, "sample", scripted)
     found = supervised.greedy(base, asked, begin=ANSWER_TEMPLATE)
-    assert found == {"right": [1, 0, 1], "tokens": 3.0, "ended": 1.0}
+    assert found == {"right": [1, 0, 1], "tokens": 3.0, "ended": 1.0, "cut": [0, 3]}
 
 
 # --- records, rules, evidence ---------------------------------------------------------------------
@@ -250,11 +250,18 @@ def test_samples_are_drawn_at_their_temperature_and_with_their_number(base, monk
 
     def spy(lm, questions, graded, **settings):
         calls.append((settings["temperature"], settings["samples"], settings["seed"]))
-        return [7] * len(questions), 1.0, 1.0
+        return [7] * len(questions), 1.0, {0.6: 1.0, 1.0: 29 / 32}[settings["temperature"]]
 
     monkeypatch.setattr(supervised.sampling, "right_counts", spy)
-    assert supervised.sampled(base, programs.questions(2), 5) == {"0.6": [7, 7], "1.0": [7, 7]}
+    found = supervised.sampled(base, programs.questions(2), 5)
+    assert found == {"0.6": [7, 7], "1.0": [7, 7], "cut": [3, 64]}
     assert calls == [(0.6, 16, 5), (1.0, 16, 5)]
+
+
+def test_greedy_answers_say_how_many_of_them_were_cut(base, monkeypatch):
+    monkeypatch.setattr(supervised, "MOST_TOKENS", 1)
+    found = supervised.greedy(base, programs.questions(3))
+    assert (found["right"], found["ended"], found["cut"]) == ([0, 0, 0], 0.0, [3, 3])
 
 
 def test_pools_of_trajectories_are_shuffled_so_that_every_size_has_the_same_style(monkeypatch):

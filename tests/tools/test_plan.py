@@ -145,3 +145,24 @@ def test_the_text_names_claims_notes_sums_and_what_is_assumed(capsys):
     assert "Mean lengths are assumed" in out
     assert plan.run(options(scale="colab")) == 0
     assert "1 × T4" in capsys.readouterr().out
+
+
+def test_what_needs_several_devices_is_named_with_how_it_is_spread(capsys):
+    costs = plan.plan("C4a") + plan.plan("C1")
+    assert {(c.stage, c.spread) for c in costs if c.gpus > 1} == {
+        ("sft", plan.SHARDED),
+        ("sample", plan.PLACED),
+        ("probe", plan.PLACED),
+    }
+    assert {c.spread for c in costs if c.gpus == 1} == {""}  # a model of 7B is sampled on one
+    (sft, *_), (sample, *_) = plan.plan("C4a"), plan.plan("C1")
+    assert plan.run(options(claim=["C4a", "C1"])) == 0
+    out = capsys.readouterr().out
+    assert f"  to train, by accelerate launch with FSDP: C4a ({sft.gpus})" in out
+    assert f'  to sample and read, by models.load(..., device="auto"): C1 ({sample.gpus})' in out
+
+
+def test_where_one_device_holds_everything_the_plan_says_so(capsys):
+    assert plan.run(options(scale="colab")) == 0
+    assert "Every stage fits on one device." in capsys.readouterr().out
+    assert {c.spread for c in plan.plan("C4a", scale="colab")} == {""}

@@ -352,8 +352,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(start, pairs, tmp_path):
 
 def test_a_pair_is_a_right_and_a_wrong_sample_of_one_question(short):
     asked = programs.questions(24, seed=3)
-    pairs, without = dpo.sampled_pairs(short, asked, programs.graded, samples=6, seed=0)
+    pairs, without, cut = dpo.sampled_pairs(short, asked, programs.graded, samples=6, seed=0)
     assert len(pairs) + without == 24
+    assert cut[1] == 144
     assert len(pairs) >= 8
     by_prompt = {chat_prompt(short.tokenizer, question.text): question for question in asked}
     for prompt, chosen, rejected in pairs:
@@ -369,6 +370,14 @@ def test_a_pair_is_a_right_and_a_wrong_sample_of_one_question(short):
     first = dpo.sampled_pairs(short, asked[:12], programs.graded, samples=6, seed=0)[0]
     assert first == pairs[: len(first)]
     assert dpo.sampled_pairs(short, asked, programs.graded, samples=6, seed=1)[0] != pairs
+
+
+def test_samples_that_are_cut_are_in_no_pair_and_are_counted(short):
+    asked, least = programs.questions(24, seed=3), 24
+    settings = {"samples": 6, "seed": 0, "max_new_tokens": least}
+    pairs, _, cut = dpo.sampled_pairs(short, asked, programs.graded, **settings)
+    assert 0 < cut[0] < cut[1] == 144
+    assert all(len(ids) <= least + 1 for pair in pairs for ids in pair[1:])
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from tml_lib.data import programs, tiny
 from tml_lib.lm import adapters
@@ -21,6 +23,7 @@ from tml_lib.train import dpo, grpo, sft
 
 pytestmark = pytest.mark.slow  # trains
 
+FSDP = Path(sft.__file__).with_name("fsdp.yaml")
 STEPS, BATCH, RATE = 4, 8, 3e-3
 GRPO = {  # prompts of a step are shared; with fewer samples in the update, in two passes, with KL
     "grpo": {},
@@ -59,7 +62,8 @@ SCRIPT = f"""
 import json, shutil, sys
 from pathlib import Path
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState, state
+from accelerate.utils import DistributedType
 from tml_lib.lm import adapters
 from tml_lib.train import dpo, grpo, sft
 from tml_lib.data import programs, tiny
@@ -67,13 +71,35 @@ from tml_lib.lm import models
 from tml_lib.lm.models import LanguageModel
 sys.path.insert(0, sys.argv[2])
 import test_launch as tests
+import transformers
 
 torch.set_num_threads(1)
 here, process = Path(sys.argv[1]), PartialState(cpu=True)
+found = {{"processes": process.num_processes, "backend": process.backend}}
+found["own"] = str(Accelerator(cpu=True).distributed_type)  # without what follows
+if sys.argv[3] == "sharded":
+    # accelerate shards on GPUs alone: lift this, so that all else is what it does there
+    state.AcceleratorState._reset_state()
+    begun = state.AcceleratorState.__init__
+
+    def lifted(self, *given, fsdp_plugin=None, **settings):
+        begun(self, *given, fsdp_plugin=fsdp_plugin, **settings)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    state.AcceleratorState.__init__ = lifted
+
+def prepared(trainer, *given):
+    made = prepare(trainer, *given)
+    found.setdefault("held", []).append(tests.held(trainer.model))
+    return made
+
+prepare = transformers.Trainer._prepare_for_training
+transformers.Trainer._prepare_for_training = prepared
 stream = tiny.base_rows(5, 100, batch={BATCH})
 rows = [row for step in range({STEPS}) for row in stream(step)]
 start = LanguageModel(tiny.new_model(0), tiny.tokenizer(), "start")
-found = {{"processes": process.num_processes, "backend": process.backend}}
 
 def report(name, run):
     process.wait_for_everyone()
@@ -111,35 +137,32 @@ except ValueError as error:
 """
 
 
+def held(model):
+    """The share of the model's parameters that this process holds, to a hundredth."""
+    own = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return round(sum(p.numel() for p in own) / sum(p.numel() for p in model.parameters()), 2)
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def launched(tmp_path_factory):
+# how the weights lie on two processes, and what the launcher is told
+WAYS = {
+    "whole": "--multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no",
+    "sharded": f"--config_file {FSDP}",
+}
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def launched(request, tmp_path_factory):
     """The folder of a script that two processes have run, and what each of them reports."""
-    folder = tmp_path_factory.mktemp("launch")
+    folder, way = tmp_path_factory.mktemp("launch"), request.param
     (folder / "script.py").write_text(SCRIPT)
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    command += [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        str(free_port()),
-    ]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *WAYS[way].split()]
+    command += ["--num_processes", "2", "--main_process_port", str(free_port())]
     alone = {
         "ACCELERATE_CONFIG_FILE": "",
         "HF_HUB_OFFLINE": "1",
@@ -149,7 +172,7 @@ def launched(tmp_path_factory):
     if sys.platform == "linux":
         # the host's own name need not resolve where there is no network
         alone["GLOO_SOCKET_IFNAME"] = "lo"
-    command += [str(folder / "script.py"), str(folder), os.path.dirname(__file__)]
+    command += [str(folder / "script.py"), str(folder), os.path.dirname(__file__), way]
     done = subprocess.run(
         command, env=os.environ | alone, capture_output=True, text=True, timeout=300
     )
@@ -192,6 +215,18 @@ def test_two_processes_took_part_over_gloo_and_end_with_the_same_weights(launche
     _, (first, second) = launched
     assert (first["processes"], first["backend"]) == (2, "gloo")
     assert first == second
+
+
+def test_accelerate_itself_shards_no_weights_on_cpus(launched):
+    """Were this to fail, the script need no longer lift it."""
+    _, (found, _) = launched
+    assert found["own"] == "DistributedType.MULTI_CPU"
+
+
+def test_each_process_holds_all_weights_or_its_share_of_them(launched, request):
+    _, (found, _) = launched
+    sharded = "sharded" in request.node.callspec.id
+    assert found["held"] == [0.5 if sharded else 1.0] * (4 + len(GRPO))
 
 
 def test_rows_differ_in_learnt_tokens_so_a_mean_of_means_would_show(rows):

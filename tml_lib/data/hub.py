@@ -30,6 +30,9 @@ from tml_lib.records import Question, Trajectory
 
 LETTERS = "ABCD"
 _WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+LARGEST = 4 << 30  # bytes of a data file of text, which is read line by line
+_FILES = "give a folder, or a parquet, JSON or CSV file"
+_STEP = "give a part of it, or the folder that `save_to_disk` of `datasets` wrote, which is mapped"
 _KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
 
@@ -166,7 +169,8 @@ def _open(name: str, chosen: Source, split: str, source: str, stream: bool):
             f" {chosen.hub}"
         )
     if local and not place.is_dir():
-        files.check(place, "give a folder, or a parquet, JSON or CSV file", most=None)
+        text = place.suffix in _KINDS and place.suffix != ".parquet"
+        files.check(place, _STEP if text else _FILES, most=LARGEST if text and not stream else None)
     if not chosen.hub and place.suffix == ".jsonl":
         return list(_lines(place)), source
     whole = place.is_file() or (place / "state.json").is_file()

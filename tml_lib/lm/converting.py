@@ -21,6 +21,9 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from tml_lib.runtime import in_use, remove_left
+
+LEFT = ".converting-"  # how the name of a folder begins that is being made
 ARCHITECTURES = ("llama", "qwen2")
 SHARD = "1GB"  # of a weights file: what is held in memory at a time
 ROWS = 1024  # that are dequantised together
@@ -35,12 +38,14 @@ def converted(gguf: Path, folder: Path, dtype: torch.dtype, *, progress: bool = 
     """
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+        remove_left(folder.parent, LEFT)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=LEFT))
         try:
-            convert(gguf, temporary, dtype, progress=progress)
-            # another process may have finished first: either copy will do
-            with contextlib.suppress(OSError):
-                os.replace(temporary, folder)
+            with in_use(temporary):
+                convert(gguf, temporary, dtype, progress=progress)
+                # another process may have finished first: either copy will do
+                with contextlib.suppress(OSError):
+                    os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tml_lib import files
-from tml_lib.runtime import cache_folder
+from tml_lib.runtime import cache_folder, in_use, remove_left
 
 STEP = 1 << 20  # bytes that are read at a time
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}  # dtypes that a converted folder may have
@@ -195,13 +195,17 @@ def _given(weights: Weights, file: Path, item_bytes: int) -> Path:
 
 @contextlib.contextmanager
 def _temporary(weights: Weights) -> Iterator[Path]:
-    """A path beside the fetched file; what is still there afterwards is removed."""
+    """A path beside the fetched file, which is removed after an exception; one that a killed
+    process left is removed before.
+    """
     weights.folder.mkdir(parents=True, exist_ok=True)
+    remove_left(weights.folder, ".joining-")
     handle, name = tempfile.mkstemp(dir=weights.folder, prefix=".joining-")
     os.close(handle)
     os.chmod(name, 0o644)
     try:
-        yield Path(name)
+        with in_use(Path(name)):
+            yield Path(name)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

@@ -65,7 +65,16 @@ def check_sizes(folder: Path, config) -> int:
     return sum(map(math.prod, shapes.values()))
 
 
-def check_memory(folder: Path, parameters: int, itemsize: int) -> None:
+def parameters_of(config) -> int:
+    """The number of parameters that a configuration asks for, tied ones once; nothing is read."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def check_memory(source: str | Path, parameters: int, itemsize: int) -> None:
     """Raise Mismatch where so many parameters do not fit into this machine's memory."""
     import psutil
 
@@ -73,9 +82,10 @@ def check_memory(folder: Path, parameters: int, itemsize: int) -> None:
     there = psutil.virtual_memory().total + psutil.swap_memory().total
     if needed > there:
         raise Mismatch(
-            f"model folder {folder} holds {parameters} parameters, which take {needed / 1e9:.1f} GB"
-            f" at {itemsize} bytes each, and this machine has {there / 1e9:.1f} GB: give"
-            " dtype='bfloat16' (2 bytes), or take a smaller model"
+            f"model {str(source)!r} holds {parameters} parameters, which take"
+            f" {needed / 1e9:.1f} GB at {itemsize} bytes each, and this machine has"
+            f" {there / 1e9:.1f} GB: give dtype='bfloat16' (2 bytes), device='auto', which spreads"
+            " it over devices and disk, or take a smaller model"
         )
 
 

@@ -242,10 +242,10 @@ def read(source: str, *, local_only: bool, **settings) -> tuple[torch.nn.Module,
         with quiet():
             config = AutoConfig.from_pretrained(source, local_files_only=local_only)
             check_causal(config, source)
-            if local_only:
-                parameters = folders.check_sizes(Path(source), config)
-                if not {"quantization_config", "device_map"} & set(settings):
-                    folders.check_memory(Path(source), parameters, settings["dtype"].itemsize)
+            sized = folders.check_sizes(Path(source), config) if local_only else None
+            if not {"quantization_config", "device_map"} & set(settings):
+                parameters = sized or folders.parameters_of(config)
+                folders.check_memory(source, parameters, settings["dtype"].itemsize)
             model, info = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,

@@ -23,7 +23,7 @@ from tml_lib.data import rewards
 from tml_lib.lm import answers, sampling
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Question, Trajectory
-from tml_lib.studies import engine, rl
+from tml_lib.studies import engine, lora, rl
 from tml_lib.studies.engine import Study
 from tml_lib.train import grpo, sft
 
@@ -91,10 +91,17 @@ def partial_sums(expression: str) -> str:
 
 
 def trained(
-    lm: LanguageModel, folder: Path, arm: str, seed: int, *, steps: int, cold_steps: int
+    lm: LanguageModel,
+    folder: Path,
+    arm: str,
+    seed: int,
+    *,
+    steps: int,
+    cold_steps: int,
+    most_tokens: int,
 ) -> tuple[LanguageModel, list]:
     """The model of an arm, and a log of rewards where it has one; what is trained stays in the
-    folder, and training resumes from it.
+    folder, and training resumes from it. most_tokens: of a sample.
     """
     shown = sums(steps * BATCH, seed)
     if arm in ("long", "cold"):
@@ -106,10 +113,8 @@ def trained(
         return sft.sft(lm, rows, folder / arm, settings).lm, []
     count = steps
     if arm == "warm":
-        lm, count = (
-            trained(lm, folder, "cold", seed, steps=steps, cold_steps=cold_steps)[0],
-            steps - cold_steps,
-        )
+        pace = {"steps": steps, "cold_steps": cold_steps, "most_tokens": most_tokens}
+        lm, count = trained(lm, folder, "cold", seed, **pace)[0], steps - cold_steps
     settings = grpo.GRPOSettings(
         steps=count,
         prompts=1,
@@ -118,7 +123,7 @@ def trained(
         lora_rank=LORA_RANK,
         seed=seed,
         save_every=2,
-        most_tokens=MOST_TOKENS,
+        most_tokens=most_tokens,
         accumulate=2,
     )
     run = grpo.grpo(lm, shown[-count:], rewards.text_reward, folder / arm, settings)
@@ -128,21 +133,23 @@ def trained(
     ]
 
 
-def asked(lm: LanguageModel, questions: Sequence[Question], seed: int) -> dict:
-    """Greedy and sampled texts of each question: right or not, and whether they end in a box."""
+def asked(lm: LanguageModel, questions: Sequence[Question], seed: int, most_tokens: int) -> dict:
+    """Greedy and sampled texts of each question: right or not, and whether they end in a box; and
+    how many of all were cut, of how many.
+    """
     prompts, found = ([lm.prompt(question.text) for question in questions], {})
     for name, temperature, count in (("greedy", 0.0, 1), ("sampled", 1.0, SAMPLES)):
         repeated = [prompt for prompt in prompts for _ in range(count)]
-        settings = {"temperature": temperature, "max_new_tokens": MOST_TOKENS, "batch_size": 32}
-        texts = sampling.texts(
-            lm, sampling.sample(lm, repeated, sampling.row_seeds(seed, len(repeated)), **settings)
-        )
+        settings = {"temperature": temperature, "max_new_tokens": most_tokens, "batch_size": 32}
+        seeds = sampling.row_seeds(seed, len(repeated))
+        written = sampling.sample(lm, repeated, seeds, **settings)
+        texts = sampling.texts(lm, written)
         right = [answers.grade(text, questions[k // count].answer) for k, text in enumerate(texts)]
         boxed = [rewards.boxed_at_the_end(text) for text in texts]
         found[name] = {
             key: np.reshape(values, (-1, count)).sum(1).tolist()
             for key, values in (("right", right), ("boxed", boxed))
-        }
+        } | {"cut": [sum(one.cut for one in written), len(written)]}
     return found
 
 
@@ -155,30 +162,32 @@ def arm_record(
     steps: int,
     cold_steps: int,
     questions: int,
+    most_tokens: int,
 ) -> dict:
     """Train an arm and ask it held-out sums; an arm of ROOM_ARMS also with `room` to finish."""
     held_out = sums(questions, seed + HELD_OUT, avoid=sums(steps * BATCH, seed))
     log: list[dict] = []
     if arm != "base":
-        lm, log = trained(lm, folder, arm, seed, steps=steps, cold_steps=cold_steps)
-    more = {"room": room(lm, held_out, seed)} if arm in ROOM_ARMS else {}
-    return {"arm": arm, "log": log} | asked(lm, held_out, seed) | more
+        pace = {"steps": steps, "cold_steps": cold_steps, "most_tokens": most_tokens}
+        lm, log = trained(lm, folder, arm, seed, **pace)
+    more = {"room": room(lm, held_out, seed, most_tokens)} if arm in ROOM_ARMS else {}
+    return {"arm": arm, "log": log} | asked(lm, held_out, seed, most_tokens) | more
 
 
-def room(lm: LanguageModel, held_out: Sequence[Question], seed: int) -> dict:
-    """Samples with ROOM tokens: right or not, whether they end in a box, and their tokens, read
-    back.
+def room(lm: LanguageModel, held_out: Sequence[Question], seed: int, least: int = 0) -> dict:
+    """Samples with ROOM tokens, or `least` where that is more: right or not, whether they end in a
+    box, their tokens, read back, and how many were cut, of how many.
     """
     prompts = [lm.prompt(question.text) for question in held_out]
-    seeds = sampling.row_seeds(seed, len(prompts))
-    texts = sampling.texts(
-        lm, sampling.sample(lm, prompts, seeds, max_new_tokens=ROOM, batch_size=200)
-    )
+    settings = {"max_new_tokens": max(ROOM, least), "batch_size": 200}
+    written = sampling.sample(lm, prompts, sampling.row_seeds(seed, len(prompts)), **settings)
+    texts = sampling.texts(lm, written)
     pairs = list(zip(texts, held_out, strict=True))
     return {
         "right": [answers.grade(text, question.answer) for text, question in pairs],
         "boxed": [rewards.boxed_at_the_end(text) for text in texts],
         "tokens": [len(answers.token_ids(lm.tokenizer, text, begins=False)) for text in texts],
+        "cut": [sum(one.cut for one in written), len(written)],
     }
 
 
@@ -222,7 +231,12 @@ STUDY = Study(
 def make_evidence(
     lm: LanguageModel, scale: str, folder: Path, *, command: str, seed: int = 0, **settings
 ) -> Path:
-    """Write chain.<scale>.json; the folder keeps finished arms and training steps."""
+    """Write chain.<scale>.json; the folder keeps finished arms and training steps.
+
+    settings: steps, cold_steps and questions, where they are not the study's, and most_tokens of a
+    text, where it is not the `lora.limit` of the scale's preset.
+    """
+    settings = {"most_tokens": lora.limit(scale, MOST_TOKENS)} | settings
     made = STUDY.run(ARMS, folder, progress=True, inputs={"lm": lm}, seed=seed, **settings)
     said = {
         "model": lm.name,
@@ -233,6 +247,7 @@ def make_evidence(
         "sft_rate": SFT_RATE,
         "grpo_rate": GRPO_RATE,
         "samples": SAMPLES,
-        "most_tokens": MOST_TOKENS,
+        "most_tokens": made.settings["most_tokens"],
+        "room": max(ROOM, made.settings["most_tokens"]),
     }
     return STUDY.write(made, folder, command=command, scale=scale, settings=said)

@@ -149,9 +149,9 @@ def shortened(
 
 def own_trajectories(
     lm: LanguageModel, questions: Sequence[Question], seed: int, samples: int = SAMPLES
-) -> list[list[str]]:
-    """Words of `samples` trajectories per question, question by question; empty where one did not
-    end.
+) -> tuple[list[list[str]], list[bool]]:
+    """Words of `samples` trajectories per question, question by question, empty where one was cut;
+    and which were.
     """
     prompts = [lm.prompt(question.text) for question in questions for _ in range(samples)]
     settings = {
@@ -160,10 +160,11 @@ def own_trajectories(
         "batch_size": 512,
     }
     written = sampling.sample(lm, prompts, sampling.row_seeds([seed, 2], len(prompts)), **settings)
-    return [
+    words = [
         text.partition(ANSWER_TEMPLATE.strip())[0].split()
         for text in sampling.texts(lm, written, whole=True)
     ]
+    return words, [one.cut for one in written]
 
 
 def finished(
@@ -228,9 +229,11 @@ def efficiency_record(
     """
     lm = program_probes.kept(f"mixed-{seed}", folder, mixed_rows(seed), steps)
     learnt = programs.questions(LEARNT_FROM, seed + 5000, "train")
-    worth = contributions(lm, learnt, own_trajectories(lm, learnt, seed, 1))
+    worth = contributions(lm, learnt, own_trajectories(lm, learnt, seed, 1)[0])
     asked = programs.questions(questions, seed, "held_out")
-    return measured(lm, asked, own_trajectories(lm, asked, seed), worth, seed) | {"worth": worth}
+    found, cut = own_trajectories(lm, asked, seed)
+    more = {"worth": worth, "cut": [sum(cut), len(cut)]}
+    return measured(lm, asked, found, worth, seed) | more
 
 
 def measured(
@@ -243,7 +246,7 @@ def measured(
     """The values of C10; per mode the share right, Pass@8 and mean words of trajectory; the share
     right by words of budget.
 
-    found: as `own_trajectories` gives them.
+    found: words as `own_trajectories` gives them.
     """
     repeated, rows = [question for question in asked for _ in range(SAMPLES)], []
     for k, (words, question) in enumerate(zip(found, repeated, strict=True)):

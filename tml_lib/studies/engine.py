@@ -89,6 +89,8 @@ class Study:
         """Write <name>.<scale>.json. more: further parts of the evidence, 'settings' among them."""
         settings = more.pop("settings", {"seeds": len(made.records)} | made.settings)
         kept = self.keep(made.records) | more
+        if "cut" not in kept and (counts := cut_counts(made.records)):
+            kept["cut"] = counts
         if self.first_losses:
             kept["first_losses"] = [self.first_losses(seed) for seed in range(len(made.records))]
         return ledger.write_evidence(
@@ -186,6 +188,16 @@ def by_question(estimands: Callable[[dict, dict], dict[str, float]]) -> Callable
         return {test: [_floats([row[test] for row in rows])] for test in rows[0]}
 
     return values
+
+
+def cut_counts(record) -> list[list[int]]:
+    """The pairs (samples that were cut, samples) under the key 'cut' of records or their parts."""
+    if isinstance(record, list | tuple):
+        return [pair for part in record for pair in cut_counts(part)]
+    if not isinstance(record, dict):
+        return []
+    own = [record["cut"]] if "cut" in record else []
+    return own + cut_counts([part for key, part in record.items() if key != "cut"])
 
 
 def rounded(numbers, digits: int = 5) -> list[float]:

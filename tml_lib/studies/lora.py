@@ -26,7 +26,7 @@ from tml_lib.lm.answers import grade
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
 from tml_lib.records import Question
-from tml_lib.studies import engine
+from tml_lib.studies import engine, supervised
 from tml_lib.studies.engine import Study
 from tml_lib.train import sft
 
@@ -86,14 +86,26 @@ def arm_rows(lm: LanguageModel, arm: str, count: int, seed: int) -> list[Row]:
     return [direct[k] if k % DIRECT == DIRECT - 1 else full[k] for k in range(count)]
 
 
+def limit(preset: str, stored: int) -> int:
+    """Tokens that a text may have at a preset: the preset's, but at `small` as many as the stored
+    evidence had, so that its command makes it again.
+    """
+    return {"small": stored}.get(preset) or models.preset(preset).max_tokens
+
+
 def measured(
-    lm: LanguageModel, questions: Sequence[Question], seed: int, *, progress: bool = False
+    lm: LanguageModel,
+    questions: Sequence[Question],
+    seed: int,
+    most_tokens: int,
+    *,
+    progress: bool = False,
 ) -> dict:
-    """Greedy and sampled answers, and L̂ without the gold trajectory and after it, up to where it
-    states the answer.
+    """Greedy and sampled answers of at most so many tokens, with how many were cut; and L̂ without
+    the gold trajectory and after it, up to where it states the answer.
     """
     settings = {
-        "max_new_tokens": MOST_TOKENS,
+        "max_new_tokens": most_tokens,
         "batch_size": 128,
         "seed": seed,
         "progress": progress,
@@ -111,16 +123,25 @@ def measured(
         nll.append(
             [curve.at(0), curve.at(curve.length if curve.stated_at is None else curve.stated_at)]
         )
-    greedy = {"right": right, "tokens": tokens, "ended": ended}
-    return {
-        "greedy": greedy,
-        "sampled": dict(zip(("right", "tokens", "ended"), sampled, strict=True)),
-        "nll": nll,
-    }
+    found: dict[str, object] = {"nll": nll}
+    for name, count, values in (
+        ("greedy", 1, (right, tokens, ended)),
+        ("sampled", SAMPLES, sampled),
+    ):
+        found[name] = dict(zip(("right", "tokens", "ended"), values, strict=True))
+        found[name]["cut"] = supervised.cut_of(values[2], count * len(questions))
+    return found
 
 
 def arm_record(
-    arm: str, folder: Path, *, lm: LanguageModel, steps: int, questions: int, seed: int
+    arm: str,
+    folder: Path,
+    *,
+    lm: LanguageModel,
+    steps: int,
+    questions: int,
+    seed: int,
+    most_tokens: int,
 ) -> dict:
     """Train one arm (its adapter stays in folder/arm), ask it the held-out questions; also its
     training's log.
@@ -146,10 +167,8 @@ def arm_record(
                 if "loss" in entry
             ],
         )
-    return measured(lm, held_out_questions(questions, seed), seed, progress=True) | {
-        "arm": arm,
-        "log": log,
-    }
+    held_out = held_out_questions(questions, seed)
+    return measured(lm, held_out, seed, most_tokens, progress=True) | {"arm": arm, "log": log}
 
 
 def estimands(
@@ -251,13 +270,13 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     """A held-out question before training and with the shipped adapter: greedy answers and L̂, not
     the samples.
     """
-    seed = evidence["settings"]["seed"]
+    seed, most = (evidence["settings"][name] for name in ("seed", "most_tokens"))
     questions = held_out_questions(len(evidence["templates"]), seed)
     records = copy.deepcopy(evidence["records"])
     for record in records:
         if record["arm"] != "answers":
             arm = "SmolLM2-135M-Instruct" + ("+sft" if record["arm"] == "gold" else "")
-            found = measured(embedded(arm), [questions[place]], seed)
+            found = measured(embedded(arm), [questions[place]], seed, most)
             record["greedy"]["right"][place] = found["greedy"]["right"][0]
             record["nll"][place] = found["nll"][0]
     values = estimands(records, questions, evidence["fresh"])
@@ -277,8 +296,10 @@ STUDY = Study(
 def make_evidence(lm: LanguageModel, scale: str, folder: Path, *, command: str, **settings) -> Path:
     """Write lora.<scale>.json; checkpoints in the folder keep finished arms and training steps.
 
-    settings: steps, questions and seed, where they are not the study's.
+    settings: steps, questions and seed, where they are not the study's, and most_tokens of an
+    answer, where it is not the `limit` of the scale's preset.
     """
+    settings = {"most_tokens": limit(scale, MOST_TOKENS)} | settings
     made = STUDY.run(ARMS, folder, progress=True, inputs={"lm": lm}, **settings)
     seed, steps = made.settings["seed"], made.settings["steps"]
     questions = held_out_questions(made.settings["questions"], seed)
@@ -290,7 +311,7 @@ def make_evidence(lm: LanguageModel, scale: str, folder: Path, *, command: str, 
         "seed": seed,
         "lora_rank": LORA_RANK,
         "temperature": TEMPERATURE,
-        "most_tokens": MOST_TOKENS,
+        "most_tokens": made.settings["most_tokens"],
     }
     return STUDY.write(
         made,

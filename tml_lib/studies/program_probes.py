@@ -172,9 +172,9 @@ def conditions(question: Question, other: Question, rng: random.Random) -> dict[
 
 def own_samples(
     lm: LanguageModel, questions: Sequence[Question], seed: int
-) -> list[dict[str, list[str]]]:
+) -> tuple[list[dict[str, list[str]]], list[int]]:
     """Per question the words of the first right and the first wrong sample among TRIES at T = 1,
-    where there are such.
+    where there are such; and how many samples were cut, of how many.
     """
     prompts = [lm.prompt(question.text) for question in questions for _ in range(TRIES)]
     seeds = sampling.row_seeds([seed, 1], len(prompts))
@@ -186,7 +186,7 @@ def own_samples(
         if words:
             right = programs.graded(text, questions[k // TRIES].answer)
             found[k // TRIES].setdefault("own_right" if right else "own_wrong", words)
-    return found
+    return found, [sum(one.cut for one in written), len(written)]
 
 
 # --- probing --------------------------------------------------------------------------------------
@@ -313,7 +313,8 @@ def cut_values(
     ]
     nll.append(float(np.mean([c[-1] for c, _ in kept])))
     tokens = [float(np.mean([len(cut) for cut in group])) for group in [*cuts, texts]]
-    return values, {"right": right[: most + 1].mean(1).tolist(), "nll": nll, "tokens": tokens}
+    shown = {"right": right[: most + 1].mean(1).tolist(), "nll": nll, "tokens": tokens}
+    return values, shown | {"cut": [sum(one.cut for one in written), len(written)]}
 
 
 def forced(
@@ -350,7 +351,8 @@ def probe_record(seed: int, folder: Path, *, questions: int, steps: int = STEPS)
     """
     lm = reasoner(seed, folder, steps=steps)
     asked = programs.questions(questions, seed, "held_out")
-    samples, rows, curves, foreign, tokens = own_samples(lm, asked, seed), [], {}, [], []
+    (samples, cut_samples), rows = own_samples(lm, asked, seed), []
+    curves, foreign, tokens = {}, [], []
     for k, question in enumerate(asked):
         rng = random.Random(f"conditions/{seed}/{k}")
         found = conditions(question, asked[(k + 1) % len(asked)], rng) | samples[k]
@@ -375,6 +377,7 @@ def probe_record(seed: int, folder: Path, *, questions: int, steps: int = STEPS)
         "curves": means,
         "cuts": cuts,
         "classes": token_roles.by_class(tokens),
+        "cut": cut_samples,
     }
 
 

@@ -47,6 +47,7 @@ LOGGED = {  # what evidence keeps of trl's log, a number per step
     "flat": "frac_reward_zero_std",
     "tokens": "completions/mean_length",
     "entropy": "entropy",
+    "clipped": "completions/clipped_ratio",  # share of the step's samples that were cut
 }
 STEPS = 600  # of an arm, cold start included
 COLD_STEPS = 150
@@ -85,21 +86,25 @@ def rewarded(
         return grpo.grpo(lm, asked, program_reward, Path(folder), settings)
 
 
-def preferred(lm: LanguageModel, seed: int, steps: int, *, peak_lr: float) -> OuterRun:
+def preferred(
+    lm: LanguageModel, seed: int, steps: int, *, peak_lr: float
+) -> tuple[OuterRun, list[int]]:
     """DPO for `steps` steps on pairs of the model's own samples, a right and a wrong one of the
-    same question.
+    same question; and (samples that were cut, samples).
     """
     asked = questions(PAIR_QUESTIONS, seed)
-    pairs, _ = dpo.sampled_pairs(lm, asked, programs.graded, samples=8, seed=seed, batch_size=512)
+    pairs, _, cut = dpo.sampled_pairs(
+        lm, asked, programs.graded, samples=8, seed=seed, batch_size=512
+    )
     with tempfile.TemporaryDirectory() as folder:
         rows = dpo.passes(pairs, steps * PAIRS, seed)
         settings = dpo.DPOSettings(steps=steps, batch=PAIRS, peak_lr=peak_lr, seed=seed)
-        return dpo.dpo(lm, rows, Path(folder), settings)
+        return dpo.dpo(lm, rows, Path(folder), settings), cut
 
 
 def logged(run: OuterRun) -> dict[str, list[float]]:
-    """Per step the reward, the share of flat groups, tokens and entropy, and the seconds since the
-    first.
+    """Per step the reward, the share of flat groups, tokens, entropy and the share of cut samples,
+    and the seconds since the first.
     """
     rows = [entry for entry in run.log if "reward" in entry]
     spent = [
@@ -158,8 +163,9 @@ def rl_record(
         keep(name, lm, time.perf_counter() - began, count)
     cold = lm  # the last of them
     before, began = arms["cold"]["seconds"], time.perf_counter()
-    run = preferred(cold, seed, rest, peak_lr=rates["dpo"])
+    run, cut = preferred(cold, seed, rest, peak_lr=rates["dpo"])
     keep("dpo", run.lm, before + time.perf_counter() - began)
+    arms["dpo"]["drawn"] = {"cut": cut}
     few = 0
     for name, start, count in (
         ("warm", cold, rest),
@@ -230,11 +236,9 @@ def dpo_rate_record(rate: float, folder: Path, *, steps: int, cold_steps: int) -
     """Share of right greedy answers to fresh trained questions after DPO at a rate, on
     RATE_SEED.
     """
-    run = preferred(cold_start(RATE_SEED, cold_steps), RATE_SEED, steps, peak_lr=rate)
-    return {
-        "dpo": rate,
-        "right": round(float(np.mean(greedy(run.lm, questions(300, RATE_SEED + 1))["right"])), 4),
-    }
+    run, _ = preferred(cold_start(RATE_SEED, cold_steps), RATE_SEED, steps, peak_lr=rate)
+    right = greedy(run.lm, questions(300, RATE_SEED + 1))["right"]
+    return {"dpo": rate, "right": round(float(np.mean(right)), 4)}
 
 
 def size_record(
@@ -373,18 +377,12 @@ SIZE = Study(
 
 SHOWN = 256  # questions to train on
 # questions of a GRPO step, pairs of a DPO step, samples that a pass trains on, rows that are
-# sampled together
+# sampled together; a pass's logits grow with the preset's max_tokens
 BUDGETS = {
-    "tiny": {"prompts": 4, "pairs": 32, "rows": 64, "batch": 512, "most_tokens": 128},
-    "small": {"prompts": 1, "pairs": 1, "rows": 1, "batch": 64, "most_tokens": lora.MOST_TOKENS},
-    "medium": {
-        "prompts": 1,
-        "pairs": 1,
-        "rows": 1,
-        "batch": 32,
-        "most_tokens": models.preset("medium").max_tokens,
-    },
-    "gpu": {"prompts": 2, "pairs": 8, "rows": 16, "batch": 256, "most_tokens": lora.MOST_TOKENS},
+    "tiny": {"prompts": 4, "pairs": 32, "rows": 64, "batch": 512},
+    "small": {"prompts": 1, "pairs": 1, "rows": 1, "batch": 64},
+    "medium": {"prompts": 1, "pairs": 1, "rows": 1, "batch": 32},
+    "gpu": {"prompts": 2, "pairs": 8, "rows": 1, "batch": 256},
 }
 PEAK_RATES = {  # of all weights, of an adapter: those for text models have not been tuned
     "programs": {"grpo": (3e-4, 3e-3), "dpo": (1e-4, 1e-3)},
@@ -434,7 +432,8 @@ def material(preset: str, *, model: str = "", adapter: str = "", n: int, seed: i
         raise ValueError(
             f"n={n} questions cannot tell a model before from one after: ask for at least 1"
         )
-    task, budget = models.preset(preset).task, BUDGETS[preset]
+    chosen = models.preset(preset)
+    task, budget = chosen.task, BUDGETS[preset] | {"most_tokens": chosen.max_tokens}
     lm = lora.load(preset, model=model, adapter=adapter, reasoner="tiny-short")
     if task == "programs":
         shown = questions(SHOWN, seed)

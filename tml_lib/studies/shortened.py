@@ -52,21 +52,29 @@ class Shortened:
         """Per question whether the model comes to the right answer from there; after 'full' and
         'at_once' it must answer.
         """
+        return self.finished(way)[0]
+
+    def finished(self, way: str) -> tuple[list[bool], list[bool]]:
+        """As `right`, and per question whether what it wrote on was cut; an answer that it must
+        give at once is none, nor are a program's last statements, which have a room of their own.
+        """
         texts, at_once = [found[way] for found in self.ways], way in ("full", "at_once")
+        uncut = [False] * len(texts)
         if self.programs:
             words = [text.split() for text in texts]
-            return efficiency.finished(self.lm, self.questions, words, at_once=at_once)[0]
+            return efficiency.finished(self.lm, self.questions, words, at_once=at_once)[0], uncut
         if at_once:
-            return forced(self.lm, self.questions, texts)
+            return forced(self.lm, self.questions, texts), uncut
         prompts = [
             self.lm.prompt(q.text) + text for q, text in zip(self.questions, texts, strict=True)
         ]
-        endings, _ = _written(self.lm, prompts, 0, 0, self.max_tokens)
+        endings, cut = _written(self.lm, prompts, 0, 0, self.max_tokens)
         whole = [text + ending for text, ending in zip(texts, endings, strict=True)]
-        return [
+        right = [
             grade(text, question.answer)
             for text, question in zip(whole, self.questions, strict=True)
         ]
+        return right, cut
 
 
 def material(
@@ -95,12 +103,11 @@ def material(
     lm = lora.load(preset, **chosen)
     if models.preset(preset).task == "programs":
         asked = programs.questions(n, seed, "held_out")
-        found = efficiency.own_trajectories(lm, asked, seed, 1)
-        return Shortened(
-            lm, asked, [_program_ways(asked, found, k, worth, seed) for k in range(n)], True
-        )
+        found, cut = efficiency.own_trajectories(lm, asked, seed, 1)
+        ways = [_program_ways(asked, found, k, worth, seed) for k in range(n)]
+        return Shortened(lm, asked, ways, True, cut=cut)
     asked = trajectories.chosen_questions(data, n, seed)
-    ways, cut = text_ways(lm, asked, seed, max_tokens)
+    ways, cut, _ = text_ways(lm, asked, seed, max_tokens)
     return Shortened(lm, asked, ways, False, max_tokens, cut)
 
 
@@ -116,8 +123,9 @@ def _program_ways(
 
 def text_ways(
     lm: LanguageModel, asked: Sequence[Question], seed: int, max_tokens: int, samples: int = 1
-) -> tuple[list[dict[str, str]], list[bool]]:
-    """Per question the model's own sample in every way, and whether that sample was cut.
+) -> tuple[list[dict[str, str]], list[bool], list[bool]]:
+    """Per question the model's own sample in every way, and whether that sample and its summary
+    were cut.
 
     asked: each question `samples` times in a row, and at least two questions.
     """
@@ -126,13 +134,13 @@ def text_ways(
     full = [own_text(lm, text) for text in written]
     results = [extract(text) or question.answer for text, question in zip(full, asked, strict=True)]
     withheld = [before_result(text, result) for text, result in zip(full, results, strict=True)]
-    short, _ = summaries(lm, asked, withheld, results, max_tokens // 2)
+    short, cut_short = summaries(lm, asked, withheld, results, max_tokens // 2)
     ways = []
     for k in range(len(asked)):
         other = short[(k + samples) % len(asked)]
         rng = random.Random(f"{seed}/{k}")
         ways.append(_same_length(full[k], withheld[k], short[k], other, rng))
-    return ways, cut
+    return ways, cut, cut_short
 
 
 def own_text(lm: LanguageModel, text: str) -> str:
@@ -213,24 +221,32 @@ def text_record(
     max_tokens: int,
 ) -> dict:
     """The values of C10 for a group of questions, of which the first has the place group[0]; per
-    mode the share right, Pass@k and mean words; the samples, and per question how many were cut.
+    mode the share right, Pass@k, mean words and the share of continuations that were cut; the
+    samples, per question how many were cut, and how many of their summaries.
     """
     start, questions = group
     asked = [question for question in questions for _ in range(samples)]
-    ways, cut = text_ways(lm, asked, seed + start, max_tokens, samples)
+    ways, cut, cut_short = text_ways(lm, asked, seed + start, max_tokens, samples)
     given = Shortened(lm, asked, ways, False, max_tokens, cut)
     shape = len(questions), samples
-    right = {mode: np.reshape(given.right(mode), shape).astype(float) for mode in ways[0]}
+    finished = {mode: given.finished(mode) for mode in ways[0]}
+    right = {mode: np.reshape(one, shape).astype(float) for mode, (one, _) in finished.items()}
     words = {
         mode: np.reshape([len(way[mode].split()) for way in ways], shape).astype(float)
         for mode in ways[0]
     }
     counts = [[int(table.sum()), samples] for table in np.reshape(cut, shape)]
-    return efficiency.summed(right, words) | {"texts": [way["full"] for way in ways], "cut": counts}
+    found = efficiency.summed(right, words)
+    for mode, (_, cut_on) in finished.items():
+        found["modes"][mode]["cut"] = float(np.mean(cut_on))
+    short = [sum(cut_short), len(cut_short)]
+    return found | {"texts": [w["full"] for w in ways], "cut": counts, "cut_summaries": [short]}
 
 
 def _kept(records: Sequence[dict]) -> dict:
-    """The modes' means over all questions, the texts, and per question how many were cut."""
+    """The modes' means over all questions, the texts, per question how many were cut, and of each
+    group how many summaries.
+    """
     sizes = [len(next(iter(record["values"].values()))) for record in records]
     modes = {
         mode: {
@@ -239,7 +255,9 @@ def _kept(records: Sequence[dict]) -> dict:
         }
         for mode, held in records[0]["modes"].items()
     }
-    flat = {key: [x for record in records for x in record[key]] for key in ("texts", "cut")}
+    kept = ("texts", "cut", "cut_summaries")
+    # a checkpoint of before may hold no count of summaries
+    flat = {key: [x for record in records for x in record.get(key, ())] for key in kept}
     return {"modes": modes} | flat
 
 

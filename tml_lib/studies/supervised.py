@@ -90,22 +90,32 @@ def tuned(
 
 def greedy(lm: LanguageModel, questions: list[Question], begin: str = "") -> dict:
     """Greedy answers: right or not per question, mean number of tokens of those that ended, share
-    that did.
+    that did, and how many were cut, of how many.
     """
     settings = {"temperature": 0, "max_new_tokens": MOST_TOKENS, "batch_size": 512}
     right, tokens, ended = sampling.right_counts(
         lm, questions, programs.graded, samples=1, seed=0, begin=begin, **settings
     )
-    return {"right": right, "tokens": round(tokens, 2), "ended": round(ended, 4)}
+    found = {"right": right, "tokens": round(tokens, 2), "ended": round(ended, 4)}
+    return found | {"cut": cut_of(ended, len(questions))}
+
+
+def cut_of(ended: float, written: int) -> list[int]:
+    """(samples that were cut, samples), from the share that ended."""
+    return [written - round(ended * written), written]
 
 
 def sampled(lm: LanguageModel, questions: list[Question], seed: int) -> dict[str, list[int]]:
-    """Right ones among SAMPLES samples per question, by temperature."""
+    """Right ones among SAMPLES samples per question, by temperature; 'cut': how many of all were
+    cut, of how many.
+    """
     settings = {"max_new_tokens": MOST_TOKENS, "batch_size": 512, "samples": SAMPLES, "seed": seed}
-    return {
-        str(t): sampling.right_counts(lm, questions, programs.graded, temperature=t, **settings)[0]
-        for t in TEMPERATURES
-    }
+    found, ended = {}, []
+    for t in TEMPERATURES:
+        how = settings | {"temperature": t}
+        found[str(t)], _, share = sampling.right_counts(lm, questions, programs.graded, **how)
+        ended.append(share)
+    return found | {"cut": cut_of(float(np.mean(ended)), len(ended) * SAMPLES * len(questions))}
 
 
 def measured(lm: LanguageModel, questions: list[Question], seed: int) -> dict:

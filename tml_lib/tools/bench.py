@@ -31,7 +31,7 @@ from tml_lib.measure.naive import Request
 from tml_lib.measure.parameter_paths import path_from_ids
 from tml_lib.measure.probe import naive_nll, prefix_nll
 from tml_lib.meta import maml, maml_mlp
-from tml_lib.tools import plan_cpu
+from tml_lib.tools import bench_gpu, plan_cpu
 
 # trajectory tokens -> bar: how many times faster than the naive loop
 LENGTHS = {128: 10, 512: 22, 1024: 40}
@@ -797,6 +797,7 @@ BENCHMARKS = {
     "grpo": grpo_rows,
     "landscape": landscape_rows,
     "plan": plan_cpu.benchmark,
+    "gpu": bench_gpu.rows,
 }
 
 

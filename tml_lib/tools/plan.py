@@ -31,6 +31,8 @@ SERVING = 3e-5  # seconds of a layer's launch under a serving engine with captur
 # kit's CPU
 EAGER = 5e-4
 MACHINE = {"paper": "A100-80GB", "colab": "T4"}  # where a scale runs unless told otherwise
+# how work is spread where one device does not hold it: training, and all that only reads a model
+SHARDED, PLACED = "accelerate launch with FSDP", 'models.load(..., device="auto")'
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Cost:
     flops: float
     memory_gb: float  # on all devices together
     gpus: int  # the least that hold it
+    spread: str  # how it comes onto several devices; '' where one holds it
     hours: float
     gpu_hours: float
     limit_gpu_hours: float
@@ -144,6 +147,7 @@ def _cost(claim: str, stage: Stage, model: Shape, on: Device) -> Cost:
         flops=sum(phase.flops for phase in work),
         memory_gb=needed / 1e9,
         gpus=gpus,
+        spread="" if gpus == 1 else SHARDED if stage.batch else PLACED,
         hours=seconds / 3600,
         gpu_hours=gpus * seconds / 3600,
         limit_gpu_hours=limit_gpus * limit_seconds / 3600,
@@ -229,6 +233,7 @@ def run(options) -> int:
         return 0
     for claim, costs in plans.items():
         print(_text(claim, costs, options.scale))
+    print(_several([cost for costs in plans.values() for cost in costs]))
     print(
         "Mean lengths are assumed (plan.toml); waiting, talk between devices and failed runs are"
         " left out: a floor."
@@ -241,6 +246,20 @@ def _text(claim: str, costs: list[Cost], scale: str) -> str:
     note = held["note"] if scale == "paper" or not costs else "a reduced plan"
     last = f"  in all {total} GPU-hours; {limit} if every trajectory were as long as its limit"
     return "\n".join([f"{claim} ({held['figure']}): {note}", *map(_line, costs), last])
+
+
+def _several(costs: list[Cost]) -> str:
+    """Which claims need several devices, and how their work is spread over them."""
+    lines = []
+    for what, spread in (("to train", SHARDED), ("to sample and read", PLACED)):
+        needed = [cost for cost in costs if cost.spread == spread]
+        most = {c.claim: max(o.gpus for o in needed if o.claim == c.claim) for c in needed}
+        if most:
+            named = ", ".join(f"{claim} ({gpus})" for claim, gpus in most.items())
+            lines.append(f"  {what}, by {spread}: {named}")
+    if not lines:
+        return "Every stage fits on one device."
+    return "\n".join(["Several devices (how many) are needed; all else fits on one:", *lines])
 
 
 def _line(c: Cost) -> str:

@@ -232,7 +232,7 @@ def _dpo(lm, folder: Path, *, steps: int = 100, peak_lr: float = 1e-4, seed: int
     """DPO on pairs of the model's own samples."""
     from tml_lib.studies import rl
 
-    return rl.preferred(lm, seed, steps, peak_lr=peak_lr)
+    return rl.preferred(lm, seed, steps, peak_lr=peak_lr)[0]
 
 
 def _grpo(

@@ -153,9 +153,9 @@ def sampled_pairs(
     temperature: float = 1.0,
     max_new_tokens: int = 128,
     **settings,
-) -> tuple[list[Pair], int]:
-    """Per question one right sample with one wrong one, drawn by the seed; and how many questions
-    had none.
+) -> tuple[list[Pair], int, list[int]]:
+    """Per question one right sample with one wrong one, drawn by the seed; how many questions had
+    none; and how many samples were cut, of how many.
 
     graded: (text, answer) -> right or not. Only samples that ended count, and a pair's
     continuations hold their end token. A question's pair does not depend on the questions behind
@@ -195,7 +195,8 @@ def sampled_pairs(
             ] += 1
     if not pairs:
         raise ValueError(_advice(len(questions), samples, missing))
-    return pairs, sum(missing.values())
+    cut = [sum(one.cut for one in written), len(written)]
+    return pairs, sum(missing.values()), cut
 
 
 def _advice(questions: int, samples: int, missing: dict[str, int]) -> str:

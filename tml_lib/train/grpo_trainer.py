@@ -22,15 +22,18 @@ has a test of each item, by its number:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 from trl import GRPOTrainer
+from trl.models import prepare_fsdp
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
 from tml_lib.lm import sampling
@@ -47,6 +50,23 @@ FLAT = (
 
 class RewardError(ValueError):
     """A reward raised, or is not finite."""
+
+
+@contextlib.contextmanager
+def gathered(model: torch.nn.Module) -> Iterator[None]:
+    """Weights that FSDP shards, whole on each process meanwhile: a sharded model is read by all
+    processes at the same time, and their samples end after different numbers of tokens.
+    """
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(True, recurse=False)
 
 
 class Trainer(GRPOTrainer):
@@ -68,6 +88,8 @@ class Trainer(GRPOTrainer):
         if beta and not hasattr(model, "peft_config"):  # an adapter is switched off instead
             self.ref_model = sharing(lm.model)
             add_fused_lm_head(self.ref_model, temperature=self.temperature)
+            if self.is_fsdp_enabled:
+                self.ref_model = prepare_fsdp(self.ref_model, self.accelerator)
 
     # --- a step's samples -------------------------------------------------------------------------
 
@@ -94,15 +116,17 @@ class Trainer(GRPOTrainer):
         began, rows = time.perf_counter(), len(prompt_ids)
         first = self._first_row(rows)
         seeds = [[self.args.seed, self.state.global_step, first + row] for row in range(rows)]
-        samples = sampling.sample_ids(
-            self.accelerator.unwrap_model(self.model),
-            prompt_ids,
-            seeds,
-            self.eos_token_ids,
-            temperature=self.temperature,
-            max_new_tokens=self.max_completion_length,
-            batch_size=rows,
-        )
+        model = self.accelerator.unwrap_model(self.model)
+        with gathered(model):
+            samples = sampling.sample_ids(
+                model,
+                prompt_ids,
+                seeds,
+                self.eos_token_ids,
+                temperature=self.temperature,
+                max_new_tokens=self.max_completion_length,
+                batch_size=rows,
+            )
         self._metrics["train"]["seconds_sampling"].append(time.perf_counter() - began)
         return [[*one.ids] if one.cut else [*one.ids, one.end] for one in samples], None
 

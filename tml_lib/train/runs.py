@@ -24,8 +24,8 @@ from transformers import PrinterCallback, TrainerCallback
 
 from tml_lib import files
 from tml_lib.data import tiny
-from tml_lib.lm.adapters import RUN, adapted_modules, fingerprint, merged, without_patches
-from tml_lib.lm.models import LanguageModel, quiet
+from tml_lib.lm.adapters import RUN, adapted, adapted_modules, fingerprint, merged, without_patches
+from tml_lib.lm.models import LanguageModel, quiet, read
 from tml_lib.runtime import LOCK, locked, write_text
 from tml_lib.train.settings import TrainSettings
 
@@ -78,7 +78,7 @@ def shared_arguments(lm: LanguageModel, folder: Path, settings: TrainSettings) -
         "weight_decay": 0.0,
         "activation_checkpointing": False,
         "bf16": lm.model.dtype == torch.bfloat16,
-        "use_cpu": lm.device.type == "cpu",
+        "use_cpu": lm.device.type == "cpu" and not _onto_gpus(),
         "save_strategy": "steps" if settings.save_every else "no",
         "save_steps": settings.save_every or settings.steps,
         "save_total_limit": 2,
@@ -87,6 +87,13 @@ def shared_arguments(lm: LanguageModel, folder: Path, settings: TrainSettings) -
         "report_to": "none",
         "disable_tqdm": True,
     }
+
+
+def _onto_gpus() -> bool:
+    """Whether a model that lies in memory is sharded onto GPUs, none of which need hold all of
+    it.
+    """
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and torch.cuda.is_available()
 
 
 def in_given_order(settings: TrainSettings) -> dict:
@@ -145,11 +152,15 @@ def fit(
     model = trainer.model
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     modules = adapted_modules(model)
+    # sharded weights (FSDP) are gathered by all processes together
+    sharded = trainer.is_fsdp_enabled
+    state = {"state_dict": trainer.accelerator.get_state_dict(model)} if sharded else {}
     if trainer.is_world_process_zero():
         with quiet():
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, **state)
             lm.tokenizer.save_pretrained(folder)
-    done = without_patches(merged(model, lm))
+    trainer.accelerator.wait_for_everyone()
+    done = _saved(lm, folder, modules) if sharded else without_patches(merged(model, lm))
     return OuterRun(
         replace(done, name=f"{lm.name}+{name}"),
         trainer.state.log_history,
@@ -158,6 +169,14 @@ def fit(
         folder,
         modules,
     )
+
+
+def _saved(lm: LanguageModel, folder: Path, modules: tuple[str, ...]) -> LanguageModel:
+    """The model that a run has left in its folder; modules: those that an adapter is on."""
+    if modules:
+        return adapted(lm, folder)
+    model, _ = read(str(folder), local_only=True, dtype=lm.model.dtype)
+    return replace(lm, model=model.to(lm.device).eval())
 
 
 class Follow(TrainerCallback):
