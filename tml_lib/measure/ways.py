@@ -2,8 +2,9 @@
 
 **packed** passes (`packed`) are the fastest, **forked** states (`forked`) take what packed passes
 cannot, the **naive** loop (`naive`) takes every causal language model. Packed passes attend by
-shared prefix (`shared_prefix`) where that fits. The fastest exact way is taken. That it is exact is checked on a short random text, once per model and `Setting`, and on the
-real text, once per power of two of its length, where one value is compared with the naive loop's.
+shared prefix (`shared_prefix`) where that fits. The fastest exact way is taken. That it is exact is
+checked on a short random text, once per model and `Setting`, and on the real text, once per power
+of two of its length, where one value is compared with the naive loop's.
 """
 
 from __future__ import annotations
