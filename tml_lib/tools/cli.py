@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "what",
         nargs="*",
-        metavar="probe|path|maml|rollouts|sft|grpo|landscape|plan",
+        metavar="probe|forked|medium|path|maml|rollouts|sft|grpo|landscape|plan",
         help="which benchmarks (default: all)",
     )
     bench.add_argument("--json", action="store_true")
