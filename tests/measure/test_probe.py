@@ -176,12 +176,14 @@ def test_on_a_real_model_packed_equals_naive_at_every_position(lm, questions):
 
 
 def on_forward(monkeypatch, change):
-    """Let `change(positions, mask)` alter what the model is given in each pass."""
+    """Let `change(positions, who sees whom)` alter what the model is given in each branch pass."""
     forward = packing._forward
 
-    def changed(model, given, cache):
-        places, sees = change(given.places, given.sees)
-        return forward(model, dataclasses.replace(given, places=places, sees=sees), cache)
+    def changed(model, given, cache, **settings):
+        if given.sees is not None:
+            places, sees = change(given.places, given.sees)
+            given = dataclasses.replace(given, places=places, sees=sees)
+        return forward(model, given, cache, **settings)
 
     monkeypatch.setattr(packing, "_forward", changed)
 
@@ -194,7 +196,16 @@ def positions_in_a_row(monkeypatch):
     on_forward(monkeypatch, lambda places, sees: (torch.arange(len(places)) + places[0], sees))
 
 
+def copies_see_past_their_root(monkeypatch):
+    def change(places, sees):
+        return places, dataclasses.replace(sees, trunk=torch.ones_like(sees.trunk))
+
+    on_forward(monkeypatch, change)
+
+
 def copies_see_each_other(monkeypatch):
+    """Only a mask can do that."""
+    monkeypatch.setattr(ways, "_WAYS", ways._WAYS[1:])
     monkeypatch.setattr(
         torch,
         "block_diag",
@@ -237,6 +248,7 @@ def branches_stay_in_the_cache(monkeypatch):
 
 FAULTS = [
     drop_mask,
+    copies_see_past_their_root,
     copies_see_each_other,
     positions_in_a_row,
     branches_see_ahead,
@@ -269,17 +281,22 @@ def test_the_packing_check_notices_a_cache_that_keeps_the_branches(monkeypatch):
 
 def test_the_packing_check_takes_several_passes_over_two_suffixes_that_begin_alike(monkeypatch):
     model, passes = models.random_model("llama"), []
-    branch_pass = packing._branch_pass
+    branch_pass, grow, trees = packing._branch_pass, packing._suffix_tree, []
 
-    def noted(*args, roots, tree):
-        passes.append((len(roots), tree))
-        return branch_pass(*args, roots=roots, tree=tree)
+    def noted(model, given, cache, **settings):
+        passes.append(given.sees.copies)
+        return branch_pass(model, given, cache, **settings)
+
+    def grown(*args):
+        trees.append(grow(*args))
+        return trees[-1]
 
     monkeypatch.setattr(packing, "_branch_pass", noted)
+    monkeypatch.setattr(packing, "_suffix_tree", grown)
     with torch.inference_mode():
         packing.packed_nll(model.eval(), ways._check_text(model))
-    assert [prefixes for prefixes, _ in passes] == [2, 2]
-    tree = passes[0][1]
+    assert passes == [2, 2]
+    tree = trees[0]
     assert len(tree.scored) == 2
     assert tree.depth.tolist() == [1, 2, 2]  # one shared token, then one node of each suffix
 

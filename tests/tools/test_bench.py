@@ -88,6 +88,80 @@ def test_forked_states_are_compared_with_the_naive_loop(monkeypatch):
     assert len(said) == 1
 
 
+@pytest.fixture
+def in_runs(monkeypatch):
+    """Texts of more than 20 tokens are probed in runs of three prefixes."""
+    monkeypatch.setattr(bench, "WHOLE", 20)
+    monkeypatch.setattr(bench, "RUN", 3)
+
+
+def test_a_long_text_is_probed_in_four_runs_that_stratify_it(in_runs):
+    assert bench._positions(0, 3, 20) == list(range(21))
+    for turn in range(3):
+        some = bench._positions(turn, 3, 80)
+        assert len(some) == 12
+        assert [p // 20 for p in some[::3]] == [0, 1, 2, 3]
+    assert bench._positions(0, 1, 21)[-1] <= 21
+
+
+def test_runs_are_scaled_to_all_prefixes(in_runs, monkeypatch):
+    ids = torch.randint(3, 190, (60,), generator=torch.Generator().manual_seed(0)).tolist()
+    given, asked = (ids[:5], ids[5:45], Suffix(tuple(ids[45:50]), 3, "")), []
+
+    def noted(model, prompt, trajectory, suffixes, positions):
+        asked.append(len(positions))
+
+    monkeypatch.setattr(bench, "prefix_nll", noted)
+    # one second to read, and one for each prefix but the last
+    monkeypatch.setattr(bench, "_time", lambda call: (call(), float(asked[-1]))[1])
+    rows = bench._compare("tiny", models.random_model(), *given, 7, 1, lambda _: None)
+    (seconds,) = [row["value"] for row in rows if row["name"] == "probe: time for all prefixes"]
+    assert asked == [2, 12, 12, 1]
+    assert seconds == pytest.approx(1 + 11 * 41 / 12, abs=0.01)
+
+
+def test_the_growth_is_the_exponent_of_the_length():
+    rows = [
+        {"name": name, "value": scale * length**power}
+        for name, scale, power in (
+            ("probe: time for all prefixes", 0.3, 1.2),
+            (bench.NAIVE_TIME, 5, 2.1),
+        )
+        for length in (10, 100, 1000)
+    ]
+    packed, naive = bench._growth(rows, [10, 100, 1000])
+    assert (packed["value"], naive["value"]) == (1.2, 2.1)
+    assert naive["name"].endswith("of the naive loop")
+    assert bench._growth(rows[:1], [10]) == []
+
+
+def test_medium_is_skipped_with_a_reason_where_it_is_not_fetched(monkeypatch, tmp_path):
+    monkeypatch.setenv("TML_CACHE", str(tmp_path))
+    said = []
+    assert bench.medium_rows(rounds=1, say=said.append) == []
+    assert len(said) == 1
+    assert "make medium" in said[0]
+
+
+@pytest.mark.parametrize(("units", "bar"), [("amx_bf16", "≥ 3"), ("avx512_bf16", "")])
+def test_medium_is_compared_with_the_naive_loop_and_with_float32(monkeypatch, units, bar):
+    lm = models.load("tiny", model=models.shipped("tiny-long"), device="cpu", dtype="bfloat16")
+    monkeypatch.setattr(bench, "MEDIUM_LENGTH", 12)
+    monkeypatch.setattr(bench.models, "fetched_folder", lambda *_: None)
+    monkeypatch.setattr(bench.models, "load", lambda *_, **__: lm)
+    ids = torch.randint(3, 40, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    text = ids[:5], ids[5:17], Suffix(tuple(ids[17:22]), 3, "")
+    monkeypatch.setattr(bench, "_text", lambda *_: text)
+    monkeypatch.setattr(bench.runtime, "hardware_dtype", lambda _: ("bfloat16", units))
+    said = []
+    rows = bench.medium_rows(rounds=1, say=said.append)
+    assert [row["unit"] for row in rows] == ["×", "s", "×"]
+    assert [row["bar"] for row in rows] == ["≥ 25", "", bar]
+    assert all(row["value"] > 0 for row in rows[::2])
+    assert next(lm.model.parameters()).dtype == torch.float32
+    assert len(said) == 1
+
+
 def test_recording_one_benchmark_keeps_the_others(monkeypatch):
     held = {"bench": [{"name": "probe: speed"}, {"name": "path: speed"}]}
     kept = {}

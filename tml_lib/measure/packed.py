@@ -5,7 +5,7 @@ many prefixes hang off it as branches of one tree: a pass holds a stretch of the
 trunk) and, for each prefix that ends in it, one copy of the suffix tree. A 4-D mask lets a branch
 token see the trunk up to its root and its own ancestors, and its position ids continue from its
 root; afterwards the branches are cropped from the cache. Candidate answers share the template's
-tokens.
+tokens. Attention is by `shared_prefix`, or the model's own with the mask as a matrix.
 
     cache = prompt ⊕ t_{<s}      trunk  t_s   t_{s+1}   t_{s+2}  …
                                          |       |         |
@@ -15,30 +15,39 @@ tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from tml_lib.lm.answers import Suffix
 from tml_lib.lm.exactness import keeps_rows
 from tml_lib.lm.placed import device_of
+from tml_lib.measure import shared_prefix
 from tml_lib.measure.naive import PrefixNLL, Request, widened
 
 
-def packed_nll(model: torch.nn.Module, request: Request) -> PrefixNLL:
-    """`prefix_nll` of a model in evaluation mode, in packed passes and with nothing checked."""
+def packed_nll(model: torch.nn.Module, request: Request, *, shared: bool = False) -> PrefixNLL:
+    """`prefix_nll` of a model in evaluation mode, in packed passes and with nothing checked.
+
+    shared: attend by `shared_prefix`, not by the model's own attention with a 4-D mask.
+    """
     device = device_of(model)
     tree = _suffix_tree(request.suffixes, request.whole_suffix)
     text = torch.tensor([*request.prompt, *request.trajectory], device=device)
     roots = request.positions + len(request.prompt) - 1
     own, whole = request.unread, request.unread
     cache = DynamicCache()
+    cache.layer_class_to_replicate = partial(_RoomyLayer, widest_pass(request)[0])
     with request.bar() as bar:
-        for chunk in _chunks(roots, len(tree.ids), request.rows_per_pass):
-            _read(model, text[: roots[chunk.start]], cache, rows=request.rows_per_pass)
-            nll = _branch_pass(model, text, cache, roots=roots[chunk], tree=tree)
+        for past, chunk in _chunks(roots, len(tree.ids), request.rows_per_pass):
+            _read(model, text[:past], cache, rows=request.rows_per_pass)
+            rows = _branch_rows(text, past, roots[chunk], tree)
+            nll = _branch_pass(model, rows, cache, shared=shared)
             for k, suffix in enumerate(tree.scored):
                 scored = nll[:, suffix.slots]
                 own[k, chunk] = scored[:, suffix.answer :].mean(1)
@@ -55,7 +64,9 @@ def widest_pass(request: Request) -> tuple[int, int]:
     roots = request.positions + len(request.prompt) - 1
     branch = len(_suffix_tree(request.suffixes, request.whole_suffix).ids)
     chunks = _chunks(roots, branch, request.rows_per_pass)
-    sizes = [(int(roots[c.stop - 1]) + 1 + (c.stop - c.start) * branch, c.stop - 1) for c in chunks]
+    sizes = [
+        (int(roots[c.stop - 1]) + 1 + (c.stop - c.start) * branch, c.stop - 1) for _, c in chunks
+    ]
     return max(sizes)
 
 
@@ -121,42 +132,72 @@ def _suffix_tree(suffixes: Sequence[Suffix], whole_suffix: bool) -> _Tree:
     )
 
 
-def _chunks(roots: np.ndarray, branch: int, rows: int) -> Iterator[slice]:
-    """Slices of the roots, one per pass: trunk and copies of `branch` nodes take at most `rows`
-    rows.
+def _chunks(roots: np.ndarray, branch: int, rows: int) -> Iterator[tuple[int, slice]]:
+    """(tokens that stand before the trunk, slice of the roots) of each pass: trunk and copies of
+    `branch` nodes take at most `rows` rows.
 
-    A slice holds one root at least, however many rows that takes.
+    A slice holds one root at least, however many rows that takes. What stands between two passes
+    is part of the trunk where it is short, else it is read apart.
     """
-    first = 0
+    first = read = 0
     while first < len(roots):
+        past = read if roots[first] - read < rows // 4 else int(roots[first])
         last = first + 1
         while last < len(roots):
-            if roots[last] - roots[first] + 1 + (last - first + 1) * branch > rows:
+            if roots[last] - past + 1 + (last - first + 1) * branch > rows:
                 break
             last += 1
-        yield slice(first, last)
-        first = last
+        yield past, slice(first, last)
+        first, read = last, int(roots[last - 1]) + 1
+
+
+class _RoomyLayer(DynamicLayer):
+    """A layer's keys and values with room for all columns: they grow and are cropped in place."""
+
+    def __init__(self, columns: int):
+        super().__init__()
+        self.columns = columns
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self._room = [
+            part.new_empty(*part.shape[:-2], self.columns, part.shape[-1])
+            for part in (key_states, value_states)
+        ]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        past = self.get_seq_length()
+        end = past + key_states.shape[-2]
+        for room, part in zip(self._room, (key_states, value_states), strict=True):
+            room[..., past:end, :] = part
+        self.keys, self.values = (room[..., :end, :] for room in self._room)
+        return self.keys, self.values
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """What one forward pass reads: N rows, with C tokens in the cache before it."""
+    """What one forward pass reads: N rows."""
 
     ids: torch.Tensor  # (N,) token ids
     places: torch.Tensor  # (N,) position ids
-    sees: torch.Tensor | None  # (N, C + N) bool: row attends to column; None: plain causal
+    sees: shared_prefix.Branches | None  # None: plain causal
     keep: torch.Tensor  # (K,) rows whose logits are wanted
+    targets: torch.Tensor | None = None  # (K,) token ids that they predict
 
 
 def _read(model: torch.nn.Module, text: torch.Tensor, cache: DynamicCache, *, rows: int) -> None:
     """Extend the cache to hold the text, in plain causal passes of 2 * rows tokens at most.
 
-    No logits are computed but those of each pass's last row.
+    No logits are computed.
     """
     while (past := cache.get_seq_length()) < len(text):
         piece = text[past : past + 2 * rows]
         places = torch.arange(past, past + len(piece), device=text.device)
-        _forward(model, _Pass(piece, places, sees=None, keep=places[-1:] - past), cache)
+        _forward(model, _Pass(piece, places, sees=None, keep=places[:0]), cache)
         if cache.get_seq_length() != past + len(piece):  # else this loop might never end
             raise ValueError(
                 f"the model read {len(piece)} tokens and did not add them to its cache"
@@ -164,68 +205,65 @@ def _read(model: torch.nn.Module, text: torch.Tensor, cache: DynamicCache, *, ro
 
 
 def _branch_pass(
-    model: torch.nn.Module,
-    text: torch.Tensor,
-    cache: DynamicCache,
-    *,
-    roots: np.ndarray,
-    tree: _Tree,
+    model: torch.nn.Module, given: _Pass, cache: DynamicCache, *, shared: bool
 ) -> torch.Tensor:
-    """One pass over trunk text[roots[0]..roots[-1]] and a copy of the tree per root.
+    """Read a trunk and copies of the tree; the cache holds the trunk afterwards, not the copies.
 
-    The cache holds text[:roots[0]] before, text[:roots[-1] + 1] after.
-    Returns (len(roots), R) float64 nats, one per root and slot, on the CPU.
+    Returns (copies, R) float64 nats, one per root and slot, on the CPU.
     """
-    copies, added = len(roots), len(roots) * len(tree.ids)
-    logits = _forward(model, _branch_rows(text, roots, tree), cache)
-    if added:
-        cache.crop(-added)
-    targets = torch.tensor(tree.targets, device=text.device).repeat(copies)
-    nll = torch.nn.functional.cross_entropy(widened(logits), targets, reduction="none")
-    return nll.view(copies, -1).double().cpu()
+    logits = _forward(model, given, cache, shared=shared)
+    rows, trunk = given.sees.trunk.shape
+    if rows > trunk:
+        cache.crop(trunk - rows)
+    nll = torch.nn.functional.cross_entropy(widened(logits), given.targets, reduction="none")
+    return nll.view(given.sees.copies, -1).double().cpu()
 
 
-def _branch_rows(text: torch.Tensor, roots: np.ndarray, tree: _Tree) -> _Pass:
-    """The rows of one branch pass: the trunk, then the copies; kept are (root, slot) in
-    that order.
+def _branch_rows(text: torch.Tensor, past: int, roots: np.ndarray, tree: _Tree) -> _Pass:
+    """The rows of one branch pass: the trunk text[past..roots[-1]], then a copy of the tree per
+    root; kept are (root, slot) in that order.
     """
-    device, past = text.device, int(roots[0])
-    trunk, copies, branch = int(roots[-1]) - past + 1, len(roots), len(tree.ids)
+    device, copies, branch = text.device, len(roots), len(tree.ids)
+    trunk = int(roots[-1]) + 1 - past
     at = torch.from_numpy(roots).to(device)
     # 1. tokens and position ids: each copy continues from its root
     ids = torch.cat([text[past : past + trunk], tree.ids.to(device).repeat(copies)])
     in_copies = (at[:, None] + tree.depth.to(device)).flatten()
     places = torch.cat([torch.arange(past, past + trunk, device=device), in_copies])
-    # 2. who sees whom: everything sees the cache; a copy sees the trunk up to its root, and itself
-    size = trunk + copies * branch
-    sees = torch.zeros(size, past + size, dtype=torch.bool, device=device)
-    sees[:, :past] = True
+    # 2. who sees whom: a copy sees the trunk up to its root, and itself
     causal = torch.ones(trunk, trunk, dtype=torch.bool, device=device).tril()
-    sees[:trunk, past : past + trunk] = causal
-    sees[trunk:, past : past + trunk] = causal[at - past].repeat_interleave(branch, 0)
-    sees[trunk:, past + trunk :] = torch.block_diag(*[tree.sees.to(device)] * copies).bool()
+    up_to_root = causal[at - past].repeat_interleave(branch, 0)
+    sees = shared_prefix.Branches(
+        torch.cat([causal, up_to_root]), tree=tree.sees.to(device), copies=copies
+    )
     # 3. rows that predict a slot's token: the root's own, or one of its copy
     parents = torch.tensor(tree.parents, device=device)
     in_copy = trunk + branch * torch.arange(copies, device=device)[:, None] + parents - 1
     keep = torch.where(parents == 0, (at - past)[:, None], in_copy).flatten()
-    return _Pass(ids, places, sees=sees, keep=keep)
+    targets = torch.tensor(tree.targets, device=device).repeat(copies)
+    return _Pass(ids, places, sees=sees, keep=keep, targets=targets)
 
 
-def _forward(model: torch.nn.Module, given: _Pass, cache: DynamicCache) -> torch.Tensor:
+def _forward(
+    model: torch.nn.Module, given: _Pass, cache: DynamicCache, *, shared: bool = False
+) -> torch.Tensor:
     """Logits (K, vocabulary) of a pass's kept rows; the cache holds all its rows afterwards."""
-    mask = None
-    # additive: with eager attention a boolean mask would silently be wrong
-    if given.sees is not None:
-        dtype = next(model.parameters()).dtype
-        mask = torch.zeros(given.sees.shape, dtype=dtype, device=given.sees.device)
-        mask = mask.masked_fill_(~given.sees, torch.finfo(dtype).min)[None, None]
+    mask, attention = None, nullcontext()
+    if given.sees is not None and shared:
+        attention = shared_prefix.attention(model, given.sees)
+    elif given.sees is not None:
+        # additive: with eager attention a boolean mask would silently be wrong
+        sees, dtype = given.sees.mask(cache.get_seq_length()), next(model.parameters()).dtype
+        mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+        mask = mask.masked_fill_(~sees, torch.finfo(dtype).min)[None, None]
     some = {"logits_to_keep": given.keep} if keeps_rows(model) else {}
-    logits = model(
-        input_ids=given.ids[None],
-        position_ids=given.places[None],
-        attention_mask=mask,
-        past_key_values=cache,
-        use_cache=True,
-        **some,
-    ).logits[0]
+    with attention:
+        logits = model(
+            input_ids=given.ids[None],
+            position_ids=given.places[None],
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **some,
+        ).logits[0]
     return logits if some else logits[given.keep]

@@ -121,11 +121,8 @@ def path_from_ids(
     wanted_rows = [torch.empty(0, dtype=torch.long)]
 
     def note(_module, _args, kwargs):
-        wanted_rows[0] = (
-            kwargs["logits_to_keep"]
-            if kwargs.get("attention_mask") is not None
-            else wanted_rows[0][:0]
-        )
+        rows = kwargs.get("logits_to_keep")  # a number of rows outside of packed passes
+        wanted_rows[0] = rows if isinstance(rows, torch.Tensor) else wanted_rows[0][:0]
 
     def take(_module, _args, out):
         if len(wanted_rows[0]):

@@ -1,9 +1,10 @@
 """How L̂ is read off a model: which of three exact ways, and the checks that it is exact.
 
 **packed** passes (`packed`) are the fastest, **forked** states (`forked`) take what packed passes
-cannot, the **naive** loop (`naive`) takes every causal language model. The fastest exact way is
-taken. That it is exact is checked on a short random text, once per model and `Setting`, and on the
-real text, once per power of two of its length, where one value is compared with the naive loop's.
+cannot, the **naive** loop (`naive`) takes every causal language model. Packed passes attend by
+shared prefix (`shared_prefix`) where that fits. The fastest exact way is taken. That it is exact is
+checked on a short random text, once per model and `Setting`, and on the real text, once per power
+of two of its length, where one value is compared with the naive loop's.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class _Way:
 
 
 # from the fastest to the slowest; each is tried after the one before
+_SHARED = _Way("packed", "in packed passes by shared prefix", partial(packed_nll, shared=True))
 _PACKED = _Way("packed", "in packed passes", packed_nll)
 _FORKED = _Way("forked", "from forked states", forked_nll)
 _PLACED = _Way(
@@ -60,7 +62,7 @@ _SINGLY = _Way(
     partial(forked_nll, reading=Reading(singly=True)),
 )
 _NAIVE = _Way("naive", "in one full pass per prefix and answer", naive_loop)
-_WAYS = (_PACKED, _FORKED, _PLACED, _SINGLY, _NAIVE)
+_WAYS = (_SHARED, _PACKED, _FORKED, _PLACED, _SINGLY, _NAIVE)
 NAMES = ("packed", "forked", "naive")
 
 
@@ -73,7 +75,7 @@ def _obstacle(way: _Way, model: torch.nn.Module, request: Request) -> str | None
         return None
     if reason := limits.in_parts(model, request.tokens):
         return reason
-    if way is not _PACKED:
+    if way.name != "packed":
         return None
     slots = limits.counted_slots(model, widest_pass(request)[0])
     return slots or limits.partial_attention(model, request.tokens)
@@ -196,7 +198,8 @@ def _read_checked(
     one and the last. A slow read is tried there first. The naive loop is compared with itself.
     `announce` is called before the whole is read.
     """
-    columns, at = widest_pass(request) if way is _PACKED else (request.tokens, -1)
+    packed = way.name == "packed"
+    columns, at = widest_pass(request) if packed else (request.tokens, -1)
     key = (now, way, (request.tokens - 1).bit_length(), (columns - 1).bit_length())
     if known.real.get(key) is not None:
         return None, known.real[key]
@@ -204,12 +207,12 @@ def _read_checked(
         announce()
         return way.read(model, request), None
     n, found = len(request.positions), None
-    places = {_PACKED: [at], _NAIVE: [n - 1]}.get(way) or sorted({0, n // 2, n - 1})
+    places = [at] if packed else [n - 1] if way is _NAIVE else sorted({0, n // 2, n - 1})
     k = max(range(len(request.suffixes)), key=lambda k: len(request.suffixes[k].ids))
     text = request.prompt, request.trajectory, request.suffixes[k]
     naive = [naive_nll(model, *text, int(request.positions[i]), few_logits=True) for i in places]
     few = replace(request, positions=request.positions[places], progress=False)
-    for part in (request,) if way is _PACKED else (few, request):
+    for part in (request,) if packed else (few, request):
         if part is request:
             announce()
         try:
@@ -253,7 +256,8 @@ def read(model: torch.nn.Module, request: Request, way: str = "") -> PrefixNLL:
             )
         if values is not None:
             return values
-        reasons.append(reason)
+        if one is not _SHARED:  # packed passes with the model's own attention are near as fast
+            reasons.append(reason)
     name = type(model).__name__
     if way:
         raise ValueError(
@@ -279,7 +283,7 @@ def _announce(
     way: _Way, model: torch.nn.Module, known: _Known, *, request: Request, reasons: list[str]
 ) -> None:
     """Warn once per model and way that it is not the fastest one, why, and what it costs."""
-    if way is _PACKED or way in known.announced:
+    if way.name == "packed" or way in known.announced:
         return
     known.announced.add(way)
     times = _cost(way, request) / _cost(_PACKED, request)
@@ -300,7 +304,7 @@ def _cost(way: _Way, request: Request) -> float:
         prefixes = int(request.positions.sum()) + positions * len(request.prompt)
         passes = positions * len(request.suffixes)
         return prefixes * len(request.suffixes) + positions * suffixes + _PASS * passes
-    if way is _PACKED:
+    if way.name == "packed":
         return forked + _PASS * np.ceil(forked / request.rows_per_pass)
     passes = forked if way is _SINGLY else positions * (1 + len(request.suffixes))
     return forked + _PASS * passes

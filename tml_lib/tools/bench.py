@@ -22,7 +22,7 @@ import torch
 
 from tml_lib import runtime
 from tml_lib.data import gsm, programs, toy
-from tml_lib.lm import models, sampling
+from tml_lib.lm import models, presets, sampling
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Suffix, encode, token_ids
 from tml_lib.measure import landscape
 from tml_lib.measure.forked import forked_nll
@@ -34,7 +34,9 @@ from tml_lib.meta import maml, maml_mlp
 from tml_lib.tools import bench_gpu, plan_cpu
 
 # trajectory tokens -> bar: how many times faster than the naive loop
-LENGTHS = {128: 10, 512: 22, 1024: 40}
+LENGTHS = {128: 10, 512: 30, 1024: 52, 4096: 150}
+# longer trajectories are probed in four runs of so many prefixes, and the seconds scaled to all
+WHOLE, RUN = 1024, 160
 # a hybrid of linear and full attention as large as SmolLM2, which only forked states suit, and its
 # bar at so many tokens
 HYBRID = {
@@ -52,7 +54,11 @@ HYBRID = {
     "tie_word_embeddings": True,
 }
 FORKED_LENGTH, FORKED_BAR = 512, 5
-TINY_BAR, MEMORY_BAR = 22, 200  # the tiny model's bar at 512 tokens; MiB above the model at 1024
+NAIVE_TIME = "probe: time of the naive loop for all prefixes"
+TINY_BAR = 30  # the tiny model's bar at 512 tokens
+MEMORY_LENGTH, MEMORY_BAR = 4096, 300  # trajectory tokens; MiB above the model
+# `medium` at so many tokens: times the naive loop; bfloat16 times float32, on a processor with AMX
+MEDIUM_LENGTH, MEDIUM_BAR, HALF_BAR = 256, 25, 3
 # inner steps -> how many times faster than higher: readable path (`maml`), fast path (`maml_mlp`)
 MAML_BARS = {1: (12, 25), 5: (8, 18)}
 ROLLOUTS_BAR, SFT_BAR = 3, 2
@@ -71,15 +77,17 @@ def probe_rows(
     setting.
 
     The naive loop is timed at positions that stratify 0..|t| (four a round) and scaled to |t| + 1
-    prefixes. Values are medians over rounds of the ratio within a round.
+    prefixes. Values are medians over rounds of the ratio within a round. Seconds grow as |t| to a
+    power, fitted over the lengths.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         lm = models.load("small", device="cpu")
-        rows = []
-        for length, bar in (LENGTHS if lengths is None else lengths).items():
+        rows, lengths = [], LENGTHS if lengths is None else lengths
+        for length, bar in lengths.items():
             rows += _compare("SmolLM2-135M", lm.model, *_text(lm, length), bar, rounds, say)
+        rows += _growth(rows, list(lengths))
         # a third of SmolLM2 in every width, its head size kept
         size = {
             "hidden_size": 192,
@@ -100,17 +108,93 @@ def probe_rows(
         )
     finally:
         torch.set_num_threads(threads)
-    say("peak memory at 1024 tokens, in a process of its own")
+    say(f"peak memory at {MEMORY_LENGTH} tokens, in a process of its own")
     done = subprocess.run(
         [sys.executable, "-m", "tml_lib.tools.bench"], capture_output=True, text=True, check=True
     )
-    setting = "SmolLM2-135M, |t| = 1024, one thread"
+    setting = f"SmolLM2-135M, |t| = {MEMORY_LENGTH}, its last {RUN} prefixes, one thread"
     memory = {
         "name": "probe: peak memory above the model",
         "value": round(json.loads(done.stdout)),
         "unit": "MiB",
     }
     return [*rows, {**memory, "bar": f"≤ {MEMORY_BAR}", "setting": setting}]
+
+
+def _growth(rows: list[dict], lengths: list[int]) -> list[dict]:
+    """The exponents of |t| in the seconds for all prefixes, packed and naive; none for one
+    length.
+    """
+    found = []
+    for name, unit in (("probe: time for all prefixes", ""), (NAIVE_TIME, " of the naive loop")):
+        seconds = [row["value"] for row in rows if row["name"] == name]
+        if len(lengths) > 1:
+            power = float(np.polyfit(np.log(lengths), np.log(seconds), 1)[0])
+            name = f"probe: exponent of |t| in the seconds{unit}"
+            setting = f"SmolLM2-135M, |t| = {', '.join(map(str, lengths))}, one thread, float32"
+            found += _rows([(name, [power], "", "")], setting)
+    return found
+
+
+def medium_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
+    """The packed probe of preset `medium` against the naive loop in the same dtype, and its
+    bfloat16 against float32; one thread. No rows where its weights are not fetched.
+
+    The naive loop is timed at four positions a round, the dtypes at the last quarter's prefixes.
+    """
+    try:
+        models.fetched_folder(presets.PRESETS["medium"].model, torch.bfloat16)
+    except FileNotFoundError as reason:
+        say(f"medium is skipped: {reason}")
+        return []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    ratios, seconds, gains = [], [], []
+    try:
+        for turn in range(rounds):
+            text, half, naive, gain = _medium_round(turn, rounds)
+            seconds.append(half)
+            ratios.append(naive / half)
+            gains.append(gain)
+            say(
+                f"medium, {text}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times the naive"
+                f" loop, {gain:.1f} times float32"
+            )
+    finally:
+        torch.set_num_threads(threads)
+    units = runtime.hardware_dtype(torch.device("cpu"))[1]
+    setting = f"{presets.PRESETS['medium'].model}, {text}, one thread, bfloat16; {units}"
+    figures = [
+        ("medium: speed against the naive loop", ratios, "×", f"≥ {MEDIUM_BAR}"),
+        ("medium: time for all prefixes", seconds, "s", ""),
+        ("medium: bfloat16 by float32", gains, "×", f"≥ {HALF_BAR}" if "amx" in units else ""),
+    ]
+    return _rows(figures, setting)
+
+
+def _medium_round(turn: int, rounds: int) -> tuple[str, float, float, float]:
+    """(the text in words, seconds for all its prefixes in bfloat16, those of the naive loop, how
+    many times float32's speed).
+    """
+    lm = models.load("medium", device="cpu", dtype="bfloat16")
+    prompt, trajectory, suffix = _text(lm, MEDIUM_LENGTH)
+    length = len(trajectory)
+
+    def packed(positions) -> float:
+        return _time(lambda: prefix_nll(lm.model, prompt, trajectory, [suffix], positions))
+
+    packed([0, length])  # warm-up, and the checks of the model's first use
+    whole = packed(range(length + 1))
+    naive = sum(
+        _time(lambda i=i: naive_nll(lm.model, prompt, trajectory, suffix, i))
+        for i in _places(turn, rounds, length)
+    )
+    late = range(length * 3 // 4, length + 1)
+    half = packed(late)
+    lm.model.float()
+    packed([0, length])
+    words = f"|t| = {length}, prompt {len(prompt)}, suffix {len(suffix.ids)}"
+    return words, whole, naive / 4 * (length + 1), packed(late) / half
 
 
 def forked_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
@@ -675,12 +759,17 @@ def _compare(
     length = len(trajectory)
     # warm-up, and the check that packing suits the model
     prefix_nll(model, prompt, trajectory[:8], [suffix], [0, 8])
-    work = _linear_flops(
-        model, lambda: prefix_nll(model, prompt, trajectory, [suffix], range(length + 1))
-    )
-    ratios, few_ratios, shares, seconds = [], [], [], []
+    text = model, prompt, trajectory, [suffix]
+    some = _positions(0, rounds, length)
+    work = _linear_flops(model, lambda: prefix_nll(*text, some)) / len(some)
+    ratios, few_ratios, shares, seconds, naive_seconds = [], [], [], [], []
     for turn in range(rounds):
-        packed = _time(lambda: prefix_nll(model, prompt, trajectory, [suffix], range(length + 1)))
+        some = _positions(turn, rounds, length)
+        packed = _time(lambda some=some: prefix_nll(*text, some))
+        shares.append(work * len(some) / packed / _sgemm_rate())
+        if len(some) <= length:  # what reads the text is done once, however many prefixes follow
+            read = _time(lambda: prefix_nll(*text, [length]))
+            packed = read + (packed - read) * (length + 1) / len(some)
         places = _places(turn, rounds, length)
         naive = [_time(lambda i=i: naive_nll(model, prompt, trajectory, suffix, i)) for i in places]
         few = [
@@ -689,8 +778,8 @@ def _compare(
         ]
         ratios.append(sum(naive) / 4 * (length + 1) / packed)
         few_ratios.append(sum(few) / 4 * (length + 1) / packed)
-        shares.append(work / packed / _sgemm_rate())
         seconds.append(packed)
+        naive_seconds.append(sum(naive) / 4 * (length + 1))
         say(
             f"{name}, |t| = {length}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times the naive"
             " loop"
@@ -709,8 +798,17 @@ def _compare(
             "",
         ),
         ("probe: time for all prefixes", seconds, "s", ""),
+        (NAIVE_TIME, naive_seconds, "s", ""),
     ]
     return _rows(figures, setting)
+
+
+def _positions(turn: int, rounds: int, length: int) -> list[int]:
+    """The prefixes that a round probes: all of a short text, else four runs that stratify it."""
+    if length <= WHOLE:
+        return list(range(length + 1))
+    starts = [min(start, length + 1 - RUN) for start in _places(turn, rounds, length)]
+    return sorted({start + k for start in starts for k in range(RUN)})
 
 
 def _time(call: Callable[[], object]) -> float:
@@ -782,14 +880,14 @@ def _memory_at(length: int) -> float:
     # weights are mapped from disk: touch them all before the baseline is taken
     with torch.inference_mode():
         lm.model(torch.tensor([prompt[:4]]))
-    return _peak_above(
-        lambda: prefix_nll(lm.model, prompt, trajectory, [suffix], range(length + 1))
-    )
+    late = range(length + 1 - RUN, length + 1)  # memory grows with the text that was read
+    return _peak_above(lambda: prefix_nll(lm.model, prompt, trajectory, [suffix], late))
 
 
 BENCHMARKS = {
     "probe": probe_rows,
     "forked": forked_rows,
+    "medium": medium_rows,
     "path": path_rows,
     "maml": maml_rows,
     "rollouts": rollouts_rows,
@@ -802,4 +900,4 @@ BENCHMARKS = {
 
 
 if __name__ == "__main__":
-    print(_memory_at(1024))
+    print(_memory_at(MEMORY_LENGTH))

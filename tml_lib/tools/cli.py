@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "what",
         nargs="*",
-        metavar="probe|path|maml|rollouts|sft|grpo|landscape|plan|gpu",
+        metavar="probe|forked|medium|path|maml|rollouts|sft|grpo|landscape|plan|gpu",
         help="which benchmarks (default: all but gpu, which needs one)",
     )
     bench.add_argument("--json", action="store_true")

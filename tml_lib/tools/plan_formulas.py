@@ -319,13 +319,13 @@ def _phase(
 def _probed(stage: Stage, model: Shape, on: Device) -> Phase:
     """The trajectory is read once, and a copy of the suffix per prefix.
 
-    A pass holds ROWS_PER_PASS tokens, whose mask is dense, so that each sees the cache and the
-    whole pass (see probe.py).
+    A pass holds ROWS_PER_PASS tokens; each attends to the text before it and to its own copy of the
+    suffix (see measure/shared_prefix.py).
     """
     prefixes = stage.positions or stage.length + 1
     side = ROWS_PER_PASS["cpu" if on.name == "cpu" else "cuda"]
     tokens = stage.prompt + stage.length + prefixes * (stage.suffix - 1)
-    context = stage.prompt + stage.length / 2 + min(side, tokens)
+    context = stage.prompt + stage.length / 2 + stage.suffix
     passes = stage.count * math.ceil(tokens / side)
     return _phase(
         model, on, stage.count * tokens, context, stage.count * prefixes * stage.answer, passes
