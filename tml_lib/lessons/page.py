@@ -19,6 +19,7 @@ td, th { border-bottom: 1px solid silver; padding: .3rem .6rem; text-align: left
 pre { background: whitesmoke; padding: .6rem; overflow-x: auto; white-space: pre-wrap }
 img { max-width: 100% } code { font-size: 12px; color: dimgray }
 """
+COUNTED = ("trajectories", "text", "efficiency")  # studies in which the model writes
 _HEADS = ("test", "compared with", "claimed", "estimate [95 % interval]", "n", "verdict")
 
 
@@ -95,6 +96,8 @@ def _encoded(figure) -> str:
 
 def _cut(record: dict) -> str:
     share = ledger.cut_share(record)
+    if share is None and record["study"] in COUNTED and "cut" not in record:
+        return "No count was kept of how many of the model's samples were cut."
     if share is None:
         return "This study samples nothing."
     most = record["settings"].get("max_tokens", "an unknown number of")

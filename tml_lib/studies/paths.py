@@ -202,7 +202,9 @@ STUDY = program_probes.of_reasoners("paths", path_record, QUESTIONS)
 
 def _text_again(evidence: dict, place: int) -> dict[str, float]:
     settings = evidence["settings"]
-    lm, asked = material("small", "", len(evidence["templates"]), settings["seed"])
+    lm, asked = material(
+        evidence["scale"].partition("-")[0], "", len(evidence["templates"]), settings["seed"]
+    )
     return text_record(asked[place], Path(), lm=lm, stride=settings["stride"])
 
 

@@ -218,7 +218,7 @@ def _kept(records: Sequence[dict]) -> dict:
 def _again(evidence: dict, place: int) -> dict[str, float]:
     seed = evidence["settings"]["seed"]
     question = questions(len(evidence["templates"]), seed)[place]
-    lm = lora.embedded(evidence["settings"]["model"])
+    lm = lora.replayed(evidence["settings"]["model"])
     most = evidence["settings"].get("max_tokens", MOST_TOKENS)
     found = {test: column[0] for test, column in cut_values(lm, [question], seed, most)[0].items()}
     if place % EVERY == 0:

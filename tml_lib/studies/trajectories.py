@@ -418,7 +418,7 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     settings = evidence["settings"]
     question = study_questions(settings["n_questions"], settings["seed"])[place]
     kept = {kind: evidence[kind][place] for kind in ("sampled", "own_right") if kind in evidence}
-    lm, stride = lora.embedded(settings["model"]), settings["stride"]
+    lm, stride = lora.replayed(settings["model"]), settings["stride"]
     own = {kind: _own(lm, text, question) for kind, text in kept.items() if text is not None}
     written = Own(own.get("own_right"), own.get("sampled"))
     record = question_record(lm, question, written, seed=settings["seed"], stride=stride)
