@@ -72,16 +72,10 @@ def _figures(record: dict, rows: list[ledger.Row]) -> list[tuple[str, str]]:
 
     drawn = []
     if record["study"] == "trajectories":
-        from tml_lib.studies.trajectories import curve_of
+        from tml_lib.studies.trajectories import by_condition
 
         kinds = ("gold", "own_right", "sampled", "corrupted", "foreign")
-        groups = {
-            kind: [c for held in record["curves"] if (c := curve_of({"curves": held}, kind))]
-            for kind in kinds
-        }
-        # one curve has no band
-        drawable = {kind: curves for kind, curves in groups.items() if len(curves) > 1}
-        figure = plots.bands_alone(drawable)
+        figure = plots.bands_alone(by_condition(record["curves"], kinds))
         drawn.append(("L̂ of the right answer along trajectories, by kind", figure))
     if drawable := [row for row in rows if not math.isnan(row.low)]:
         drawn.append(("Estimates with intervals beside thresholds", plots.forest(drawable)))

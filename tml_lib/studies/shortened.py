@@ -52,21 +52,47 @@ class Shortened:
         """Per question whether the model comes to the right answer from there; after 'full' and
         'at_once' it must answer.
         """
-        texts, at_once = [found[way] for found in self.ways], way in ("full", "at_once")
+        return self.finished([way])[0][way]
+
+    def finished(self, ways: Sequence[str]) -> tuple[dict[str, list[bool]], dict[str, list[int]]]:
+        """By way and per question whether the answer is right, as `right`, and the words of
+        trajectory. A text model writes on from all ways in one batch, and its words are those given.
+        """
+        texts = {way: [found[way] for found in self.ways] for way in ways}
+        right, words = {}, {way: [len(text.split()) for text in texts[way]] for way in ways}
+        at_once = [way for way in ways if way in ("full", "at_once")]
         if self.programs:
-            words = [text.split() for text in texts]
-            return efficiency.finished(self.lm, self.questions, words, at_once=at_once)[0]
-        if at_once:
-            return forced(self.lm, self.questions, texts)
-        prompts = [
-            self.lm.prompt(q.text) + text for q, text in zip(self.questions, texts, strict=True)
+            for way in ways:
+                given = [text.split() for text in texts[way]]
+                right[way], words[way] = efficiency.finished(
+                    self.lm, self.questions, given, at_once=way in at_once
+                )
+            return right, words
+        right |= {way: forced(self.lm, self.questions, texts[way]) for way in at_once}
+        others = [way for way in ways if way not in at_once]
+        rows = [
+            (question, text)
+            for way in others
+            for question, text in zip(self.questions, texts[way], strict=True)
         ]
-        endings, _ = _written(self.lm, prompts, 0, 0, self.max_tokens)
-        whole = [text + ending for text, ending in zip(texts, endings, strict=True)]
-        return [
-            grade(text, question.answer)
-            for text, question in zip(whole, self.questions, strict=True)
+        prompts = [self.lm.prompt(question.text) + text for question, text in rows]
+        endings = _written(self.lm, prompts, 0, 0, self.max_tokens)[0] if rows else []
+        graded = [
+            grade(text + ending, question.answer)
+            for (question, text), ending in zip(rows, endings, strict=True)
         ]
+        n = len(self.questions)
+        right |= {way: graded[k * n : (k + 1) * n] for k, way in enumerate(others)}
+        return {way: right[way] for way in ways}, words
+
+    def values(self) -> tuple[dict[str, list[list[float]]], dict[str, dict[str, float]]]:
+        """The values of C10, as evidence has them, and by way the share right and mean words."""
+        right, words = (
+            {way: np.array(column, dtype=float)[:, None] for way, column in table.items()}
+            for table in self.finished(list(self.ways[0]))
+        )
+        found = efficiency.summed(right, words)
+        return {test: [numbers] for test, numbers in found["values"].items()}, found["modes"]
 
 
 def material(
@@ -199,11 +225,10 @@ def text_record(
     ways, cut = text_ways(lm, asked, seed + start, max_tokens, samples)
     given = Shortened(lm, asked, ways, False, max_tokens, cut)
     shape = len(questions), samples
-    right = {mode: np.reshape(given.right(mode), shape).astype(float) for mode in ways[0]}
-    words = {
-        mode: np.reshape([len(way[mode].split()) for way in ways], shape).astype(float)
-        for mode in ways[0]
-    }
+    right, words = (
+        {mode: np.reshape(column, shape).astype(float) for mode, column in table.items()}
+        for table in given.finished(list(ways[0]))
+    )
     counts = [[int(table.sum()), samples] for table in np.reshape(cut, shape)]
     return efficiency.summed(right, words) | {"texts": [way["full"] for way in ways], "cut": counts}
 

@@ -320,6 +320,18 @@ def curve_of(record: dict, kind: str, whose: str = "right") -> ProbeCurve | None
     )
 
 
+def by_condition(
+    tables: Sequence[dict[str, dict]], kinds: Sequence[str]
+) -> dict[str, list[ProbeCurve]]:
+    """The curves of the right answer by kind, of the questions that have it. tables: the 'curves'
+    of records, or of evidence.
+    """
+    return {
+        kind: [curve for held in tables if (curve := curve_of({"curves": held}, kind))]
+        for kind in kinds
+    }
+
+
 def paired_before_statement(record: dict, kind: str) -> tuple[ProbeCurve, ProbeCurve] | None:
     """Curves of the right answer along gold and along another condition, both cut before any answer
     is stated.
