@@ -121,7 +121,9 @@ def test_what_cannot_be_drawn_is_refused_by_name(asked, tiny_lm, random_model):
     plane = landscape.random_plane(tiny_lm.model, 1)
     with pytest.raises(ValueError, match="0 questions"):
         landscape.landscape(tiny_lm, [], plane, np.zeros(1), np.zeros(1))
-    other = landscape.Plane({"nowhere.weight": torch.zeros(2)}, {"nowhere.weight": torch.zeros(2)})
+    nowhere = landscape.Direction()
+    nowhere.put("nowhere.weight", torch.zeros(2), torch.ones(()), torch.float32)
+    other = landscape.Plane(nowhere, nowhere)
     with pytest.raises(ValueError, match=r"no parameter nowhere.weight"):
         landscape.landscape(tiny_lm, asked, other, np.zeros(1), np.zeros(1))
     with pytest.raises(

@@ -51,10 +51,14 @@ def stored(*evidence: str) -> Iterator[list[dict]]:
         _frame(plt.figure(number), title)
 
 
-def _frame(figure: Figure, title: str) -> None:
-    """A frame around the figure and a title on it, above the one that it has."""
+def _title(figure: Figure, title: str) -> None:
     held = figure.get_suptitle()
     figure.suptitle(f"{title}\n{held}" if held else title, fontsize=8, color=names.DARK)
+
+
+def _frame(figure: Figure, title: str) -> None:
+    """A frame around the figure, and a title above the one that it has."""
+    _title(figure, title)
     figure.patch.set_facecolor(names.PAPER)
     edge = {"fill": False, "lw": 3, "ec": names.GREY, "clip_on": False}
     figure.add_artist(Rectangle((0, 0), 1, 1, transform=figure.transFigure, **edge))
@@ -79,7 +83,8 @@ def live_verdicts(rows: Sequence[Row], model: str) -> None:
     print(f"This run: {model}")
     print(ledger.to_text(rows))
     if drawable := [row for row in rows if not math.isnan(row.low)]:
-        plots.forest(drawable)
+        figure = plots.forest(drawable)
+        _title(figure, f"This run: {model}")
 
 
 def interval(numbers: Sequence[float], seed: int = 0) -> Interval:

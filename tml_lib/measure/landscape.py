@@ -62,6 +62,7 @@ def axis(points: int, reach: float = 1.0) -> np.ndarray:
 # --- random directions ----------------------------------------------------------------------------
 
 
+BLOCK = 2**19  # numbers of a weight that are displaced at once
 STEP = 1 / 32  # of the Gaussian numbers of a 16-bit model's directions
 
 
@@ -82,8 +83,12 @@ class Direction(Mapping):
             self._held[name] = (noise * size).to(dtype), torch.ones(()), dtype
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        held, size, dtype = self._held[name]
-        return held if held.dtype == dtype else (held.float() * size).to(dtype)
+        return self.rows(name, ...).to(self._held[name][2])
+
+    def rows(self, name: str, rows) -> torch.Tensor:
+        """Some rows of a parameter's tensor, in float32."""
+        held, size, _ = self._held[name]
+        return held[rows].float() * size.expand_as(held)[rows]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._held)
@@ -98,8 +103,8 @@ class Plane:
     stay where they are.
     """
 
-    first: Mapping[str, torch.Tensor]
-    second: Mapping[str, torch.Tensor]
+    first: Direction
+    second: Direction
 
 
 def random_plane(model: torch.nn.Module, seed: int, *, scaling: str = "filter") -> Plane:
@@ -148,8 +153,13 @@ def displaced(model: torch.nn.Module, plane: Plane) -> Iterator:
 
     def moved(name: str) -> torch.Tensor:
         data = placed.weight(model, name)
-        found = data.float().add(plane.first[name].float(), alpha=point[0])
-        return found.add_(plane.second[name].float(), alpha=point[1]).to(data.dtype)
+        found = torch.empty_like(data)
+        for rows in _blocks(data):
+            part = data[rows].to(torch.float32, copy=True)
+            for side, reach in zip((plane.first, plane.second), point, strict=True):
+                part.add_(side.rows(name, rows), alpha=reach)
+            found[rows] = part
+        return found
 
     def move(first: float, second: float) -> None:
         point[:] = first, second
@@ -165,6 +175,16 @@ def displaced(model: torch.nn.Module, plane: Plane) -> Iterator:
             hooks.callback(module.register_forward_hook(after, always_call=True).remove)
     with hooks:
         yield move
+
+
+def _blocks(data: torch.Tensor) -> list:
+    """Indices of a tensor's rows, few enough for the processor's cache: in one piece, copies in
+    float32 take most of a pass's time.
+    """
+    if data.ndim < 2:
+        return [...]
+    step = max(BLOCK // data[0].numel(), 1)
+    return [slice(start, start + step) for start in range(0, len(data), step)]
 
 
 def _close(own: contextlib.ExitStack, *_) -> None:
