@@ -83,12 +83,14 @@ class Direction(Mapping):
             self._held[name] = (noise * size).to(dtype), torch.ones(()), dtype
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self.rows(name, ...).to(self._held[name][2])
+        return self.rows(name, ...)
 
     def rows(self, name: str, rows) -> torch.Tensor:
-        """Some rows of a parameter's tensor, in float32."""
-        held, size, _ = self._held[name]
-        return held[rows].float() * size.expand_as(held)[rows]
+        """Some rows of a parameter's tensor."""
+        held, size, dtype = self._held[name]
+        if held.dtype == dtype:
+            return held[rows]
+        return (held[rows].float() * size.expand_as(held)[rows]).to(dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._held)
