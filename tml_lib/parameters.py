@@ -139,10 +139,10 @@ PATHS = ("model", "llm", "adapter", "data", "evidence_dir")
 # By preset, what a notebook's live part does where its parameter is 0. A sample of 400 tokens of
 # `medium` takes two minutes, and each of its tokens a tenth of a second to probe.
 BUDGETS: dict[str, dict[str, int]] = {
-    "small": {"n_questions": 3, "stride": 4, "grid": 5, "n_thinned": 1},
-    "medium": {"n_questions": 2, "stride": 8, "grid": 3, "n_thinned": 1},
-    "gpu": {"n_questions": 8, "stride": 4, "grid": 9, "n_thinned": 4},
-    "tiny": {"n_questions": 60, "stride": 1, "grid": 13, "n_thinned": 20},
+    "small": {"n_questions": 3, "stride": 4, "grid": 5, "n_close": 1},
+    "medium": {"n_questions": 2, "stride": 8, "grid": 3, "n_close": 1},
+    "gpu": {"n_questions": 8, "stride": 4, "grid": 9, "n_close": 4},
+    "tiny": {"n_questions": 60, "stride": 1, "grid": 13, "n_close": 40},
 }
 PRESETS = tuple(BUDGETS)
 SETS = ("orz_14b", "orz_72b", "aime24", "math500_5", "livemathbench_hard", "gpqa_diamond", "own")
@@ -172,7 +172,7 @@ RULES: dict[str, Rule] = {
     "large_lr": Number(1e-6, 1e3),
     "lora_rank": NONE_OR_MORE,
     "tries": NONE_OR_MORE,
-    "n_thinned": ONE_OR_MORE,
+    "n_close": ONE_OR_MORE,
     "thinking": Choice((True, False)),
 }
 RULES |= dict.fromkeys(("study_seeds", "tiny_seeds", "study_questions"), NONE_OR_MORE)
@@ -189,7 +189,7 @@ RULES |= dict.fromkeys((*_COUNTS, *_STEPS.split(), "outer_steps"), ONE_OR_MORE)
 # A notebook is known by the names that it declares: a running one does not know its own file.
 _TEXT = Choice(("small", "medium", "gpu"))
 _BUDGET = {"n_questions": Budget(1), "stride": Budget(1), "grid": Budget(3, odd=True)}
-_BUDGET |= {"n_thinned": Budget(1)}
+_BUDGET |= {"n_close": Budget(1)}
 
 
 def _budgets(*names: str) -> dict[str, Rule]:
@@ -210,9 +210,9 @@ EXCEPTIONS: dict[str, dict[str, Rule]] = {
         "n_questions", "grid", "stride"
     ),
     (
-        "preset model adapter data n_questions n_thinned study_seeds thinking max_tokens seed"
+        "preset model adapter data n_questions n_close study_seeds thinking max_tokens seed"
         " evidence_dir"
-    ): _budgets("n_questions", "n_thinned"),
+    ): _budgets("n_questions", "n_close"),
     "preset model adapter data n_questions study_seeds thinking max_tokens seed evidence_dir": (
         _budgets("n_questions")
     ),

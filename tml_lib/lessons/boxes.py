@@ -29,7 +29,8 @@ TOP, SIDE, FOOT = "┌─ ", "│ ", "└─"
 
 
 @functools.cache
-def _read(name: str) -> dict:
+def read(name: str) -> dict:
+    """Stored evidence by name, for what a notebook needs of it and does not show."""
     return ledger.read_evidence(notebooks.stored_evidence() / f"{name}.json")
 
 
@@ -43,7 +44,7 @@ def stored(*evidence: str) -> Iterator[list[dict]]:
     title = f"Stored evidence, not made by this run · {' · '.join(called)}"
     known, said = set(plt.get_fignums()), io.StringIO()
     with contextlib.redirect_stdout(said):
-        yield [_read(name) for name in evidence]
+        yield [read(name) for name in evidence]
     lines = said.getvalue().splitlines()
     if lines:
         print("\n".join([TOP + title, *(SIDE + line for line in lines), FOOT]))
@@ -64,7 +65,9 @@ def _frame(figure: Figure, title: str) -> None:
     figure.add_artist(Rectangle((0, 0), 1, 1, transform=figure.transFigure, **edge))
 
 
-def stored_verdicts(claims: Iterable[str], *evidence: str, drawn: Sequence[str] | None = None) -> None:
+def stored_verdicts(
+    claims: Iterable[str], *evidence: str, drawn: Sequence[str] | None = None
+) -> None:
     """The tests of some claims in stored evidence, as a table and a figure, in a box. drawn: the
     scales that the figure shows, all by default; none leave it out.
     """

@@ -77,7 +77,9 @@ class Direction(Mapping):
     def put(self, name: str, noise: torch.Tensor, size: torch.Tensor, dtype: torch.dtype) -> None:
         """Keep noise · size as a tensor of that dtype."""
         if dtype.itemsize == 2:
-            whole = (noise / STEP).round_().clamp_(-127, 127).to(torch.int8)
+            whole = torch.empty(noise.shape, dtype=torch.int8, device=noise.device)
+            for rows in _blocks(noise):
+                whole[rows] = (noise[rows] / STEP).round_().clamp_(-127, 127)
             self._held[name] = whole, size * STEP, dtype
         else:
             self._held[name] = (noise * size).to(dtype), torch.ones(()), dtype
@@ -131,7 +133,8 @@ def random_plane(model: torch.nn.Module, seed: int, *, scaling: str = "filter") 
                 if scaling == "filter" and p.ndim < 2:
                     continue
                 over = {"dim": rows, "keepdim": True} if scaling == "filter" else {}
-                size = p.detach().float().norm(**over) / noise.norm(**over).clamp(min=1e-12)
+                size = p.detach().norm(**over, dtype=torch.float32)
+                size = size / noise.norm(**over).clamp(min=1e-12)
                 side.put(name, noise, size, p.dtype)
     return Plane(*sides)
 

@@ -85,14 +85,18 @@ class Shortened:
         right |= {way: graded[k * n : (k + 1) * n] for k, way in enumerate(others)}
         return {way: right[way] for way in ways}, words
 
-    def values(self) -> tuple[dict[str, list[list[float]]], dict[str, dict[str, float]]]:
-        """The values of C10, as evidence has them, and by way the share right and mean words."""
-        right, words = (
+    def values(self) -> tuple[dict[str, list[list[float]]], dict[str, dict], dict[str, list[bool]]]:
+        """The values of C10, as evidence has them; by way the share right and mean words; and by
+        way and question whether the answer is right.
+        """
+        right, words = self.finished(list(self.ways[0]))
+        tables = (
             {way: np.array(column, dtype=float)[:, None] for way, column in table.items()}
-            for table in self.finished(list(self.ways[0]))
+            for table in (right, words)
         )
-        found = efficiency.summed(right, words)
-        return {test: [numbers] for test, numbers in found["values"].items()}, found["modes"]
+        found = efficiency.summed(*tables)
+        values = {test: [numbers] for test, numbers in found["values"].items()}
+        return values, found["modes"], right
 
 
 def material(
