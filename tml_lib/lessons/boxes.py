@@ -41,7 +41,7 @@ def stored(*evidence: str) -> Iterator[list[dict]]:
     """
     scales = dict.fromkeys(name.rpartition(".")[2] for name in evidence)
     called = [names.SCALES[scale].name if scale in names.SCALES else scale for scale in scales]
-    title = f"Stored evidence, not made by this run · {' · '.join(called)}"
+    title = " · ".join(["Stored evidence, not made by this run", *called])
     known, said = set(plt.get_fignums()), io.StringIO()
     with contextlib.redirect_stdout(said):
         yield [read(name) for name in evidence]

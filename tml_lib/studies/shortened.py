@@ -56,7 +56,8 @@ class Shortened:
 
     def finished(self, ways: Sequence[str]) -> tuple[dict[str, list[bool]], dict[str, list[int]]]:
         """By way and per question whether the answer is right, as `right`, and the words of
-        trajectory. A text model writes on from all ways in one batch, and its words are those given.
+        trajectory. A text model writes on from all ways in one batch; its words are those it is
+        given.
         """
         texts = {way: [found[way] for found in self.ways] for way in ways}
         right, words = {}, {way: [len(text.split()) for text in texts[way]] for way in ways}
