@@ -9,40 +9,12 @@ import re
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from outside import TEXT, paragraphs, unboxed
 
 from tml_lib.claims import ledger
 from tml_lib.lessons import boxes, notebooks
 
-TEXT = ("05", "06", "07", "11")  # whose live part shows a reader's model
 BOX = re.compile(r"> \*\*Stored, [^*]+ \(presets? `[^)]+`\)(, this question)?:\*\*")
-CLAIM = re.compile(
-    r"SmolLM2|Qwen2\.5-Coder|reasoners?\b|\d (?:per cent|nats?)\b|\d %(?<!\b95 %)"
-    r"|\*\*(?:holds|contradicted|inconclusive)\*\*"
-)
-GENERATED = re.compile(r"<!-- generated: .*?<!-- end -->", re.DOTALL)
-
-
-def paragraphs(text):
-    return [part for part in re.split(r"\n\s*\n", GENERATED.sub("", text)) if part.strip()]
-
-
-def unboxed(cells):
-    """The claims of an executed notebook that stand in no box: paragraphs, lines of output. An
-    exercise claims nothing.
-    """
-    found = []
-    for cell in cells:
-        if cell.cell_type == "markdown":
-            free = [p for p in paragraphs(cell.source) if not re.match(r">|\*\*\d\.\*\*", p)]
-            found += [p for p in free if CLAIM.search(re.sub(r"`[^`]*`", "", p))]
-        for output in cell.get("outputs", []):
-            lines = output.get("text", "") if output.get("name") != "stderr" else ""
-            lines = lines or output.get("data", {}).get("text/plain", "")
-            sides = (boxes.TOP, boxes.SIDE, boxes.FOOT)
-            stored = re.compile(r"SmolLM2|Qwen|\btiny\b|\bsmall(-sft)?\b|notebooks/evidence")
-            free = [line for line in lines.splitlines() if not line.startswith(sides)]
-            found += [line for line in free if stored.search(line)]
-    return found
 
 
 @pytest.mark.parametrize("start", TEXT)
