@@ -10,6 +10,7 @@ stand as many words of the beginning, at random, and of another question's summa
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -96,6 +97,9 @@ class Shortened:
             for table in (right, words)
         )
         found = efficiency.summed(*tables)
+        # of a sample that did not end nothing is left, and so nothing can be saved
+        saved = zip(words["full"], found["values"]["C10.saved"], strict=True)
+        found["values"]["C10.saved"] = [x if whole else math.nan for whole, x in saved]
         values = {test: [numbers] for test, numbers in found["values"].items()}
         return values, found["modes"], right
 
