@@ -64,7 +64,9 @@ def test_every_parameter_has_a_rule(book, name):
 def test_every_kind_of_bad_value_is_refused_by_name(book, name):
     bad = BAD[book.parameters[name]]
     bad = [v for v in bad if not (name in UNLIMITED and v == 10**400)]
-    if book.parameters[name] == "int" and name not in ZERO_MEANS_NONE:
+    rule = parameters.rule(name, tuple(book.parameters))
+    zero = name in ZERO_MEANS_NONE or isinstance(rule, parameters.Budget)
+    if book.parameters[name] == "int" and not zero:
         bad = bad if (book.name[:2], name) == ("01", "n_questions") else [*bad, 0]
     for value in bad:
         with pytest.raises((ValueError, TypeError), match=rf"parameter {name}=.*-p {name}"):
@@ -78,6 +80,17 @@ def test_defaults_and_small_parameters_are_taken(book):
         taken = runtime.check_parameters(namespace(book, **values))
         assert list(taken) == list(book.parameters)
         assert taken.items() >= values.items()
+
+
+def test_a_presets_budget_stands_for_zero_and_for_nothing_else():
+    (book,) = notebooks.select(["06"])
+    for preset, budget in parameters.BUDGETS.items():
+        taken = runtime.check_parameters(namespace(book, preset=preset, stride=5))
+        wanted = budget | {"stride": 5}
+        assert {name: taken[name] for name in ("n_questions", "grid", "stride")} == {
+            name: wanted[name] for name in ("n_questions", "grid", "stride")
+        }
+        assert taken["study_seeds"] == 0, "0 means none here"
 
 
 def test_a_path_given_to_the_command_begins_where_the_command_is_called(tmp_path, monkeypatch):
@@ -174,13 +187,13 @@ def test_without_its_parameters_cell_a_notebook_says_so():
 
 def test_the_command_line_refuses_before_a_kernel_starts():
     began = time.perf_counter()
-    command = [sys.executable, "-m", "tml_lib", "run", "05", "-p", "n_questions", "0"]
+    command = [sys.executable, "-m", "tml_lib", "run", "05", "-p", "n_questions", "-1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=runtime.project_root())
     assert time.perf_counter() - began < 5
     assert done.returncode == 2
     assert done.stderr == (
-        "error: parameter n_questions=0: it is out of range; give a number of at least 1, in the"
-        " parameters cell or with `-p n_questions VALUE`\n"
+        "error: parameter n_questions=-1: it is out of range; give a number of at least 1, or 0 for"
+        " the preset's, in the parameters cell or with `-p n_questions VALUE`\n"
     )
 
 

@@ -63,6 +63,19 @@ class Found:
         return "" if value in self.words else self.find(value, base)
 
 
+@dataclass(frozen=True)
+class Budget(Number):
+    """A number, or 0 for what the preset has time for (BUDGETS)."""
+
+    @property
+    def allowed(self) -> str:
+        return f"{super().allowed}, or 0 for the preset's"
+
+    def refusal(self, value: float, base: Path) -> str:
+        """Why the value is not allowed; '' where it is."""
+        return "" if value == 0 else super().refusal(value, base)
+
+
 Rule = Number | Choice | Found
 
 
@@ -123,7 +136,15 @@ def _entry(value: str, base: Path) -> str:
 
 
 PATHS = ("model", "llm", "adapter", "data", "evidence_dir")
-PRESETS = ("small", "medium", "gpu", "tiny")
+# By preset, what a notebook's live part does where its parameter is 0. A sample of 400 tokens of
+# `medium` takes two minutes, and each of its tokens a tenth of a second to probe.
+BUDGETS: dict[str, dict[str, int]] = {
+    "small": {"n_questions": 3, "stride": 4, "grid": 5, "n_close": 1},
+    "medium": {"n_questions": 2, "stride": 8, "grid": 3, "n_close": 1},
+    "gpu": {"n_questions": 8, "stride": 4, "grid": 9, "n_close": 4},
+    "tiny": {"n_questions": 60, "stride": 1, "grid": 13, "n_close": 40},
+}
+PRESETS = tuple(BUDGETS)
 SETS = ("orz_14b", "orz_72b", "aime24", "math500_5", "livemathbench_hard", "gpqa_diamond", "own")
 MODEL = (
     "a folder with config.json (as `save_pretrained` writes it), a name that `python -m tml_lib"
@@ -151,6 +172,7 @@ RULES: dict[str, Rule] = {
     "large_lr": Number(1e-6, 1e3),
     "lora_rank": NONE_OR_MORE,
     "tries": NONE_OR_MORE,
+    "n_close": ONE_OR_MORE,
     "thinking": Choice((True, False)),
 }
 RULES |= dict.fromkeys(("study_seeds", "tiny_seeds", "study_questions"), NONE_OR_MORE)
@@ -166,6 +188,14 @@ RULES |= dict.fromkeys((*_COUNTS, *_STEPS.split(), "outer_steps"), ONE_OR_MORE)
 
 # A notebook is known by the names that it declares: a running one does not know its own file.
 _TEXT = Choice(("small", "medium", "gpu"))
+_BUDGET = {"n_questions": Budget(1), "stride": Budget(1), "grid": Budget(3, odd=True)}
+_BUDGET |= {"n_close": Budget(1)}
+
+
+def _budgets(*names: str) -> dict[str, Rule]:
+    return {name: _BUDGET[name] for name in names}
+
+
 EXCEPTIONS: dict[str, dict[str, Rule]] = {
     "preset model seed": {"preset": _TEXT},
     "preset model n_questions stride tiny_seeds seed evidence_dir": {
@@ -173,8 +203,19 @@ EXCEPTIONS: dict[str, dict[str, Rule]] = {
         "n_questions": NONE_OR_MORE,  # 0 leaves the live study out
     },
     "preset model adapter data n_questions stride tries thinking max_tokens seed evidence_dir": {
-        "preset": _TEXT
+        "preset": _TEXT,
+        **_budgets("n_questions", "stride"),
     },
+    "preset model n_questions grid stride study_seeds seed evidence_dir": _budgets(
+        "n_questions", "grid", "stride"
+    ),
+    (
+        "preset model adapter data n_questions n_close study_seeds thinking max_tokens seed"
+        " evidence_dir"
+    ): _budgets("n_questions", "n_close"),
+    "preset model adapter data n_questions study_seeds thinking max_tokens seed evidence_dir": (
+        _budgets("n_questions")
+    ),
     "preset model live_steps most_tokens study_questions study_steps seed evidence_dir": {
         "preset": _TEXT
     },
@@ -189,6 +230,15 @@ def rule(name: str, declared: Sequence[str]) -> Rule | None:
     name of a reader's own.
     """
     return EXCEPTIONS.get(" ".join(declared), {}).get(name) or RULES.get(name)
+
+
+def budget(values: Mapping[str, object], declared: Sequence[str]) -> dict[str, object]:
+    """The values, with those that are 0 for the preset's as the preset has them."""
+    own = BUDGETS.get(values.get("preset"), {})
+    return {
+        name: own[name] if value == 0 and isinstance(rule(name, declared), Budget) else value
+        for name, value in values.items()
+    }
 
 
 def check(values: Mapping[str, object], declared: Sequence[str], base: Path) -> None:

@@ -292,7 +292,8 @@ def check_parameters(namespace: MutableMapping[str, object]) -> dict[str, object
     Papermill only warns of an unknown name and passes `-p fast false` as the string 'false'; here
     the first is a ValueError and the second a TypeError. Types come from the annotations in the
     parameters cell, ranges and choices from `tml_lib.parameters`: a value outside is a ValueError.
-    In paths ~ becomes the home folder, in the namespace too. Returns the values.
+    In paths ~ becomes the home folder, and 0 the preset's number where it stands for that, in the
+    namespace too. Returns the values.
     """
     cells = namespace.get("In", [])
     # a kernel that keeps no history, as under nbval, knows the annotations only
@@ -302,6 +303,7 @@ def check_parameters(namespace: MutableMapping[str, object]) -> dict[str, object
         check_value(name, namespace[name], type_name)
     values = {name: parameters.expanded(name, namespace[name]) for name in declared}
     parameters.check(values, tuple(declared), Path())
+    values = parameters.budget(values, tuple(declared))
     namespace.update(values)
     return values
 

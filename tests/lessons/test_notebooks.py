@@ -21,6 +21,7 @@ import psutil
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from outside import TEXT, live_comes_first, unboxed
 
 from tml_lib import runtime
 from tml_lib.claims import ledger
@@ -63,8 +64,11 @@ def test_executes_with_its_small_parameters(book, tmp_path):
 GPU_CASES = {
     "01": ("updates", {"n_questions": 1, "stride": 16}),
     "05": ("trajectories", {"n_questions": 1, "tries": 0, "stride": 16, "data": "orz_14b"}),
-    "06": ("", {"n_questions": 2, "grid": 3, "stride": 8}),
-    "07": ("text", {"n_questions": 2, "study_seeds": 1, "data": "aime24", "max_tokens": 24}),
+    "06": ("paths", {"n_questions": 2, "grid": 3, "stride": 8}),
+    "07": (
+        "text",
+        {"n_questions": 2, "n_close": 1, "study_seeds": 1, "data": "aime24", "max_tokens": 24},
+    ),
     "11": ("", {"n_questions": 2, "data": "math500_5", "max_tokens": 24}),
     "12": ("", {"n_questions": 2, "steps": 1, "update": 2}),
     "08": ("lora", {"live_steps": 1, "most_tokens": 4, "study_questions": 2, "study_steps": 1}),
@@ -73,8 +77,8 @@ GPU_CASES = {
 
 @pytest.mark.parametrize("start", GPU_CASES)
 def test_the_gpu_preset_runs_the_same_cells(start, tmp_path, lm, monkeypatch):
-    """A hub model's stand-in, a folder with a tiny random decoder, in bfloat16 but for 06, on
-    whatever device there is.
+    """A hub model's stand-in, a folder with a tiny random decoder, in bfloat16, on whatever device
+    there is. It shows this model's figures, and what it says of others stands in boxes.
 
     The paper's sets are stood in for by folders of the same columns.
     """
@@ -89,6 +93,10 @@ def test_the_gpu_preset_runs_the_same_cells(start, tmp_path, lm, monkeypatch):
     book = next(b for b in BOOKS if b.name.startswith(start))
     (result,) = notebooks.run([book], notebooks.check_given([book], given), tmp_path)
     assert result.ok, result.message
+    if start in TEXT:
+        executed = nbformat.read(tmp_path / f"{book.name}.ipynb", as_version=4).cells
+        assert unboxed(executed) == [], "it shows this model, and others in boxes"
+        assert live_comes_first(executed)
     if not study:
         return
     scale = f"gpu-{data}" if data else "gpu"

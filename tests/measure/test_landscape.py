@@ -100,22 +100,30 @@ def test_a_trajectory_may_stand_in_context(asked, tiny_lm):
 def test_an_exception_or_an_interrupt_leaves_every_bit_in_place(error, tiny_lm):
     plane, before = landscape.random_plane(tiny_lm.model, 1), bits(tiny_lm.model)
 
-    def fail():
-        with landscape.displaced(tiny_lm.model, plane) as move:
-            move(0.3, -0.7)
-            assert not unchanged(tiny_lm.model, before)
-            raise error
+    def fail(module, arguments):
+        assert not unchanged(tiny_lm.model, before)
+        raise error
 
-    with pytest.raises(error):
-        fail()
+    layer = tiny_lm.model.get_submodule("model.layers.0.mlp.down_proj")
+    with landscape.displaced(tiny_lm.model, plane) as move:
+        move(0.3, -0.7)
+        handle = layer.register_forward_pre_hook(fail)
+        try:
+            with pytest.raises(error):
+                tiny_lm.model(torch.ones(1, 3, dtype=torch.long))
+        finally:
+            handle.remove()
     assert unchanged(tiny_lm.model, before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny_lm.model.modules())
 
 
 def test_what_cannot_be_drawn_is_refused_by_name(asked, tiny_lm, random_model):
     plane = landscape.random_plane(tiny_lm.model, 1)
     with pytest.raises(ValueError, match="0 questions"):
         landscape.landscape(tiny_lm, [], plane, np.zeros(1), np.zeros(1))
-    other = landscape.Plane({"nowhere.weight": torch.zeros(2)}, {"nowhere.weight": torch.zeros(2)})
+    nowhere = landscape.Direction()
+    nowhere.put("nowhere.weight", torch.zeros(2), torch.ones(()), torch.float32)
+    other = landscape.Plane(nowhere, nowhere)
     with pytest.raises(ValueError, match=r"no parameter nowhere.weight"):
         landscape.landscape(tiny_lm, asked, other, np.zeros(1), np.zeros(1))
     with pytest.raises(

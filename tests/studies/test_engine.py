@@ -9,6 +9,7 @@ import pytest
 
 from tml_lib.claims import ledger, replay
 from tml_lib.data import gsm
+from tml_lib.lm import fetching, presets
 from tml_lib.studies import engine
 from tml_lib.studies.engine import Study
 
@@ -170,3 +171,25 @@ def test_processes_that_share_a_checkpoint_and_evidence_are_all_right(tmp_path):
     assert sorted(found["values"]["C1.fall"][0]) == [float(k) for k in range(20)]
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {checkpoint.name, "trajectories.tiny.json", ".lock"}, "no temporary file is left"
+
+
+def test_a_text_study_is_made_again_only_by_a_model_that_the_kit_knows_and_has(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setenv("TML_CACHE", str(tmp_path))
+    medium = presets.PRESETS["medium"].model
+
+    def asked(scale, model):
+        said = {"scale": scale, "settings": {"model": model}, "templates": ["1", "2"]}
+        return engine.questions_of(said)
+
+    both = ["question 0", "question 1"]
+    assert asked("small", presets.EMBEDDED_NAME) == both
+    assert asked("small-sft", f"{presets.EMBEDDED_NAME}+sft") == both
+    assert asked("medium", medium) == [], "its weights are not fetched"
+    weights = fetching.known()[medium]
+    weights.folder.mkdir(parents=True)
+    weights.gguf.touch()
+    assert asked("medium", medium) == both
+    others = [("small", "mine"), ("medium", "mine"), ("medium-aime24", medium), ("gpu", medium)]
+    assert [asked(*other) for other in others] == [[]] * 4

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tml_lib.claims import ledger
+from tml_lib.lessons import page
 from tml_lib.lm.models import LanguageModel
 from tml_lib.studies import lora, trajectories
 from tml_lib.tools import cli
@@ -78,6 +79,18 @@ def test_a_study_resumes_and_says_what_was_made(command, tmp_path, monkeypatch, 
     monkeypatch.setattr(trajectories, "question_record", *again)
     assert command("trajectories", "--n", "2") == 0
     assert "of 1" not in capsys.readouterr().out, "nothing is made twice"
+
+
+def test_a_study_that_kept_no_count_of_cut_samples_says_so(command, tmp_path):
+    command("trajectories", "--n", "2")
+    path = tmp_path / "trajectories.small.json"
+    record = ledger.read_evidence(path)
+    assert "samples were cut, as they had not" in (tmp_path / "trajectories.html").read_text()
+    del record["cut"]
+    path.write_text(json.dumps(record), encoding="utf8")
+    words = page.write(tmp_path / "again.html", path, "Why?", "So.").read_text(encoding="utf8")
+    assert "No count was kept of how many" in words
+    assert "samples nothing" not in words
 
 
 def test_one_models_samples_are_read_by_another(command, tmp_path, capsys):

@@ -81,6 +81,12 @@ def rules() -> dict[tuple[str, str], dict]:
     return {(claim, test["name"]): test for claim, test in _all_tests(claims())}
 
 
+def label(test: str) -> str:
+    """What a test is called, with its claim: 'C1.fall' -> 'fall of L̂ … (C1)'."""
+    claim, _, name = test.partition(".")
+    return f"{rules()[claim, name]['label']} ({claim})"
+
+
 def wanted(test: dict) -> str:
     """What a test's rule asks for, with side and unit: 'above 0.05 share'."""
     return f"{test['side']} {test['threshold']:g} {test['unit']}"
@@ -234,21 +240,32 @@ def rows(folders: list[Path]) -> list[Row]:
     table, known = [], claims()
     for folder in folders:
         for path in sorted(checks.path(folder=folder).glob("*.json")):
-            table += _rows_of(read_evidence(path), path, known)
+            table += _rows_of(read_evidence(path), _named(path), known)
     order = {f"{claim}.{test['name']}": k for k, (claim, test) in enumerate(_all_tests(known))}
     return sorted(table, key=lambda row: order[f"{row.claim}.{row.test}"])
 
 
 def rows_of(path: Path) -> list[Row]:
     """The rows of one evidence file, in the order of `claims`."""
-    return _rows_of(read_evidence(path), Path(path), claims())
+    return _rows_of(read_evidence(path), _named(path), claims())
+
+
+def rows_of_values(
+    values: dict[str, list[list[float]]], *, study: str, scale: str, **more
+) -> list[Row]:
+    """The rows of what a run has just measured and wrote to no file. values: as `write_evidence`
+    takes them; more: 'templates' and 'cut', as its `extra`.
+    """
+    record = {"study": study, "scale": scale, "protocol": protocol(study), "values": values}
+    record |= {"rules_hash": rules_hash(list(values))} | more
+    return _rows_of(_rounded(files.plain(record, "values")), "this run", claims())
 
 
 def _all_tests(known: dict[str, dict]) -> list[tuple[str, dict]]:
     return [(claim, test) for claim, item in known.items() for test in item["tests"]]
 
 
-def _rows_of(record: dict, path: Path, known: dict[str, dict]) -> list[Row]:
+def _rows_of(record: dict, evidence: str, known: dict[str, dict]) -> list[Row]:
     try:
         current = record["protocol"] == protocol(record["study"])
         current = current and record["rules_hash"] == rules_hash(list(record["values"]))
@@ -284,7 +301,7 @@ def _rows_of(record: dict, path: Path, known: dict[str, dict]) -> list[Row]:
                 test["control"],
                 test["decisive"],
                 found_verdict,
-                _named(path),
+                evidence,
                 cut_share(record),
             )
         )

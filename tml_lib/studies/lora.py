@@ -21,7 +21,7 @@ import numpy as np
 from tml_lib.claims.stats import pass_at_k
 from tml_lib.data import gsm
 from tml_lib.data.tiny import Row
-from tml_lib.lm import adapters, models, sampling
+from tml_lib.lm import adapters, models, presets, sampling
 from tml_lib.lm.answers import grade
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
@@ -256,14 +256,13 @@ def _table(records: Sequence[dict], questions: Sequence[Question], counted) -> e
     return {test: [numbers.tolist()] for test, numbers in found.items()}
 
 
-@functools.cache
-def embedded(name: str, dtype: str = "float32") -> LanguageModel:
-    """SmolLM2 by its name in evidence: with the shipped adapter where that ends in '+sft'."""
-    return (
-        load("small", adapter="stored")
-        if name.endswith("+sft")
-        else models.load("small", dtype=dtype)
-    )
+@functools.lru_cache(maxsize=2)
+def replayed(name: str, dtype: str = "") -> LanguageModel:
+    """A preset's own model by its name in evidence, with the shipped adapter where that ends in
+    '+sft'. dtype: in place of the preset's.
+    """
+    preset = next(scale.partition("-")[0] for scale, held in presets.REPLAYED if held == name)
+    return load(preset, adapter="stored" if name.endswith("+sft") else "", dtype=dtype)
 
 
 def _again(evidence: dict, place: int) -> dict[str, float]:
@@ -275,8 +274,8 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     records = copy.deepcopy(evidence["records"])
     for record in records:
         if record["arm"] != "answers":
-            arm = "SmolLM2-135M-Instruct" + ("+sft" if record["arm"] == "gold" else "")
-            found = measured(embedded(arm), [questions[place]], seed, most)
+            arm = presets.EMBEDDED_NAME + ("+sft" if record["arm"] == "gold" else "")
+            found = measured(replayed(arm), [questions[place]], seed, most)
             record["greedy"]["right"][place] = found["greedy"]["right"][0]
             record["nll"][place] = found["nll"][0]
     values = estimands(records, questions, evidence["fresh"])

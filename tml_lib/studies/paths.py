@@ -30,17 +30,19 @@ from tml_lib.studies.engine import Study
 
 KINDS = ("gold", "corrupted", "foreign", "shuffled")
 QUESTIONS = 200
+TRENDS = ("descends", "descends_unstated", "over_foreign")  # the decisive tests
 
 
 def material(
-    preset: str, model: str, n: int, seed: int
+    preset: str, model: str, n: int, seed: int, *, dtype: str = ""
 ) -> tuple[LanguageModel, list[tuple[Question, dict[str, str]]]]:
     """A preset's model and n questions, each with its gold trajectory and another question's,
     equally long, by kind.
 
     `tiny` takes the shipped reasoner and programs, unless a model is named; the others
-    gsm_symbolic, cut to gold's tokens. In float32 whatever the preset's dtype: at a lower precision
-    the answer's rows are not told apart, and no update is exact. Raises ValueError for n < 1.
+    gsm_symbolic, cut to gold's tokens. dtype: in place of the preset's; paths need float32, as at a
+    lower precision the answer's rows are not told apart, and no update is exact. Raises ValueError
+    for n < 1.
     """
     if n < 1:
         raise ValueError(f"n={n} questions have no path to draw: ask for at least 1")
@@ -56,7 +58,7 @@ def material(
         return models.load(preset, model=model or models.shipped("tiny-long")), list(
             zip(asked[:n], texts, strict=True)
         )
-    lm = models.load(preset, model=model, dtype="float32")
+    lm = models.load(preset, model=model, dtype=dtype or None)
     return lm, text_material(lm, n, seed)
 
 
@@ -202,7 +204,8 @@ STUDY = program_probes.of_reasoners("paths", path_record, QUESTIONS)
 
 def _text_again(evidence: dict, place: int) -> dict[str, float]:
     settings = evidence["settings"]
-    lm, asked = material("small", "", len(evidence["templates"]), settings["seed"])
+    preset, n = evidence["scale"].partition("-")[0], len(evidence["templates"])
+    lm, asked = material(preset, "", n, settings["seed"], dtype="float32")
     return text_record(asked[place], Path(), lm=lm, stride=settings["stride"])
 
 
@@ -225,16 +228,14 @@ def make_evidence(
     folder: Path,
     settings: dict,
 ) -> Path | None:
-    """The evidence of C12 at a preset: from `seeds` tiny reasoners, or from the questions of text
-    that are asked anyway.
+    """The evidence of C12 at a preset: from `seeds` tiny reasoners (0: none), or from the questions
+    of text that are asked anyway.
 
-    seeds=0 makes none. settings: the notebook's parameters, for the command that makes it again.
+    settings: the notebook's parameters, for the command that makes it again.
     """
     if models.preset(preset).task == "programs":
         command = runtime.run_command("06", {"study_seeds": seeds})
         return STUDY.evidence(range(seeds), folder, command=command)
-    if not seeds:
-        return None
     said = {"scale": preset, "command": runtime.run_command("06", settings)}
     return text_evidence(lm, asked, folder, stride=stride, seed=settings["seed"], **said)
 

@@ -37,6 +37,7 @@ GROUP = 20  # questions of a record
 # C6 takes every so many questions: each of their tokens is probed, which costs ten times as much as
 # C3
 EVERY = 4
+PIECES = 30  # of a gold trajectory, which are left out one by one: a program's has 30 words
 _STEP_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
@@ -48,7 +49,11 @@ class Material:
     questions: list[Question]
     found: list[list[Reflecting]]  # per question
     pieces: Callable  # a trajectory's tokens and their classes
-    words: list[list[str]]  # per question the gold trajectory's
+    words: list[list[str]]  # per question the gold trajectory's, at most PIECES pieces
+
+    def values(self, found: Sequence[tuple[dict, list]]) -> dict[str, list[list[float]]]:
+        """The values of C6, as evidence has them, of what `token_roles.role_values` found."""
+        return {test: [[row[test] for row, _ in found]] for test in found[0][0]}
 
 
 def material(preset: str, *, n: int, seed: int, data: str = "", **chosen) -> Material:
@@ -68,7 +73,13 @@ def material(preset: str, *, n: int, seed: int, data: str = "", **chosen) -> Mat
     else:
         asked, pieces = questions(n, seed, data), token_roles.text_pieces
         found = [gsm.reflecting(q, seed) for q in asked]
-    return Material(lm, asked, found, pieces, [gsm.gold(q).text.split() for q in asked])
+    return Material(lm, asked, found, pieces, [_pieces(gsm.gold(q).text.split()) for q in asked])
+
+
+def _pieces(words: Sequence[str]) -> list[str]:
+    """At most PIECES pieces of a text, of equally many words."""
+    size = math.ceil(len(words) / PIECES)
+    return [" ".join(words[k : k + size]) for k in range(0, len(words), size)]
 
 
 def questions(n: int, seed: int, data: str = "") -> list[Question]:
@@ -218,7 +229,7 @@ def _kept(records: Sequence[dict]) -> dict:
 def _again(evidence: dict, place: int) -> dict[str, float]:
     seed = evidence["settings"]["seed"]
     question = questions(len(evidence["templates"]), seed)[place]
-    lm = lora.embedded(evidence["settings"]["model"])
+    lm = lora.replayed(evidence["settings"]["model"])
     most = evidence["settings"].get("max_tokens", MOST_TOKENS)
     found = {test: column[0] for test, column in cut_values(lm, [question], seed, most)[0].items()}
     if place % EVERY == 0:

@@ -10,6 +10,7 @@ stand as many words of the beginning, at random, and of another question's summa
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -52,29 +53,60 @@ class Shortened:
         """Per question whether the model comes to the right answer from there; after 'full' and
         'at_once' it must answer.
         """
-        return self.finished(way)[0]
+        return self.finished([way])[0][way]
 
-    def finished(self, way: str) -> tuple[list[bool], list[bool]]:
-        """As `right`, and per question whether what it wrote on was cut; an answer that it must
-        give at once is none, nor are a program's last statements, which have a room of their own.
+    def finished(
+        self, ways: Sequence[str]
+    ) -> tuple[dict[str, list[bool]], dict[str, list[int]], dict[str, list[bool]]]:
+        """By way and per question whether the answer is right, as `right`, the words of trajectory,
+        and whether what was written on was cut. A text model writes on from all ways in one batch;
+        its words are those it is given. An answer that must be given at once is not cut, nor are a
+        program's last statements, which have a room of their own.
         """
-        texts, at_once = [found[way] for found in self.ways], way in ("full", "at_once")
-        uncut = [False] * len(texts)
+        texts = {way: [found[way] for found in self.ways] for way in ways}
+        right, words = {}, {way: [len(text.split()) for text in texts[way]] for way in ways}
+        n = len(self.questions)
+        cut = {way: [False] * n for way in ways}
+        at_once = [way for way in ways if way in ("full", "at_once")]
         if self.programs:
-            words = [text.split() for text in texts]
-            return efficiency.finished(self.lm, self.questions, words, at_once=at_once)[0], uncut
-        if at_once:
-            return forced(self.lm, self.questions, texts), uncut
-        prompts = [
-            self.lm.prompt(q.text) + text for q, text in zip(self.questions, texts, strict=True)
+            for way in ways:
+                given = [text.split() for text in texts[way]]
+                right[way], words[way] = efficiency.finished(
+                    self.lm, self.questions, given, at_once=way in at_once
+                )
+            return right, words, cut
+        right |= {way: forced(self.lm, self.questions, texts[way]) for way in at_once}
+        others = [way for way in ways if way not in at_once]
+        rows = [
+            (question, text)
+            for way in others
+            for question, text in zip(self.questions, texts[way], strict=True)
         ]
-        endings, cut = _written(self.lm, prompts, 0, 0, self.max_tokens)
-        whole = [text + ending for text, ending in zip(texts, endings, strict=True)]
-        right = [
-            grade(text, question.answer)
-            for text, question in zip(whole, self.questions, strict=True)
+        prompts = [self.lm.prompt(question.text) + text for question, text in rows]
+        endings, unended = _written(self.lm, prompts, 0, 0, self.max_tokens) if rows else ([], [])
+        graded = [
+            grade(text + ending, question.answer)
+            for (question, text), ending in zip(rows, endings, strict=True)
         ]
-        return right, cut
+        right |= {way: graded[k * n : (k + 1) * n] for k, way in enumerate(others)}
+        cut |= {way: unended[k * n : (k + 1) * n] for k, way in enumerate(others)}
+        return {way: right[way] for way in ways}, words, cut
+
+    def values(self) -> tuple[dict[str, list[list[float]]], dict[str, dict], dict[str, list[bool]]]:
+        """The values of C10, as evidence has them; by way the share right and mean words; and by
+        way and question whether the answer is right.
+        """
+        right, words, _ = self.finished(list(self.ways[0]))
+        tables = (
+            {way: np.array(column, dtype=float)[:, None] for way, column in table.items()}
+            for table in (right, words)
+        )
+        found = efficiency.summed(*tables)
+        # of a sample that did not end nothing is left, and so nothing can be saved
+        saved = zip(words["full"], found["values"]["C10.saved"], strict=True)
+        found["values"]["C10.saved"] = [x if whole else math.nan for whole, x in saved]
+        values = {test: [numbers] for test, numbers in found["values"].items()}
+        return values, found["modes"], right
 
 
 def material(
@@ -229,16 +261,15 @@ def text_record(
     ways, cut, cut_short = text_ways(lm, asked, seed + start, max_tokens, samples)
     given = Shortened(lm, asked, ways, False, max_tokens, cut)
     shape = len(questions), samples
-    finished = {mode: given.finished(mode) for mode in ways[0]}
-    right = {mode: np.reshape(one, shape).astype(float) for mode, (one, _) in finished.items()}
-    words = {
-        mode: np.reshape([len(way[mode].split()) for way in ways], shape).astype(float)
-        for mode in ways[0]
-    }
+    right, words, cut_on = given.finished(list(ways[0]))
+    right, words = (
+        {mode: np.reshape(column, shape).astype(float) for mode, column in table.items()}
+        for table in (right, words)
+    )
     counts = [[int(table.sum()), samples] for table in np.reshape(cut, shape)]
     found = efficiency.summed(right, words)
-    for mode, (_, cut_on) in finished.items():
-        found["modes"][mode]["cut"] = float(np.mean(cut_on))
+    for mode, column in cut_on.items():
+        found["modes"][mode]["cut"] = float(np.mean(column))
     short = [sum(cut_short), len(cut_short)]
     return found | {"texts": [w["full"] for w in ways], "cut": counts, "cut_summaries": [short]}
 

@@ -320,6 +320,18 @@ def curve_of(record: dict, kind: str, whose: str = "right") -> ProbeCurve | None
     )
 
 
+def by_condition(
+    tables: Sequence[dict[str, dict]], kinds: Sequence[str]
+) -> dict[str, list[ProbeCurve]]:
+    """The curves of the right answer by kind, of the questions that have it. tables: the 'curves'
+    of records, or of evidence.
+    """
+    return {
+        kind: [curve for held in tables if (curve := curve_of({"curves": held}, kind))]
+        for kind in kinds
+    }
+
+
 def paired_before_statement(record: dict, kind: str) -> tuple[ProbeCurve, ProbeCurve] | None:
     """Curves of the right answer along gold and along another condition, both cut before any answer
     is stated.
@@ -428,7 +440,7 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     settings = evidence["settings"]
     question = study_questions(settings["n_questions"], settings["seed"])[place]
     kept = {kind: evidence[kind][place] for kind in ("sampled", "own_right") if kind in evidence}
-    lm, stride = lora.embedded(settings["model"]), settings["stride"]
+    lm, stride = lora.replayed(settings["model"]), settings["stride"]
     own = {
         kind: own_trajectory(lm, text, question) for kind, text in kept.items() if text is not None
     }

@@ -421,9 +421,9 @@ def by_token(records: list[dict], kind: str, name: str) -> list[float]:
 
 def _again(evidence: dict, place: int) -> dict[str, float]:
     settings = evidence["settings"]
-    lm = lora.embedded(settings["model"])
+    lm = lora.replayed(settings["model"], "float32")
     case = study_cases(lm, settings["n_questions"], settings["seed"])[place]
-    exact = exactness(lora.embedded(settings["model"], "float64").model, case)
+    exact = exactness(lora.replayed(settings["model"], "float64").model, case)
     found = measure(lm.model, case, stride=settings["stride"], seed=settings["seed"])
     return estimands(exact, found)
 

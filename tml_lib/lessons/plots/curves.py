@@ -117,10 +117,12 @@ def bands(
     ax: Axes, groups: dict[str, list[ProbeCurve]], *, seed: int = 0, points: int = 41
 ) -> Axes:
     """Mean L̂ over questions against the fraction of the trajectory read, with 95 % bootstrap
-    bands, by condition.
+    bands, by condition; one without curves is left out.
     """
     grid = np.linspace(0, 1, points)
     for kind, curves in groups.items():
+        if not curves:
+            continue
         table = np.array([_read_off(c, grid) for c in curves])
         _band(ax, grid, table, names.style(names.CONDITIONS, kind), seed)
     ax.set(xlabel="fraction of the trajectory read", ylabel=NLL_LABEL, xlim=(0, 1), ylim=(0, None))
@@ -150,6 +152,8 @@ def differences(
     """
     grid = np.linspace(0, 1, points)
     for kind, both in pairs.items():
+        if not both:
+            continue
         table = np.array(
             [_read_off(first, grid) - _read_off(second, grid) for first, second in both]
         )
@@ -176,10 +180,14 @@ def differences(
 
 
 def _band(ax: Axes, grid: np.ndarray, table: np.ndarray, style: names.Style, seed: int) -> None:
-    """The mean over rows of a (questions, grid) table with its interval, resampling questions."""
-    intervals = [bootstrap_interval(column, seed=seed, n_resamples=999) for column in table.T]
+    """The mean over rows of a (questions, grid) table with its interval, resampling questions; one
+    row has none.
+    """
     line = style.called(f"{style.name} (n = {len(table)})").line
-    ax.plot(grid, [i.estimate for i in intervals], lw=1.8, **line)
+    ax.plot(grid, table.mean(0), lw=1.8, **line)
+    if len(table) < 2:
+        return
+    intervals = [bootstrap_interval(column, seed=seed, n_resamples=999) for column in table.T]
     low, high = [i.low for i in intervals], [i.high for i in intervals]
     ax.fill_between(grid, low, high, color=style.colour, alpha=0.15, lw=0)
 

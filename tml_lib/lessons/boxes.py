@@ -1,0 +1,99 @@
+"""What a notebook shows, and of which model: this run's own verdicts, and stored evidence of other
+models in a box that names them.
+
+A notebook runs on any model. What it says of another one stands in a box: stored evidence in
+`stored`, prose in a Markdown quotation that begins with `> **Stored, MODEL (preset NAME):**`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from tml_lib.claims import ledger
+from tml_lib.claims.ledger import Row
+from tml_lib.claims.stats import bootstrap_interval
+from tml_lib.lessons import names, notebooks, plots
+from tml_lib.records import Interval
+
+TOP, SIDE, FOOT = "┌─ ", "│ ", "└─"
+
+
+@functools.cache
+def read(name: str) -> dict:
+    """Stored evidence by name, for what a notebook needs of it and does not show."""
+    return ledger.read_evidence(notebooks.stored_evidence() / f"{name}.json")
+
+
+@contextlib.contextmanager
+def stored(*evidence: str) -> Iterator[list[dict]]:
+    """Stored evidence by name, such as 'paths.small'. What the block prints and every figure that
+    it draws get a frame, with the models named above it.
+    """
+    scales = dict.fromkeys(name.rpartition(".")[2] for name in evidence)
+    called = [names.SCALES[scale].name if scale in names.SCALES else scale for scale in scales]
+    title = " · ".join(["Stored evidence, not made by this run", *called])
+    known, said = set(plt.get_fignums()), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        yield [read(name) for name in evidence]
+    lines = said.getvalue().splitlines()
+    if lines:
+        print("\n".join([TOP + title, *(SIDE + line for line in lines), FOOT]))
+    for number in set(plt.get_fignums()) - known:
+        _frame(plt.figure(number), title)
+
+
+def _title(figure: Figure, title: str) -> None:
+    held = figure.get_suptitle()
+    figure.suptitle(f"{title}\n{held}" if held else title, fontsize=8, color=names.DARK)
+
+
+def _frame(figure: Figure, title: str) -> None:
+    """A frame around the figure, and a title above the one that it has."""
+    _title(figure, title)
+    figure.patch.set_facecolor(names.PAPER)
+    edge = {"fill": False, "lw": 3, "ec": names.GREY, "clip_on": False}
+    figure.add_artist(Rectangle((0, 0), 1, 1, transform=figure.transFigure, **edge))
+
+
+def stored_verdicts(
+    claims: Iterable[str], *evidence: str, drawn: Sequence[str] | None = None
+) -> None:
+    """The tests of some claims in stored evidence, as a table and a figure, in a box. drawn: the
+    scales that the figure shows, all by default; none leave it out.
+    """
+    with stored(*evidence):
+        table = ledger.rows([notebooks.stored_evidence()])
+        named = [row for row in table if Path(row.evidence).stem in evidence]
+        rows = [row for row in named if row.claim in claims]
+        print(ledger.to_text(rows))
+        drawable = [row for row in rows if drawn is None or row.scale in drawn]
+        if drawable:
+            plots.forest(drawable)
+
+
+def live_verdicts(rows: Sequence[Row], model: str) -> None:
+    """This run's tests: a table, and a figure of those that have an interval."""
+    print(f"This run: {model}")
+    print(ledger.to_text(rows))
+    if drawable := [row for row in rows if not math.isnan(row.low)]:
+        figure = plots.forest(drawable)
+        _title(figure, f"This run: {model}")
+
+
+def interval(numbers: Sequence[float], seed: int = 0) -> Interval:
+    """The mean with its bootstrap interval; of one number, or none, without an interval."""
+    numbers = np.asarray(numbers, dtype=float)
+    held = numbers[~np.isnan(numbers)]
+    if len(held) >= 2:
+        return bootstrap_interval(held, seed=seed)
+    return Interval(float(held[0]) if len(held) else math.nan, math.nan, math.nan, len(held))
