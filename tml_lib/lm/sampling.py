@@ -223,13 +223,16 @@ def _choose(logits: torch.Tensor, uniform: torch.Tensor, draw: _Draw) -> torch.T
     if draw.temperature == 0:
         return logits.argmax(-1)
     chances = (logits / draw.temperature).softmax(-1)
+    where = torch.arange(chances.shape[-1], device=chances.device).expand_as(chances)
     if draw.top_k or draw.top_p < 1:
         ordered, where = chances.topk(min(draw.top_k or chances.shape[-1], chances.shape[-1]))
         outside = ordered.cumsum(-1) - ordered >= draw.top_p  # the likeliest token always stays
-        chances = torch.zeros_like(chances).scatter(-1, where, ordered.masked_fill(outside, 0))
+        most = int((~outside).sum(-1).max())
+        where, order = where[:, :most].sort(-1)  # the sum runs over tokens by number
+        chances = ordered.masked_fill(outside, 0).gather(-1, order)
     running = chances.double().cumsum(-1)
     passed = running > uniform[:, None] * running[:, -1:]
-    return passed.int().argmax(-1)
+    return where.gather(-1, passed.int().argmax(-1, keepdim=True))[:, 0]
 
 
 def row_seeds(seed: int | Sequence[int], n: int) -> list[int]:
