@@ -59,6 +59,7 @@ TINY_BAR = 30  # the tiny model's bar at 512 tokens
 MEMORY_LENGTH, MEMORY_BAR = 4096, 300  # trajectory tokens; MiB above the model
 # `medium` at so many tokens: times the naive loop; bfloat16 times float32, on a processor with AMX
 MEDIUM_LENGTH, MEDIUM_BAR, HALF_BAR = 256, 25, 3
+MEDIUM_ROWS, MEDIUM_TOKENS, SAMPLING_BAR = 32, 256, 1.5
 # inner steps -> how many times faster than higher: readable path (`maml`), fast path (`maml_mlp`)
 MAML_BARS = {1: (12, 25), 5: (8, 18)}
 ROLLOUTS_BAR, SFT_BAR = 3, 2
@@ -138,9 +139,11 @@ def _growth(rows: list[dict], lengths: list[int]) -> list[dict]:
 
 def medium_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
     """The packed probe of preset `medium` against the naive loop in the same dtype, and its
-    bfloat16 against float32; one thread. No rows where its weights are not fetched.
+    bfloat16 against float32, and its sampling against `generate`; one thread. No rows where its
+    weights are not fetched.
 
     The naive loop is timed at four positions a round, the dtypes at the last quarter's prefixes.
+    Sampling takes minutes, and so one round.
     """
     try:
         models.fetched_folder(presets.PRESETS["medium"].model, torch.bfloat16)
@@ -160,6 +163,7 @@ def medium_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[
                 f"medium, {text}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times the naive"
                 f" loop, {gain:.1f} times float32"
             )
+        sampled = _medium_sampling(say)
     finally:
         torch.set_num_threads(threads)
     units = runtime.hardware_dtype(torch.device("cpu"))[1]
@@ -168,6 +172,33 @@ def medium_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[
         ("medium: speed against the naive loop", ratios, "×", f"≥ {MEDIUM_BAR}"),
         ("medium: time for all prefixes", seconds, "s", ""),
         ("medium: bfloat16 by float32", gains, "×", f"≥ {HALF_BAR}" if "amx" in units else ""),
+    ]
+    return [*_rows(figures, setting), *sampled]
+
+
+def _medium_sampling(say: Callable[[str], None]) -> list[dict]:
+    """Eight samples of each of four questions, by the kit and by `generate`: tokens a second, and
+    their share of what the processor's rate of matrix products allows.
+    """
+    lm = models.load("medium", device="cpu", dtype="bfloat16")
+    rows = [lm.prompt(q.text) for q in gsm.gsm_symbolic(MEDIUM_ROWS // 8, 0) for _ in range(8)]
+    linear = sum(p.numel() for name, p in lm.model.named_parameters() if "embed" not in name)
+    size = lm.model.config
+    a = torch.ones(MEDIUM_ROWS, size.hidden_size, dtype=torch.bfloat16)
+    b = torch.ones(size.hidden_size, size.intermediate_size, dtype=torch.bfloat16)
+    seconds = min(_time(lambda: a @ b) for _ in range(20))
+    allowed = a.numel() * b.shape[1] / seconds / linear
+    ratio, rate = _against_generate(lm, rows, 0, MEDIUM_TOKENS)
+    say(f"medium, sampling: {rate:.1f} tokens a second, {ratio:.2f} times generate")
+    setting = (
+        f"{lm.name}, {MEDIUM_ROWS} rows of {MEDIUM_ROWS // 8} questions, T = 0.6, up to"
+        f" {MEDIUM_TOKENS} tokens, one thread, bfloat16; the rate is that of one product with as"
+        " many rows"
+    )
+    figures = [
+        ("medium: tokens a second against generate", [ratio], "×", f"≥ {SAMPLING_BAR}"),
+        ("medium: tokens a second", [rate], "1/s", ""),
+        ("medium: sampling, share of the matrix rate", [100 * rate / allowed], "%", ""),
     ]
     return _rows(figures, setting)
 
@@ -430,7 +461,7 @@ def rollouts_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> lis
             ("tiny-long", lm, prompts[:32], 128),
             ("SmolLM2-135M", small, texts, 32),
         ):
-            ratios = [_against_generate(model, asked, turn, most) for turn in range(rounds)]
+            ratios = [_against_generate(model, asked, turn, most)[0] for turn in range(rounds)]
             say(f"rollouts, {name}, 32 rows: {median(ratios):.2f} times generate")
             setting = (
                 f"{name}, T = 0.6, up to {most} tokens, 32 rows in one batch, one thread, float32"
@@ -443,9 +474,11 @@ def rollouts_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> lis
     return found
 
 
-def _against_generate(lm: models.LanguageModel, prompts: list[str], turn: int, most: int) -> float:
-    """Tokens a second of the kit's sampler by those of `generate`, over one batch of different
-    prompts.
+def _against_generate(
+    lm: models.LanguageModel, prompts: list[str], turn: int, most: int
+) -> tuple[float, float]:
+    """Tokens a second of the kit's sampler by those of `generate`, over one batch of prompts, and
+    the sampler's alone.
     """
     written: dict[str, int] = {}
     seeds = range(1000 * turn, 1000 * turn + len(prompts))
@@ -460,7 +493,8 @@ def _against_generate(lm: models.LanguageModel, prompts: list[str], turn: int, m
         written["theirs"] = sum(_generated(lm, prompts, turn, temperature=0.6, most=most))
 
     seconds = {way.__name__: _time(way) for way in (theirs, ours)}
-    return written["ours"] / seconds["ours"] / (written["theirs"] / seconds["theirs"])
+    ours, theirs = (written[name] / seconds[name] for name in ("ours", "theirs"))
+    return ours / theirs, ours
 
 
 @torch.inference_mode()
