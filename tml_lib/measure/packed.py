@@ -190,12 +190,12 @@ class _Pass:
 
 
 def _read(model: torch.nn.Module, text: torch.Tensor, cache: DynamicCache, *, rows: int) -> None:
-    """Extend the cache to hold the text, in plain causal passes of 2 * rows tokens at most.
+    """Extend the cache to hold the text, in plain causal passes of `rows` tokens at most.
 
     No logits are computed.
     """
     while (past := cache.get_seq_length()) < len(text):
-        piece = text[past : past + 2 * rows]
+        piece = text[past : past + rows]
         places = torch.arange(past, past + len(piece), device=text.device)
         _forward(model, _Pass(piece, places, sees=None, keep=places[:0]), cache)
         if cache.get_seq_length() != past + len(piece):  # else this loop might never end
