@@ -9,6 +9,8 @@ CLAIM = re.compile(
     r"SmolLM2|Qwen2\.5-Coder|reasoners?\b|\d (?:per cent|nats?)\b|\d %(?<!\b95 %)"
     r"|\*\*(?:holds|contradicted|inconclusive)\*\*"
 )
+# in outputs: a model's name, a ledger's line of its scale, a stored file
+STORED = re.compile(r"SmolLM2|Qwen|reasoner|^ +(?:tiny|small) |-sft\b|notebooks/evidence")
 GENERATED = re.compile(r"<!-- generated: .*?<!-- end -->", re.DOTALL)
 
 
@@ -29,9 +31,8 @@ def unboxed(cells):
             lines = output.get("text", "") if output.get("name") != "stderr" else ""
             lines = lines or output.get("data", {}).get("text/plain", "")
             sides = (boxes.TOP, boxes.SIDE, boxes.FOOT)
-            stored = re.compile(r"SmolLM2|Qwen|\btiny\b|\bsmall(-sft)?\b|notebooks/evidence")
             free = [line for line in lines.splitlines() if not line.startswith(sides)]
-            found += [line for line in free if stored.search(line)]
+            found += [line for line in free if STORED.search(line)]
     return found
 
 

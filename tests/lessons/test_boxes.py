@@ -63,7 +63,9 @@ def test_a_claim_outside_a_box_is_found(text, claims):
     assert len(unboxed([nbformat.v4.new_markdown_cell(text)])) == claims
 
 
-@pytest.mark.parametrize(("line", "claims"), [("small  -0.4  holds", 1), ("│ small  holds", 0)])
+@pytest.mark.parametrize(
+    ("line", "claims"), [("      small  -0.4  holds", 1), ("│ small  holds", 0)]
+)
 def test_an_output_outside_a_box_is_found(line, claims):
     output = nbformat.v4.new_output("stream", text=line)
     assert len(unboxed([nbformat.v4.new_code_cell("x", outputs=[output])])) == claims

@@ -319,8 +319,8 @@ def test_text_paths_give_the_tests_that_need_no_shuffled_or_wrong_path(
         "study_seeds": 1,
     }
     given = {"stride": 4, "folder": tmp_path, "settings": settings}
-    assert paths.make_evidence("small", lm, found, seeds=0, **given) is None
-    path = paths.make_evidence("small", lm, found, seeds=1, **given)
+    assert paths.make_evidence("tiny", lm, found, seeds=0, **given) is None
+    path = paths.make_evidence("small", lm, found, seeds=0, **given)
     record = json.loads(path.read_text())
     assert record["command"].endswith(
         "run 06 -p preset small -p n_questions 2 -p stride 4 -p seed 0 -p study_seeds 1"

@@ -14,10 +14,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from tml_lib.claims import ledger
 from tml_lib.claims.ledger import Row
@@ -42,27 +39,12 @@ def stored(*evidence: str) -> Iterator[list[dict]]:
     scales = dict.fromkeys(name.rpartition(".")[2] for name in evidence)
     called = [names.SCALES[scale].name if scale in names.SCALES else scale for scale in scales]
     title = " · ".join(["Stored evidence, not made by this run", *called])
-    known, said = set(plt.get_fignums()), io.StringIO()
-    with contextlib.redirect_stdout(said):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), plots.framed(title):
         yield [read(name) for name in evidence]
     lines = said.getvalue().splitlines()
     if lines:
         print("\n".join([TOP + title, *(SIDE + line for line in lines), FOOT]))
-    for number in set(plt.get_fignums()) - known:
-        _frame(plt.figure(number), title)
-
-
-def _title(figure: Figure, title: str) -> None:
-    held = figure.get_suptitle()
-    figure.suptitle(f"{title}\n{held}" if held else title, fontsize=8, color=names.DARK)
-
-
-def _frame(figure: Figure, title: str) -> None:
-    """A frame around the figure, and a title above the one that it has."""
-    _title(figure, title)
-    figure.patch.set_facecolor(names.PAPER)
-    edge = {"fill": False, "lw": 3, "ec": names.GREY, "clip_on": False}
-    figure.add_artist(Rectangle((0, 0), 1, 1, transform=figure.transFigure, **edge))
 
 
 def stored_verdicts(
@@ -86,8 +68,7 @@ def live_verdicts(rows: Sequence[Row], model: str) -> None:
     print(f"This run: {model}")
     print(ledger.to_text(rows))
     if drawable := [row for row in rows if not math.isnan(row.low)]:
-        figure = plots.forest(drawable)
-        _title(figure, f"This run: {model}")
+        plots.titled(plots.forest(drawable), f"This run: {model}")
 
 
 def interval(numbers: Sequence[float], seed: int = 0) -> Interval:

@@ -14,7 +14,7 @@ from tml_lib.lessons.plots.curves import (
     token_heat,
     token_path,
 )
-from tml_lib.lessons.plots.drawing import idea, png
+from tml_lib.lessons.plots.drawing import framed, idea, png, titled
 from tml_lib.lessons.plots.landscapes import path_on, surface
 from tml_lib.lessons.plots.outer_loop import live_rewards, live_training, rewards, training
 from tml_lib.lessons.plots.public_models import published_models
@@ -28,6 +28,7 @@ __all__ = [
     "curve",
     "differences",
     "forest",
+    "framed",
     "idea",
     "intervals",
     "live_rewards",
@@ -40,6 +41,7 @@ __all__ = [
     "seed_bands",
     "shares",
     "surface",
+    "titled",
     "token_heat",
     "token_path",
     "training",

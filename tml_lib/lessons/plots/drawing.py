@@ -1,12 +1,14 @@
-"""The kit's one drawing: the analogy as a picture; and figures as files."""
+"""The kit's one drawing: the analogy as a picture; frames around figures; figures as files."""
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from tml_lib.lessons import names
 
@@ -68,6 +70,25 @@ def idea() -> Figure:
         ax.set_title(title, fontsize=10, loc="left")
         ax.axis("off")
     return figure
+
+
+@contextlib.contextmanager
+def framed(title: str) -> Iterator[None]:
+    """Every figure that the block makes gets a frame, and the title."""
+    known = set(plt.get_fignums())
+    yield
+    for number in set(plt.get_fignums()) - known:
+        figure = plt.figure(number)
+        titled(figure, title)
+        figure.patch.set_facecolor(names.PAPER)
+        edge = {"fill": False, "lw": 3, "ec": names.GREY, "clip_on": False}
+        figure.add_artist(Rectangle((0, 0), 1, 1, transform=figure.transFigure, **edge))
+
+
+def titled(figure: Figure, title: str) -> None:
+    """Put a title above the one that the figure has."""
+    held = figure.get_suptitle()
+    figure.suptitle(f"{title}\n{held}" if held else title, fontsize=8, color=names.DARK)
 
 
 def png(figure: Figure, dpi: int = 130) -> bytes:
