@@ -257,7 +257,9 @@ def test_a_slower_way_is_announced_once_with_its_cost_and_reason():
     assert "it attends within a sliding window of 16, and the text has 37 tokens" in text
 
 
-def test_one_naive_value_is_read_for_each_power_of_two_of_the_length(monkeypatch):
+def test_the_ends_of_the_widest_pass_are_read_naively_for_each_power_of_two_of_the_length(
+    monkeypatch,
+):
     model, read = built("llama", {}), []
     one = ways.naive_nll
 
@@ -267,6 +269,7 @@ def test_one_naive_value_is_read_for_each_power_of_two_of_the_length(monkeypatch
         return one(model, prompt, trajectory, suffix, position, **settings)
 
     monkeypatch.setattr(ways, "naive_nll", noted)
-    for length, wanted in ((3, [3]), (3, [3]), (20, [3, 20]), (23, [3, 20]), (90, [3, 20, 90])):
+    for length, wanted in ((3, [0, 3]), (3, []), (20, [0, 20]), (23, []), (90, [0, 90])):
+        read.clear()
         prefix_nll(model, PROMPT, IDS[7 : 7 + length], SUFFIXES[:1], [0, length])
         assert read == wanted

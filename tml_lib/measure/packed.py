@@ -57,17 +57,17 @@ def packed_nll(model: torch.nn.Module, request: Request, *, shared: bool = False
     return PrefixNLL(own, whole)
 
 
-def widest_pass(request: Request) -> tuple[int, int]:
-    """(columns, index of a position): the most tokens that a pass sees, cache included, and the
-    last prefix of that pass.
+def widest_pass(request: Request) -> tuple[int, int, int]:
+    """(columns, first, last): the most tokens that a pass sees, cache included, and the indices of
+    that pass's first and last position.
     """
     roots = request.positions + len(request.prompt) - 1
     branch = len(_suffix_tree(request.suffixes, request.whole_suffix).ids)
-    chunks = _chunks(roots, branch, request.rows_per_pass)
-    sizes = [
-        (int(roots[c.stop - 1]) + 1 + (c.stop - c.start) * branch, c.stop - 1) for _, c in chunks
-    ]
-    return max(sizes)
+    chunks = [chunk for _, chunk in _chunks(roots, branch, request.rows_per_pass)]
+    return max(
+        (int(roots[c.stop - 1]) + 1 + (c.stop - c.start) * branch, c.start, c.stop - 1)
+        for c in chunks
+    )
 
 
 # Six index spaces meet below, each with one name throughout:

@@ -193,13 +193,14 @@ def _read_checked(
     """(values, None), or (None, why they are not exact): some values are compared with the naive
     loop where texts of that length were not read before.
 
-    They are those of the longest suffix: of a packed read at the position most at risk, the last
-    one of the pass that sees the most tokens; of forked states at the first position, the middle
-    one and the last. A slow read is tried there first. The naive loop is compared with itself.
+    They are those of the longest suffix: of a packed read at the positions most at risk, the first
+    and the last of the pass that sees the most tokens; of forked states at the first position, the
+    middle one and the last. A slow read is tried there first. The naive loop is compared with
+    itself.
     `announce` is called before the whole is read.
     """
     packed = way.name == "packed"
-    columns, at = widest_pass(request) if packed else (request.tokens, -1)
+    columns, *ends = widest_pass(request) if packed else (request.tokens,)
     key = (now, way, (request.tokens - 1).bit_length(), (columns - 1).bit_length())
     if known.real.get(key) is not None:
         return None, known.real[key]
@@ -207,7 +208,7 @@ def _read_checked(
         announce()
         return way.read(model, request), None
     n, found = len(request.positions), None
-    places = [at] if packed else [n - 1] if way is _NAIVE else sorted({0, n // 2, n - 1})
+    places = sorted({*ends} or ({n - 1} if way is _NAIVE else {0, n // 2, n - 1}))
     k = max(range(len(request.suffixes)), key=lambda k: len(request.suffixes[k].ids))
     text = request.prompt, request.trajectory, request.suffixes[k]
     naive = [naive_nll(model, *text, int(request.positions[i]), few_logits=True) for i in places]
