@@ -123,7 +123,7 @@ def by_layer(tables: dict[str, np.ndarray], labels: list[str]) -> Figure:
         ax.set(xlabel="layer", ylabel=name, ylim=(0, None))
     figure.legend(
         *axes[0][0].get_legend_handles_labels(),
-        loc="outside upper center",
+        loc="outside lower center",
         ncols=len(labels),
         fontsize=8,
     )
