@@ -72,6 +72,17 @@ def test_a_study_writes_evidence_and_a_page_that_needs_no_other_file(
         assert re.search(r"\d+% of the model's samples were cut, as .* after 6 tokens", words)
 
 
+def test_precision_compares_two_dtypes_on_the_material_that_it_makes(command, tmp_path):
+    assert command("precision", "--n", "2") == 0
+    record = ledger.read_evidence(tmp_path / "precision.small.json")
+    written = ledger.read_evidence(tmp_path / "material.small.json")["written"]
+    assert [one["id"] for one in record["records"]] == [one["id"] for one in written]
+    words = html.unescape((tmp_path / "precision.html").read_text(encoding="utf8"))
+    assert "95th percentile" in words
+    assert ledger.rules()["C1", "unstated"]["label"] in words
+    assert re.search(r"\d+% of the model's samples were cut, as .* after 6 tokens", words)
+
+
 def test_a_study_resumes_and_says_what_was_made(command, tmp_path, monkeypatch, capsys):
     command("trajectories", "--n", "2")
     capsys.readouterr()

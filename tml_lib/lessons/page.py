@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tml_lib import runtime
 from tml_lib.claims import ledger
+from tml_lib.claims.stats import Interval
+from tml_lib.lessons import names
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -32,6 +34,7 @@ def write(path: Path, evidence: Path, question: str, method: str) -> Path:
         f"<h1>{_text(title)}</h1>",
         f"<p><b>{_text(question)}</b></p><p>{_text(method)}</p>",
         *_claims(rows),
+        *_precision(record),
         *[
             f'<p><img src="{image}" alt="{_text(alt)}"></p>'
             for alt, image in _figures(record, rows)
@@ -62,6 +65,33 @@ def _claims(rows: list[ledger.Row]) -> list[str]:
             lines.append((name, row.control, ledger.wanted(rule), numbers, row.count, row.verdict))
         found += [f"<h2>{_text(ledger.claims()[claim]['title'])}</h2>", _table(_HEADS, lines)]
     return found
+
+
+def _precision(record: dict) -> list[str]:
+    """The tables of a study of two dtypes; none of another study."""
+    if record["study"] != "precision":
+        return []
+    from tml_lib.studies import precision
+
+    labels = {f"{c}.{name}": rule["label"] for (c, name), rule in ledger.rules().items()}
+    rounded = [
+        (names.CONDITIONS[kind].name if kind in names.CONDITIONS else kind, *map(_nats, numbers))
+        for kind, numbers in precision.differences(record).items()
+    ]
+    means = [
+        (labels[test], *(_interval(found[name]) for name in (*precision.DTYPES, "difference")))
+        for test, found in precision.estimates(record).items()
+    ]
+    heads = ("|bfloat16 - float32|, nats per token", "median", "95th percentile", "worst")
+    return [_table(heads, rounded), _table(("mean of", *precision.DTYPES, "difference"), means)]
+
+
+def _nats(number: float) -> str:
+    return f"{number:.3f}"
+
+
+def _interval(one: Interval) -> str:
+    return f"{one.estimate:.3f} [{one.low:.3f}, {one.high:.3f}]"
 
 
 def _figures(record: dict, rows: list[ledger.Row]) -> list[tuple[str, str]]:

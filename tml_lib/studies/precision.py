@@ -155,9 +155,11 @@ def make_evidence(
 ) -> Path:
     """Write precision.<scale>.json. models: one model by dtype. written: evidence of `material`."""
     asked, texts = material.stored(written)
-    lm, seed = models[DTYPES[0]], ledger.read_evidence(written)["settings"]["seed"]
+    lm, told = models[DTYPES[0]], ledger.read_evidence(written)
+    seed, cut = told["settings"]["seed"], told["cut"]
     cases = [(q, own_texts(lm, q, one)) for q, one in zip(asked, texts, strict=True)]
     how = {"seed": seed, "stride": stride}
     made = STUDY.run(cases, folder, progress=True, inputs={"models": models}, **how)
     settings = {"model": lm.name, "n_questions": len(asked)} | how
-    return STUDY.write(made, folder, command=command, scale=scale, settings=settings)
+    settings["max_tokens"] = told["settings"]["max_tokens"]
+    return STUDY.write(made, folder, command=command, scale=scale, settings=settings, cut=cut)

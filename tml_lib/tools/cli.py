@@ -206,7 +206,7 @@ def _study_parser(commands) -> None:
     one = commands.add_parser(
         "study", help="a study of your own model without a notebook: evidence and an HTML page"
     )
-    subjects = ("material", "trajectories", "roles", "efficiency", "updates", "paths")
+    subjects = ("material", "precision", "trajectories", "roles", "efficiency", "updates", "paths")
     one.add_argument("subject", choices=subjects)
     one.add_argument("--preset", default="gpu", help="whose settings are taken (default: gpu)")
     one.add_argument("--model", default="", help="a folder or a hub name (default: the preset's)")

@@ -97,6 +97,16 @@ def _material(lm, options, folder: Path, said: dict) -> Path:
     return material.make_evidence(lm, asked, folder, data=options.data, **how, **said)
 
 
+def _precision(lm, options, folder: Path, said: dict) -> Path:
+    from tml_lib.studies import lora, precision
+
+    written = _material(lm, options, folder, said)
+    chosen = {"model": options.model, "adapter": options.adapter, "thinking": options.thinking}
+    wide = lora.load(options.preset, **chosen, dtype="float32")
+    pair = dict(zip(precision.DTYPES, (lm, wide), strict=True))
+    return precision.make_evidence(pair, written, folder, stride=options.stride, **said)
+
+
 SUBJECTS = {
     "material": Subject(
         "What does the model write to these questions?",
@@ -141,6 +151,14 @@ SUBJECTS = {
         " questions.",
         _updates,
         "float32",
+    ),
+    "precision": Subject(
+        "Is bfloat16 good enough to measure L̂?",
+        "The model writes to each question, as in `material`. L̂ is measured along the gold solution"
+        " and the model's own right and wrong texts, in bfloat16 and in float32, at the same"
+        " positions. Differences are shown in nats, and by what they do to each estimate.",
+        _precision,
+        "bfloat16",
     ),
     "paths": Subject(
         "On the true landscape of its own parameter path, does a trajectory go down?",
