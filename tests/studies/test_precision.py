@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ def evidence(tiny_lm, tmp_path_factory):
     cases = [(asked[0], Own(wrong=wrong)), (asked[1], Own())]
     folder = tmp_path_factory.mktemp("precision")
     made = precision.STUDY.run(cases, folder, inputs={"models": pair}, seed=0, stride=STRIDE)
-    return asked, ledger.read_evidence(precision.STUDY.write(made, folder, command="x"))
+    settings = {"model": "tiny", "n_questions": 2, "seed": 0, "stride": STRIDE}
+    path = precision.STUDY.write(made, folder, command="x", settings=settings)
+    return asked, ledger.read_evidence(path)
 
 
 def test_curves_are_those_of_the_probe_at_equal_positions(tiny_lm, evidence):
@@ -66,3 +69,17 @@ def test_estimands_are_compared_question_by_question(evidence):
         change = np.mean([one["bfloat16"][name] - one["float32"][name] for one in values])
         assert found[name]["difference"].estimate == pytest.approx(change, abs=1e-4)
     assert "C1.own_unstated" not in found, "no question has an own right trajectory"
+
+
+def test_a_replay_measures_a_question_again_in_both_dtypes(tiny_lm, evidence, monkeypatch):
+    _, record = evidence
+    coarse = dataclasses.replace(tiny_lm, model=copy.deepcopy(tiny_lm.model).bfloat16())
+    pair = {"bfloat16": coarse, "float32": tiny_lm}
+    monkeypatch.setattr(precision.lora, "replayed", lambda name, dtype: pair[dtype])
+    (replay,) = precision.STUDY.replays
+    pairs = replay.again(record, "question 0")
+    assert pairs.keys() >= {"C1.unstated in bfloat16", "C2.sampled_fall in float32"}
+    numbers = [both for both in pairs.values() if not math.isnan(both[0])]
+    assert len(numbers) > 10
+    assert all(stored == pytest.approx(made, abs=1e-3) for stored, made in numbers)
+    assert replay.names(record) == [], "its weights are not known by their content"

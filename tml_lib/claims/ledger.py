@@ -205,7 +205,7 @@ def read_evidence(path: Path) -> dict:
     labels = record.get("templates")
     if not fault and labels is not None:
         lengths = {len(seed) for seeds in record["values"].values() for seed in seeds}
-        if not isinstance(labels, list) or lengths != {len(labels)}:
+        if not isinstance(labels, list) or lengths - {len(labels)}:
             fault = "templates is no label per question"
     if fault:
         raise files.Unreadable(path, f"is damaged ({fault})", AGAIN)

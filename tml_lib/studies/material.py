@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 from tml_lib.claims import ledger
-from tml_lib.claims.replay import ESTIMANDS, Pairs, Replay
+from tml_lib.claims.replay import ESTIMANDS, RECORD, Pairs, Replay
 from tml_lib.lm import sampling
 from tml_lib.lm.answers import ANSWER_TEMPLATE, grade, token_ids
 from tml_lib.lm.models import LanguageModel
 from tml_lib.lm.placed import device_of
 from tml_lib.records import Question
-from tml_lib.studies import engine, shortened, trajectories
+from tml_lib.studies import engine, lora, shortened, trajectories
 from tml_lib.studies.engine import Study
 from tml_lib.studies.roles import ANSWER_TOKENS
 
@@ -47,7 +47,6 @@ class Written:
     """All that the model wrote to one question."""
 
     id: str  # of the question
-    template: str  # that it was drawn from
     samples: tuple[Text, ...]  # with thinking
     greedy: Text
     greedy_nll: float  # nats per token of the greedy text; what a replay compares
@@ -113,7 +112,6 @@ def group_record(
         asdict(
             Written(
                 question.id,
-                question.template,
                 tuple(sampled[k * samples : (k + 1) * samples]),
                 greedy[k],
                 round(mean_nll(lm, question, greedy[k].text), 4),
@@ -199,7 +197,15 @@ def _graded_again(evidence: dict, name: str) -> Pairs:
     }
 
 
-def _questions(evidence: dict) -> list[str]:
+def _read_again(evidence: dict, name: str) -> Pairs:
+    """Of a question, the loss of its greedy text, read by the model again."""
+    asked, found = _held(evidence)
+    lm, place = lora.replayed(evidence["settings"]["model"]), engine.place_of(name)
+    again = mean_nll(lm, asked[place], found[place].greedy.text)
+    return {"nats per token of the greedy text": (found[place].greedy_nll, again)}
+
+
+def _all_questions(evidence: dict) -> list[str]:
     return [f"question {k}" for k in range(len(evidence["written"]))]
 
 
@@ -215,7 +221,10 @@ STUDY = Study(
             for one in group
         ],
     },
-    replays=(Replay(ESTIMANDS, _questions, _graded_again, 1),),
+    replays=(
+        Replay(ESTIMANDS, _all_questions, _graded_again, 1),
+        Replay(RECORD, engine.questions_of, _read_again, 90),
+    ),
 )
 
 
@@ -237,4 +246,5 @@ def make_evidence(
     made = STUDY.run(groups, folder, progress=True, inputs={"lm": lm}, **how)
     settings = {"model": lm.name, "n_questions": len(asked), "data": data} | how
     settings |= {"temperature": TEMPERATURE, "top_k": TOP_K}
-    return STUDY.write(made, folder, command=command, scale=scale, settings=settings)
+    more = {"settings": settings, "templates": [question.template for question in asked]}
+    return STUDY.write(made, folder, command=command, scale=scale, **more)

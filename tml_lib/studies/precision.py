@@ -7,18 +7,20 @@ that `C1.content` needs, and estimands whose conditions are not probed are left 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 
 from tml_lib.claims import ledger
+from tml_lib.claims.replay import RECORD, Pairs, Replay
 from tml_lib.claims.stats import Interval, bootstrap_interval
 from tml_lib.data import gsm
 from tml_lib.lm.answers import encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
 from tml_lib.records import ProbeCurve, Question, Trajectory
-from tml_lib.studies import material, trajectories
+from tml_lib.studies import engine, lora, material, trajectories
 from tml_lib.studies.engine import Study
 from tml_lib.studies.trajectories import Own
 
@@ -136,11 +138,32 @@ def estimates(evidence: dict) -> dict[str, dict[str, Interval]]:
     return found
 
 
+def _again(evidence: dict, name: str) -> Pairs:
+    """A question's estimands in both dtypes, from the texts that evidence keeps."""
+    settings, place = evidence["settings"], engine.place_of(name)
+    question = trajectories.study_questions(settings["n_questions"], settings["seed"])[place]
+    stored = evidence["records"][place]
+    models = {name: lora.replayed(settings["model"], name) for name in DTYPES}
+    own = {
+        kind: trajectories.own_trajectory(models[DTYPES[0]], text, question)
+        for kind, text in stored["texts"].items()
+    }
+    case = question, Own(own.get("own_right"), own.get("sampled"))
+    how = {name: settings[name] for name in ("seed", "stride")}
+    made = question_record(case, Path(), models=models, **how)
+    return {
+        f"{test} in {dtype}": (math.nan if value is None else value, made["values"][dtype][test])
+        for dtype in DTYPES
+        for test, value in stored["values"][dtype].items()
+    }
+
+
 STUDY = Study(
     "precision",
     question_record,
     lambda records, settings: {},
     lambda records: {"records": list(records)},
+    replays=(Replay(RECORD, engine.questions_of, _again, 300),),
 )
 
 
@@ -162,4 +185,5 @@ def make_evidence(
     made = STUDY.run(cases, folder, progress=True, inputs={"models": models}, **how)
     settings = {"model": lm.name, "n_questions": len(asked)} | how
     settings["max_tokens"] = told["settings"]["max_tokens"]
-    return STUDY.write(made, folder, command=command, scale=scale, settings=settings, cut=cut)
+    more = {"settings": settings, "cut": cut, "templates": [q.template for q in asked]}
+    return STUDY.write(made, folder, command=command, scale=scale, **more)
