@@ -6,8 +6,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from tml_lib.claims import ledger
+from tml_lib.lessons import notebooks
+from tml_lib.lm.exactness import Setting
 from tml_lib.measure.probe import probe
 from tml_lib.records import Trajectory
 from tml_lib.studies import precision, trajectories
@@ -83,3 +86,9 @@ def test_a_replay_measures_a_question_again_in_both_dtypes(tiny_lm, evidence, mo
     assert len(numbers) > 10
     assert all(stored == pytest.approx(made, abs=1e-3) for stored, made in numbers)
     assert replay.names(record) == [], "its weights are not known by their content"
+
+
+def test_what_two_ways_of_reading_may_differ_by_is_what_rounding_was_measured_to_change():
+    record = ledger.read_evidence(notebooks.stored_evidence() / "precision.medium.json")
+    worst = precision.differences(record)["all"][-1]
+    assert worst <= Setting(torch.bfloat16, None, ()).widest < worst + 0.05
