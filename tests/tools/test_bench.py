@@ -147,6 +147,10 @@ def test_medium_is_skipped_with_a_reason_where_it_is_not_fetched(monkeypatch, tm
 def test_medium_is_compared_with_the_naive_loop_and_with_float32(monkeypatch, units, bar):
     lm = models.load("tiny", model=models.shipped("tiny-long"), device="cpu", dtype="bfloat16")
     monkeypatch.setattr(bench, "MEDIUM_LENGTH", 12)
+    monkeypatch.setattr(bench, "MEDIUM_ROWS", 8)
+    monkeypatch.setattr(bench, "MEDIUM_TOKENS", 8)
+    asked = programs.questions(1, 0, "held_out")
+    monkeypatch.setattr(bench.gsm, "gsm_symbolic", lambda *_: asked)
     monkeypatch.setattr(bench.models, "fetched_folder", lambda *_: None)
     monkeypatch.setattr(bench.models, "load", lambda *_, **__: lm)
     ids = torch.randint(3, 40, (40,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -155,11 +159,10 @@ def test_medium_is_compared_with_the_naive_loop_and_with_float32(monkeypatch, un
     monkeypatch.setattr(bench.runtime, "hardware_dtype", lambda _: ("bfloat16", units))
     said = []
     rows = bench.medium_rows(rounds=1, say=said.append)
-    assert [row["unit"] for row in rows] == ["×", "s", "×"]
-    assert [row["bar"] for row in rows] == ["≥ 25", "", bar]
-    assert all(row["value"] > 0 for row in rows[::2])
-    assert next(lm.model.parameters()).dtype == torch.float32
-    assert len(said) == 1
+    assert [row["unit"] for row in rows] == ["×", "s", "×", "×", "1/s", "%"]
+    assert [row["bar"] for row in rows] == ["≥ 25", "", bar, "≥ 1.5", "", ""]
+    assert all(row["value"] > 0 for row in rows if row["unit"] != "s")
+    assert len(said) == 2
 
 
 def test_recording_one_benchmark_keeps_the_others(monkeypatch):

@@ -420,9 +420,11 @@ class Material:
         return self.rates[method][lora_rank > 0]
 
 
-def material(preset: str, *, model: str = "", adapter: str = "", n: int, seed: int) -> Material:
+def material(
+    preset: str, *, model: str = "", adapter: str = "", max_tokens: int = 0, n: int, seed: int
+) -> Material:
     """A preset's model, SHOWN of its questions to train on and n held-out ones. `tiny` takes
-    `tiny-short` unless told.
+    `tiny-short` unless told. max_tokens: of a sample, 0 for the preset's.
 
     The tiny reasoner's questions have 1..STEPS statements a chain, held-out ones in turn; of a
     text's held-out questions half are of other templates, and one asked there is not trained on.
@@ -433,7 +435,7 @@ def material(preset: str, *, model: str = "", adapter: str = "", n: int, seed: i
             f"n={n} questions cannot tell a model before from one after: ask for at least 1"
         )
     chosen = models.preset(preset)
-    task, budget = chosen.task, BUDGETS[preset] | {"most_tokens": chosen.max_tokens}
+    task, budget = chosen.task, BUDGETS[preset] | {"most_tokens": max_tokens or chosen.max_tokens}
     lm = lora.load(preset, model=model, adapter=adapter, reasoner="tiny-short")
     if task == "programs":
         shown = questions(SHOWN, seed)
