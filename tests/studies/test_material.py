@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tml_lib.claims.replay import verify
+from tml_lib.lm import sampling
 from tml_lib.lm.answers import grade, token_ids
 from tml_lib.studies import material, trajectories
 from tml_lib.studies.replays import REPLAYS
@@ -49,11 +50,44 @@ def test_the_loss_of_the_greedy_text_is_that_of_its_tokens_one_by_one(tiny_lm, m
     assert one.greedy_nll == pytest.approx(sum(losses) / len(losses), abs=1e-3)
 
 
-def test_a_summary_withholds_the_result(tiny_lm):
+def writes(monkeypatch, texts, cut=()):
+    """Have the model write these texts, whatever it is asked; returns the prompts that it gets."""
+    asked = []
+
+    def sample(lm, prompts, seeds, **settings):
+        asked.extend(prompts)
+        return [sampling.Sampled((1, 2), None if k in cut else 0) for k in range(len(prompts))]
+
+    monkeypatch.setattr(sampling, "sample", sample)
+    monkeypatch.setattr(sampling, "texts", lambda lm, samples: texts)
+    return asked
+
+
+def test_a_summary_is_asked_for_and_kept_without_the_result(tiny_lm, monkeypatch):
     question = trajectories.study_questions(1, 0)[0]
     greedy = material.Text(f"First so. Then it is {question.answer}.", 9, False, True)
-    found = material._summaries(tiny_lm, [question], [greedy], 16)
-    assert question.answer not in found[0].text
+    asked = writes(monkeypatch, [f"Steps are done. They give {question.answer}."])
+    (summary,) = material._summaries(tiny_lm, [question], [greedy], 16).values()
+    assert "Beginning: First so." in asked[0]
+    assert "Then it is" not in asked[0]
+    assert summary.text == "Steps are done."
+    wrong = dataclasses.replace(greedy, right=False)
+    assert material._summaries(tiny_lm, [question], [wrong], 16) == {}
+
+
+def test_a_text_is_right_where_it_ended_with_the_answer(tiny_lm, monkeypatch):
+    question = trajectories.study_questions(1, 0)[0]
+    box = f"So \\boxed{{{question.answer}}}"
+    writes(monkeypatch, [box, box, "So \\boxed{-7}"], cut={1})
+    found = material._write(tiny_lm, [question] * 3, max_tokens=2)
+    assert [(one.right, one.cut) for one in found] == [(True, False), (False, True), (False, False)]
+
+
+def test_an_answer_at_once_is_cut_where_its_box_stays_open(tiny_lm, monkeypatch):
+    question = trajectories.study_questions(1, 0)[0]
+    writes(monkeypatch, [f"{question.answer}}} and on", question.answer, "-7}"], cut={0})
+    found = material._write(tiny_lm, [question] * 3, max_tokens=2, begin="\\boxed{")
+    assert [(one.right, one.cut) for one in found] == [(True, False), (False, True), (False, False)]
 
 
 def test_a_replay_grades_the_texts_again(made):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tml_lib import runtime
 from tml_lib.claims import ledger
-from tml_lib.claims.stats import Interval
 from tml_lib.lessons import names
+from tml_lib.records import Interval
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -21,7 +21,13 @@ td, th { border-bottom: 1px solid silver; padding: .3rem .6rem; text-align: left
 pre { background: whitesmoke; padding: .6rem; overflow-x: auto; white-space: pre-wrap }
 img { max-width: 100% } code { font-size: 12px; color: dimgray }
 """
-COUNTED = ("trajectories", "text", "efficiency")  # studies in which the model writes
+COUNTED = (
+    "material",
+    "precision",
+    "trajectories",
+    "text",
+    "efficiency",
+)  # studies in which the model writes
 _HEADS = ("test", "compared with", "claimed", "estimate [95 % interval]", "n", "verdict")
 
 
@@ -73,13 +79,15 @@ def _precision(record: dict) -> list[str]:
         return []
     from tml_lib.studies import precision
 
-    labels = {f"{c}.{name}": rule["label"] for (c, name), rule in ledger.rules().items()}
     rounded = [
         (names.CONDITIONS[kind].name if kind in names.CONDITIONS else kind, *map(_nats, numbers))
         for kind, numbers in precision.differences(record).items()
     ]
     means = [
-        (labels[test], *(_interval(found[name]) for name in (*precision.DTYPES, "difference")))
+        (
+            ledger.label(test),
+            *(_interval(found[name]) for name in (*precision.DTYPES, "difference")),
+        )
         for test, found in precision.estimates(record).items()
     ]
     heads = ("|bfloat16 - float32|, nats per token", "median", "95th percentile", "worst")

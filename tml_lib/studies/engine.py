@@ -104,6 +104,17 @@ class Study:
             extra=kept,
         )
 
+    def write_asked(
+        self, made: Made, lm: LanguageModel, asked: Sequence[Question], folder: Path, **more
+    ) -> Path:
+        """`write` for questions of text: with the model's name, their number and their templates.
+        settings: beside those that the records were made with.
+        """
+        settings = {"model": lm.name, "n_questions": len(asked)} | made.settings
+        settings |= more.pop("settings", {})
+        templates = [question.template for question in asked]
+        return self.write(made, folder, settings=settings, templates=templates, **more)
+
     def evidence(self, items: Sequence, folder: Path, *, command: str, **settings) -> Path | None:
         """`run` with a line per record, then `write`, at scale `tiny`; None without items."""
         if not items:

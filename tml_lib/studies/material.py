@@ -244,7 +244,6 @@ def make_evidence(
     groups = [(k, list(asked[k : k + GROUP])) for k in range(0, len(asked), GROUP)]
     how = {"seed": seed, "samples": samples, "max_tokens": max_tokens}
     made = STUDY.run(groups, folder, progress=True, inputs={"lm": lm}, **how)
-    settings = {"model": lm.name, "n_questions": len(asked), "data": data} | how
-    settings |= {"temperature": TEMPERATURE, "top_k": TOP_K}
-    more = {"settings": settings, "templates": [question.template for question in asked]}
-    return STUDY.write(made, folder, command=command, scale=scale, **more)
+    said = {"data": data, "temperature": TEMPERATURE, "top_k": TOP_K}
+    more = {"command": command, "scale": scale, "settings": said}
+    return STUDY.write_asked(made, lm, asked, folder, **more)

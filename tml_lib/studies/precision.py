@@ -31,13 +31,8 @@ PERCENT = (50, 95, 100)  # of the absolute differences
 
 def own_texts(lm: LanguageModel, question: Question, written: material.Written) -> Own:
     """The first right and the first wrong of what the model wrote, the greedy text last."""
-    texts = [one.text for one in (*written.samples, written.greedy) if not one.cut]
-    found = [trajectories.own_trajectory(lm, text.strip(), question) for text in texts]
-    first = {
-        kind: next((one for one in found if one and one.kind == kind), None)
-        for kind in ("own_right", "sampled")
-    }
-    return Own(first["own_right"], first["sampled"])
+    texts = [one.text.strip() for one in (*written.samples, written.greedy) if not one.cut]
+    return trajectories.first_own(lm, texts, question)
 
 
 def question_record(
@@ -144,13 +139,9 @@ def _again(evidence: dict, name: str) -> Pairs:
     question = trajectories.study_questions(settings["n_questions"], settings["seed"])[place]
     stored = evidence["records"][place]
     models = {name: lora.replayed(settings["model"], name) for name in DTYPES}
-    own = {
-        kind: trajectories.own_trajectory(models[DTYPES[0]], text, question)
-        for kind, text in stored["texts"].items()
-    }
-    case = question, Own(own.get("own_right"), own.get("sampled"))
+    own = trajectories.first_own(models[DTYPES[0]], stored["texts"].values(), question)
     how = {name: settings[name] for name in ("seed", "stride")}
-    made = question_record(case, Path(), models=models, **how)
+    made = question_record((question, own), Path(), models=models, **how)
     return {
         f"{test} in {dtype}": (math.nan if value is None else value, made["values"][dtype][test])
         for dtype in DTYPES
@@ -183,7 +174,6 @@ def make_evidence(
     cases = [(q, own_texts(lm, q, one)) for q, one in zip(asked, texts, strict=True)]
     how = {"seed": seed, "stride": stride}
     made = STUDY.run(cases, folder, progress=True, inputs={"models": models}, **how)
-    settings = {"model": lm.name, "n_questions": len(asked)} | how
-    settings["max_tokens"] = told["settings"]["max_tokens"]
-    more = {"settings": settings, "cut": cut, "templates": [q.template for q in asked]}
-    return STUDY.write(made, folder, command=command, scale=scale, **more)
+    said = {"max_tokens": told["settings"]["max_tokens"]}
+    more = {"command": command, "scale": scale, "settings": said, "cut": cut}
+    return STUDY.write_asked(made, lm, asked, folder, **more)

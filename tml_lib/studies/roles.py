@@ -287,7 +287,4 @@ def text_evidence(
     groups = [list(asked[start : start + GROUP]) for start in range(0, len(asked), GROUP)]
     how = {"seed": seed, "max_tokens": max_tokens}
     found = STUDY.run(groups, folder, progress=True, inputs={"lm": lm}, **how)
-    settings = {"model": lm.name, "n_questions": len(asked)} | how
-    templates = [question.template for question in asked]
-    more = {"settings": settings, "templates": templates}
-    return STUDY.write(found, folder, command=command, scale=scale, **more)
+    return STUDY.write_asked(found, lm, asked, folder, command=command, scale=scale)

@@ -312,7 +312,4 @@ def make_evidence(
         groups[-2:] = [(groups[-2][0], groups[-2][1] + groups[-1][1])]
     how = {"seed": seed, "samples": samples, "max_tokens": max_tokens}
     made = TEXT.run(groups, folder, progress=True, inputs={"lm": lm}, **how)
-    settings = {"model": lm.name, "n_questions": len(asked)} | how
-    templates = [question.template for question in asked]
-    more = {"settings": settings, "templates": templates}
-    return TEXT.write(made, folder, command=command, scale=scale, **more)
+    return TEXT.write_asked(made, lm, asked, folder, command=command, scale=scale)

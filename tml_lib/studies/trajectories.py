@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -178,17 +178,20 @@ def own_samples(
     found = []
     for k, question in enumerate(questions):
         here = slice(k * tries, (k + 1) * tries)
-        kinds = [own_trajectory(lm, text, question) for text in texts[here]]
-        first = {
-            kind: next((one for one in kinds if one and one.kind == kind), None)
-            for kind in ("own_right", "sampled")
-        }
         cut = sum(one.cut for one in written[here])
-        found.append(Own(first["own_right"], first["sampled"], tries, cut))
+        own = first_own(lm, texts[here], question)
+        found.append(replace(own, samples=tries, cut=cut))
     return found
 
 
-def own_trajectory(lm: LanguageModel, text: str, question: Question) -> Trajectory | None:
+def first_own(lm: LanguageModel, texts: Iterable[str], question: Question) -> Own:
+    """The first right and the first wrong of texts that a model wrote to the end."""
+    found = [one for text in texts if (one := _own(lm, text, question))]
+    right = next((one for one in found if one.correct), None)
+    return Own(right, next((one for one in found if not one.correct), None))
+
+
+def _own(lm: LanguageModel, text: str, question: Question) -> Trajectory | None:
     """A sample as a right or a wrong trajectory; None where it is neither."""
     stated, thoughts = extract(text) if text else None, lm.thoughts(text)
     if stated is None or not thoughts:
@@ -441,10 +444,7 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     question = study_questions(settings["n_questions"], settings["seed"])[place]
     kept = {kind: evidence[kind][place] for kind in ("sampled", "own_right") if kind in evidence}
     lm, stride = lora.replayed(settings["model"]), settings["stride"]
-    own = {
-        kind: own_trajectory(lm, text, question) for kind, text in kept.items() if text is not None
-    }
-    written = Own(own.get("own_right"), own.get("sampled"))
+    written = first_own(lm, [text for text in kept.values() if text is not None], question)
     record = question_record(lm, question, written, seed=settings["seed"], stride=stride)
     found = estimands(record, stride)
     # without the texts nothing is said of what was sampled
