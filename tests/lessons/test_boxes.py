@@ -83,9 +83,12 @@ def test_a_box_frames_what_is_printed_and_drawn_and_names_the_models():
     assert "tiny" in top
     assert lines == ["│ small", "│ tiny"]
     assert foot == boxes.FOOT
-    title, held = figure.get_suptitle().split("\n")
-    assert title in top
+    *title, held = figure.get_suptitle().split("\n")
+    assert " ".join(title) in top
     assert held == "mine"
+    figure.draw_without_rendering()
+    (shown,) = [text for text in figure.texts if text.get_text() == figure.get_suptitle()]
+    assert shown.get_window_extent().width < figure.bbox.width
     assert len(figure.artists) == 1
     assert before.artists == []
     plt.close("all")

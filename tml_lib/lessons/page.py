@@ -99,7 +99,7 @@ def _nats(number: float) -> str:
 
 
 def _interval(one: Interval) -> str:
-    return f"{one.estimate:.3f} [{one.low:.3f}, {one.high:.3f}]"
+    return f"{one.estimate:.3f} [{one.low:.3f}, {one.high:.3f}], n = {one.n}"
 
 
 def _figures(record: dict, rows: list[ledger.Row]) -> list[tuple[str, str]]:

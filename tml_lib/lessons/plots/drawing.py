@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import textwrap
 from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
@@ -86,8 +87,9 @@ def framed(title: str) -> Iterator[None]:
 
 
 def titled(figure: Figure, title: str) -> None:
-    """Put a title above the one that the figure has."""
-    held = figure.get_suptitle()
+    """Put a title above the one that the figure has, in lines that are no wider than the figure."""
+    held, width = figure.get_suptitle(), int(13 * figure.get_figwidth())
+    title = textwrap.fill(title, width, break_on_hyphens=False)
     figure.suptitle(f"{title}\n{held}" if held else title, fontsize=8, color=names.DARK)
 
 
