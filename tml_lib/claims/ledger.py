@@ -71,7 +71,7 @@ def _parsed(path: Path) -> dict[str, dict]:
     return dict(
         sorted(
             found.items(),
-            key=lambda pair: ("CMG".index(pair[0][0]), int(re.sub(r"\D", "", pair[0])), pair[0]),
+            key=lambda pair: ("CMGT".index(pair[0][0]), int(re.sub(r"\D", "", pair[0])), pair[0]),
         )
     )
 
