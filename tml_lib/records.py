@@ -156,6 +156,11 @@ class ProbeCurve:
         return float(self.answer_nll[where[0]])
 
     @property
+    def unstated(self) -> int:
+        """Tokens before the answer is first stated; all of them where it never is."""
+        return self.length if self.stated_at is None else self.stated_at
+
+    @property
     def fall(self) -> float:
         """L̂_0 - L̂_|t|: what the whole trajectory buys, in nats per token (positive = the answer
         became likelier).

@@ -9,11 +9,13 @@ import pytest
 
 from tml_lib.claims import ledger
 from tml_lib.lessons import page
+from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
 from tml_lib.studies import lora, trajectories
 from tml_lib.tools import cli
 
 FILES = {"roles": "text"}
+OWN_PAIR = ("own_right", "foreign_own")
 SMALL = ("--preset", "small", "--max-tokens", "6", "--stride", "64")
 
 
@@ -104,7 +106,7 @@ def test_a_study_that_kept_no_count_of_cut_samples_says_so(command, tmp_path):
     assert "samples nothing" not in words
 
 
-def test_one_models_samples_are_read_by_another(command, tmp_path, capsys):
+def test_a_models_own_samples_are_read_again_from_its_evidence(command, tmp_path):
     command("trajectories", "--n", "2")
     first = tmp_path / "trajectories.small.json"
     kept = ledger.read_evidence(first) | {"sampled": ["It is 1.", None], "own_right": [None, None]}
@@ -113,9 +115,61 @@ def test_one_models_samples_are_read_by_another(command, tmp_path, capsys):
     assert command("trajectories", "--trajectories-of", str(other), "--seed", "7") == 0
     record = ledger.read_evidence(first)
     assert record["sampled"] == ["It is 1.", None]
-    assert record["settings"]["trajectories_of"] == kept["settings"]["model"]
     assert record["settings"]["seed"] == kept["settings"]["seed"], "the same questions"
     assert ["sampled" in curves for curves in record["curves"]] == [True, False]
+
+
+def test_another_models_samples_are_another_question(command, tmp_path):
+    """What another model wrote is not the reader's own: T1 is asked, and not C1."""
+    command("trajectories", "--n", "2")
+    kept = ledger.read_evidence(tmp_path / "trajectories.small.json")
+    asked = trajectories.study_questions(2, 0)
+    right = [f"A first step. So it is {question.answer}." for question in asked]
+    kept |= {"sampled": ["It is 1.", None], "own_right": right}
+    kept["settings"]["model"] = "writer"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(kept), encoding="utf8")
+    assert command("trajectories", "--trajectories-of", str(other), "--stride", "1") == 0
+    record = ledger.read_evidence(tmp_path / "transfer.small.json")
+    assert record["settings"]["trajectories_of"] == "writer"
+    assert {name.split(".")[0] for name in record["values"]} == {"T1"}
+    for place, curves in enumerate(record["curves"]):
+        own, foreign = (trajectories.curve_of({"curves": curves}, kind) for kind in OWN_PAIR)
+        end = own.stated_at
+        assert foreign.length <= own.length
+        assert own.answer_nll[0] == foreign.answer_nll[0]
+        fall = own.answer_nll[0] - own.at(end)
+        of_foreign = foreign.answer_nll[0] - foreign.at(min(end, foreign.length))
+        content = record["values"]["T1.content"][0][place]
+        assert record["values"]["T1.unstated"][0][place] == pytest.approx(fall, abs=1e-4)
+        assert content == pytest.approx(fall - of_foreign, abs=1e-4)
+    assert record["values"]["T1.wrong"][0][1] is None, "no wrong sample was given"
+
+
+def test_studies_take_what_was_written_once(command, tmp_path, monkeypatch):
+    """`material` is the only one that samples; trajectories and roles read its texts."""
+    command("material", "--n", "3", "--max-tokens", "24")
+    path = tmp_path / "material.small.json"
+    text = json.loads(path.read_text(encoding="utf8"))
+    asked = trajectories.study_questions(3, 0)
+    for question, one in zip(asked, text["written"], strict=True):
+        said = f"A first step. Then another.{ANSWER_TEMPLATE}{question.answer}}}"
+        one["samples"] = [{"text": said, "tokens": 9, "cut": False, "right": True}]
+        one["greedy"] = {"text": said, "tokens": 9, "cut": True, "right": False}
+    path.write_text(json.dumps(text), encoding="utf8")
+    never = [lambda *given, **settings: pytest.fail("a trajectory is sampled twice")]
+    monkeypatch.setattr(trajectories, "own_samples", *never)
+    assert command("trajectories", "--trajectories-of", str(path), "--n", "2") == 0
+    record = ledger.read_evidence(tmp_path / "trajectories.small.json")
+    assert record["settings"]["n_questions"] == 2
+    assert all(
+        f"boxed{{{q.answer}}}" in t for q, t in zip(asked, record["own_right"], strict=False)
+    )
+    assert [set(OWN_PAIR) <= set(curves) for curves in record["curves"]] == [True, True]
+    assert command("roles", "--trajectories-of", str(path), "--n", "2") == 0
+    record = ledger.read_evidence(tmp_path / "text.small.json")
+    assert record["texts"] == ["A first step. Then another."] * 2
+    assert ledger.cut_share(record) == 1
 
 
 def test_samples_that_come_with_a_set_are_read(command, tmp_path):

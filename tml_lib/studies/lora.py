@@ -120,9 +120,7 @@ def measured(
     for question in questions:
         text = gsm.gold(question).text
         curve = probe(lm, lm.prompt(question.text), text, question.answer, stride=len(text))
-        nll.append(
-            [curve.at(0), curve.at(curve.length if curve.stated_at is None else curve.stated_at)]
-        )
+        nll.append([curve.at(0), curve.at(curve.unstated)])
     found: dict[str, object] = {"nll": nll}
     for name, count, values in (
         ("greedy", 1, (right, tokens, ended)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -67,6 +67,23 @@ def stored(path: Path) -> tuple[list[Question], list[Written]]:
             " `python -m tml_lib study material` writes it"
         )
     return _held(evidence)
+
+
+def owns(lm: LanguageModel, path: Path) -> tuple[list[Question], list[trajectories.Own]]:
+    """The questions of an evidence file of this study, and the first right and wrong of each one's
+    samples, as the other studies take them; a sample that was cut is neither.
+    """
+    asked, found = stored(path)
+    return asked, [
+        replace(
+            trajectories.first_own(
+                lm, [t.text.strip() for t in one.samples if not t.cut], question
+            ),
+            samples=len(one.samples),
+            cut=sum(text.cut for text in one.samples),
+        )
+        for question, one in zip(asked, found, strict=True)
+    ]
 
 
 def _held(evidence: dict) -> tuple[list[Question], list[Written]]:

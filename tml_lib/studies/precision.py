@@ -54,7 +54,7 @@ def question_record(
     values = {}
     for name, lm in models.items():
         gold = curves[name]["gold"]
-        end = gold.length if gold.stated_at is None else gold.stated_at
+        end = gold.unstated
         strange = gsm.foreign(question, trajectories.strangers(seed), seed)
         fall = _fall(lm, question, strange, end)
         values[name] = _estimands(curves[name], fall, stride)

@@ -23,6 +23,7 @@ from tml_lib.studies import (
     supervised,
     toy_maml,
     trajectories,
+    transfer,
     updates,
     written_descent,
 )
@@ -44,6 +45,7 @@ STUDIES = (
     supervised.SUPPORT,
     toy_maml.SINUSOIDS,
     trajectories.STUDY,
+    transfer.STUDY,
     updates.STUDY,
     updates.TOY,
 )

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tml_lib import runtime
+from tml_lib.claims import ledger
 from tml_lib.data import gsm, programs
 from tml_lib.data.gsm import Reflecting
 from tml_lib.lm import models, sampling
@@ -104,23 +105,27 @@ def questions(n: int, seed: int, data: str = "") -> list[Question]:
 
 
 def cut_values(
-    lm: LanguageModel, asked: Sequence[Question], seed: int, max_tokens: int = MOST_TOKENS
+    lm: LanguageModel,
+    asked: Sequence[Question],
+    seed: int,
+    max_tokens: int = MOST_TOKENS,
+    written: Sequence[tuple[str, bool]] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict]:
     """The values of C3 per question, and beside them: share right and mean L̂ by the share of steps
     that thinking has, and the texts, with which of them were cut at `max_tokens` tokens.
 
     The model's own greedy trajectory, up to where it gives its answer in the kit's template, is cut
     and the model made to answer. NaN where it writes nothing before that. As a control it answers
-    after as much text of another question's solution.
+    after as much text of another question's solution. written: greedy texts that were made before,
+    and whether each was cut.
     """
     prompts = [lm.prompt(question.text) for question in asked]
-    written = sampling.sample(
-        lm, prompts, [0] * len(prompts), temperature=0, max_new_tokens=max_tokens, batch_size=32
-    )
-    texts = [
-        lm.thoughts(text).partition(ANSWER_TEMPLATE.strip())[0].strip()
-        for text in sampling.texts(lm, written)
-    ]
+    if written is None:
+        how = {"temperature": 0, "max_new_tokens": max_tokens, "batch_size": 32}
+        found = sampling.sample(lm, prompts, [0] * len(prompts), **how)
+        cut_off = [one.cut for one in found]
+        written = list(zip(sampling.texts(lm, found), cut_off, strict=True))
+    texts = [lm.thoughts(text).partition(ANSWER_TEMPLATE.strip())[0].strip() for text, _ in written]
     others = gsm.gsm_symbolic(64, seed)
     foreign = [
         gsm.foreign(q, others, seed).text[: len(text)] for q, text in zip(asked, texts, strict=True)
@@ -155,7 +160,7 @@ def cut_values(
         "nll": nll,
     }
     shares |= {"shares": [*SHARES, 1.0], "empty": texts.count("")}
-    return values, shares | {"texts": texts, "cut": [one.cut for one in written]}
+    return values, shares | {"texts": texts, "cut": [cut_off for _, cut_off in written]}
 
 
 def cut(text: str, share: float, less: int = 0) -> str:
@@ -183,28 +188,36 @@ def forced(lm: LanguageModel, asked: Sequence[Question], thoughts: Sequence[str]
 
 
 def text_record(
-    now: list[Question], folder: Path, *, lm: LanguageModel, seed: int, max_tokens: int
+    group: tuple[list[Question], list[tuple[str, bool]] | None],
+    folder: Path,
+    *,
+    lm: LanguageModel,
+    seed: int,
+    max_tokens: int,
 ) -> dict:
-    """The values of C3 and C6 for a group of questions, their curves by share of steps, and the
-    tokens' rows.
+    """The values of C3 and C6 for a group of questions with their greedy texts where these were
+    made before, their curves by share of steps, and the tokens' rows.
 
-    C6 takes every EVERY-th question, and is NaN for the others.
+    C6 takes of every EVERY questions the first into which reflections can be written, and is NaN
+    for the others.
     """
-    cut_found, shares = cut_values(lm, now, seed, max_tokens)
-    values, tokens = [], []
-    for question in now[::EVERY]:
-        found, rows = token_roles.role_values(
-            lm, question, gsm.reflecting(question, seed), token_roles.text_pieces
-        )
-        values += [found, *[dict.fromkeys(found, math.nan)] * (EVERY - 1)]
-        tokens += rows
-    values = values[: len(now)]
+    now, written = group
+    cut_found, shares = cut_values(lm, now, seed, max_tokens, written)
+    tests = [f"C6.{test['name']}" for test in ledger.claims()["C6"]["tests"]]
+    values = {name: [math.nan] * len(now) for name in tests}
+    tokens = []
+    for start in range(0, len(now), EVERY):
+        for place in range(start, min(start + EVERY, len(now))):
+            if reflecting := gsm.reflecting(now[place], seed):
+                found, rows = token_roles.role_values(
+                    lm, now[place], reflecting, token_roles.text_pieces
+                )
+                tokens += rows
+                for name, value in found.items():
+                    values[name][place] = value
+                break
     table = {name: column.tolist() for name, column in cut_found.items()}
-    return {
-        "values": table | {name: [row[name] for row in values] for name in values[0]},
-        "cuts": shares,
-        "tokens": tokens,
-    }
+    return {"values": table | values, "cuts": shares, "tokens": tokens}
 
 
 def _kept(records: Sequence[dict]) -> dict:
@@ -227,12 +240,16 @@ def _kept(records: Sequence[dict]) -> dict:
 
 
 def _again(evidence: dict, place: int) -> dict[str, float]:
-    seed = evidence["settings"]["seed"]
-    question = questions(len(evidence["templates"]), seed)[place]
-    lm = lora.replayed(evidence["settings"]["model"])
-    most = evidence["settings"].get("max_tokens", MOST_TOKENS)
-    found = {test: column[0] for test, column in cut_values(lm, [question], seed, most)[0].items()}
-    if place % EVERY == 0:
+    settings, n = evidence["settings"], len(evidence["templates"])
+    seed, most = settings["seed"], settings.get("max_tokens", MOST_TOKENS)
+    asked = trajectories.study_questions if settings.get("written") else questions
+    question, lm = asked(n, seed)[place], lora.replayed(settings["model"])
+    written = None
+    if settings.get("written"):
+        written = [(evidence["texts"][place], bool(evidence["cut"][place][0]))]
+    again = cut_values(lm, [question], seed, most, written)[0]
+    found = {test: column[0] for test, column in again.items()}
+    if evidence["values"]["C6.absolute"][0][place] is not None:
         reflecting = gsm.reflecting(question, seed)
         found |= token_roles.role_values(lm, question, reflecting, token_roles.text_pieces)[0]
     return found
@@ -282,9 +299,15 @@ def text_evidence(
     max_tokens: int,
     scale: str,
     command: str,
+    written: Sequence[tuple[str, bool]] | None = None,
 ) -> Path:
-    """Write text.<scale>.json; the folder keeps finished groups of questions."""
-    groups = [list(asked[start : start + GROUP]) for start in range(0, len(asked), GROUP)]
+    """Write text.<scale>.json; the folder keeps finished groups of questions. written: as
+    `cut_values` takes it.
+    """
+    starts = range(0, len(asked), GROUP)
+    parts = [slice(start, start + GROUP) for start in starts]
+    groups = [(list(asked[now]), written and list(written[now])) for now in parts]
     how = {"seed": seed, "max_tokens": max_tokens}
     found = STUDY.run(groups, folder, progress=True, inputs={"lm": lm}, **how)
-    return STUDY.write_asked(found, lm, asked, folder, command=command, scale=scale)
+    more = {"settings": {"written": written is not None}, "command": command, "scale": scale}
+    return STUDY.write_asked(found, lm, asked, folder, **more)

@@ -28,6 +28,9 @@ from tml_lib.studies.engine import Made, Study
 
 MOST_TOKENS = 200  # of a sample
 _STRANGERS = 64  # questions from which the trajectories of other questions are drawn
+# compared with another over as many tokens
+_BESIDE = {"foreign": "gold", "sampled": "own_right", "foreign_own": "own_right"}
+TEXTS = ("sampled", "own_right")  # of the model's own, which evidence keeps
 _GROUP = 8  # questions sampled together, and so lost at most when a run is interrupted
 
 
@@ -39,6 +42,7 @@ class Own:
     wrong: Trajectory | None = None
     samples: int = 0
     cut: int = 0  # of them, how many had not ended at the greatest number of tokens
+    foreign: Trajectory | None = None  # what it wrote rightly to another question
 
 
 def study_questions(n: int, seed: int) -> list[Question]:
@@ -107,8 +111,8 @@ def build_conditions(
     """The trajectories of one question by condition; one that cannot be built for this question is
     left out.
 
-    foreign and copying are cut to the gold trajectory's length in tokens; copying ends by stating
-    the right answer.
+    foreign and copying are cut to the gold trajectory's length in tokens, foreign_own to that of
+    the own right one; copying ends by stating the right answer.
     """
     prompt, gold = lm.prompt(question.text), gsm.gold(question)
     strange = gsm.foreign(question, others, seed)
@@ -119,12 +123,15 @@ def build_conditions(
     found = {
         "gold": gold,
         "corrupted": gsm.corrupt(question, seed),
-        "sampled": own.wrong,
         "own_right": own.right,
+        "sampled": own.wrong,
         "foreign": Trajectory(_cut(lm, prompt, strange.text, length), "foreign"),
         "shuffled": gsm.shuffle_steps(question, seed),
         "copying": Trajectory(copying, "copying", question.answer, None),
     }
+    if own.right and own.foreign:
+        length = len(encode(lm.tokenizer, prompt, own.right.text, [question.answer]).trajectory)
+        found["foreign_own"] = Trajectory(_cut(lm, prompt, own.foreign.text, length), "foreign")
     return {kind: trajectory for kind, trajectory in found.items() if trajectory is not None}
 
 
@@ -152,6 +159,18 @@ def samples_of(record: dict, questions: Sequence[Question]) -> list[Own]:
         )
         for question, right, wrong in zip(questions, *texts, strict=True)
     ]
+
+
+def with_foreign(questions: Sequence[Question], found: Sequence[Own]) -> list[Own]:
+    """Each with the right sample of the next question that has one, in which its own answer is not
+    stated; after the last question comes the first.
+    """
+    whole = []
+    for k, (question, own) in enumerate(zip(questions, found, strict=True)):
+        later = [one.right for one in (*found[k + 1 :], *found[:k]) if one.right]
+        free = (t for t in later if gsm.first_mention(t.text, question.answer) is None)
+        whole.append(replace(own, foreign=next(free, None)))
+    return whole
 
 
 def own_samples(
@@ -215,9 +234,10 @@ def probe_question(
     """Curves by condition and by whose answer is scored: 'right', and for corrupted gold also its
     'own' wrong one.
 
-    Probed are every stride-th prefix, the last one, the one before the statement, and, for the
-    order control, the one after the steps that were shuffled (`meta['shuffled_end']`, in gold and
-    in shuffled).
+    Probed are every stride-th prefix, the last one, the one before the statement; in a wrong sample
+    and another question's text also the one where the right sample or gold first states the answer;
+    and, for the order control, the one after the steps that were shuffled (`meta['shuffled_end']`,
+    in gold and in shuffled).
     """
     prompt = lm.prompt(question.text)
     curves: dict[str, dict[str, ProbeCurve]] = {}
@@ -231,8 +251,8 @@ def probe_question(
         places = {*range(0, length + 1, stride), length}
         places |= {encoded.tokens_before(offset) for offset in mentions if offset is not None}
         meta = {}
-        if kind == "foreign" and curves["gold"]["right"].stated_at is not None:
-            places.add(min(curves["gold"]["right"].stated_at, length))
+        if (beside := curves.get(_BESIDE.get(kind))) is not None:
+            places.add(min(beside["right"].unstated, length))
         if kind in ("gold", "shuffled") and "shuffled" in conditions:
             free = free_end(question)
             meta["shuffled_end"] = encoded.tokens_before(free)
@@ -252,12 +272,19 @@ def free_end(question: Question) -> int:
 
 
 def question_record(
-    lm: LanguageModel, question: Question, own: Own, *, seed: int, stride: int
+    lm: LanguageModel,
+    question: Question,
+    own: Own,
+    *,
+    seed: int,
+    stride: int,
+    kinds: Sequence[str] = (),
 ) -> dict:
-    """One question's curves under every condition, the texts that the model wrote itself, and how
-    many samples were cut: enough to make it again.
+    """One question's curves under every condition, or those of `kinds`; the texts that the model
+    wrote itself, and how many samples were cut: enough to make it again.
     """
     conditions = build_conditions(lm, question, strangers(seed), own, seed)
+    conditions = {kind: t for kind, t in conditions.items() if not kinds or kind in kinds}
     curves = probe_question(lm, question, conditions, stride=stride)
     return {
         "id": question.id,
@@ -283,6 +310,7 @@ def group_record(
     stride: int,
     tries: int,
     max_tokens: int,
+    kinds: Sequence[str] = (),
 ) -> list[dict]:
     """The `question_record`s of a group of questions, of which the first has the place group[0].
     The model samples `tries` trajectories a question, unless samples are given.
@@ -290,8 +318,9 @@ def group_record(
     start, questions, given = group
     how = {"seed": seed + start, "tries": tries, "max_tokens": max_tokens}
     written = own_samples(lm, questions, **how) if given is None else given
+    written = with_foreign(questions, written)
     return [
-        question_record(lm, question, own, seed=seed, stride=stride)
+        question_record(lm, question, own, seed=seed, stride=stride, kinds=kinds)
         for question, own in zip(questions, written, strict=True)
     ]
 
@@ -348,11 +377,11 @@ def paired_before_statement(record: dict, kind: str) -> tuple[ProbeCurve, ProbeC
     # it states the right answer by chance
     if other is None or (own is not None and other.stated_at is not None):
         return None
-    stated = gold.length if gold.stated_at is None else gold.stated_at
+    stated = gold.unstated
     if kind == "shuffled":
         ends = gold.meta["shuffled_end"], other.meta["shuffled_end"]
     elif own is not None:
-        ends = stated, own.length if own.stated_at is None else own.stated_at
+        ends = stated, own.unstated
     else:
         ends = stated, min(stated, other.length)
     return _until(gold, ends[0]), _until(other, ends[1])
@@ -372,7 +401,8 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
         curve_of(record, kind) for kind in ("shuffled", "corrupted", "sampled")
     )
     own, own_right = curve_of(record, "corrupted", "own"), curve_of(record, "own_right")
-    end = gold.length if gold.stated_at is None else gold.stated_at
+    foreign_own = curve_of(record, "foreign_own")
+    end = gold.unstated
     along, along_own = alone(gold, stride), alone(own_right, stride)
     unstated = along["unstated"]
     foreign_fall = foreign.answer_nll[0] - foreign.at(min(end, foreign.length))
@@ -388,6 +418,7 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
         "C1.own_trend": along_own["trend"],
         "C1.own_trend_unstated": along_own["trend_unstated"],
         "C1.own_unstated": along_own["unstated"],
+        "C1.own_content": fall_beside(own_right, foreign_own),
         "C2.sampled_trend": _trend(sampled, stride),
         "C2.corrupted_trend": math.nan,
         "C2.corrupted_over_foreign": math.nan,
@@ -395,13 +426,14 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
         "C2.corrupted_fall": math.nan,
         "C2.contrast": math.nan,
         "C2.own_answer": math.nan,
+        "C2.pair": fall_beside(own_right, sampled),
     }
     if shuffled is not None:
         in_order, in_disorder = gold.meta["shuffled_end"], shuffled.meta["shuffled_end"]
         values["C1.order"] = shuffled.at(in_disorder) - gold.at(in_order)
     # it never states the right answer, not even by chance
     if corrupted is not None and corrupted.stated_at is None:
-        wrong_end = corrupted.length if own.stated_at is None else own.stated_at
+        wrong_end = own.unstated
         values["C2.corrupted_trend"] = _trend(corrupted, stride)
         values["C2.corrupted_over_foreign"] = _trend(corrupted, stride) - _trend(foreign, stride)
         values["C2.corrupted_fall"] = corrupted.fall
@@ -416,13 +448,23 @@ def alone(curve: ProbeCurve | None, stride: int) -> dict[str, float]:
     """
     if curve is None:
         return dict.fromkeys(("trend", "trend_unstated", "fall", "unstated"), math.nan)
-    end = curve.length if curve.stated_at is None else curve.stated_at
+    end = curve.unstated
     return {
         "trend": _trend(curve, stride),
         "trend_unstated": _trend(_until(curve, end), stride),
         "fall": curve.fall,
         "unstated": float(curve.answer_nll[0] - curve.at(end)),
     }
+
+
+def fall_beside(curve: ProbeCurve | None, other: ProbeCurve | None) -> float:
+    """Fall of L̂ before a curve states the answer, minus the fall over as many tokens of another
+    curve after the same prompt (all of it where it is shorter); NaN where one is missing.
+    """
+    if curve is None or other is None:
+        return math.nan
+    end = curve.unstated
+    return float(other.at(min(end, other.length)) - curve.at(end))
 
 
 def _trend(curve: ProbeCurve | None, stride: int) -> float:
@@ -436,17 +478,26 @@ def _trend(curve: ProbeCurve | None, stride: int) -> float:
 # --- the study ------------------------------------------------------------------------------------
 
 
+def record_again(evidence: dict, place: int, kinds: Sequence[str] = ()) -> dict:
+    """A question's record from the texts that evidence keeps of it and of its group."""
+    settings, start = evidence["settings"], place - place % _GROUP
+    lm = lora.replayed(settings["model"])
+    asked = study_questions(settings["n_questions"], settings["seed"])[start : start + _GROUP]
+    texts = [evidence[kind][start : start + _GROUP] for kind in TEXTS if kind in evidence]
+    found = [
+        first_own(lm, [text for text in held if text is not None], question)
+        for question, held in zip(asked, zip(*texts, strict=True), strict=bool(texts))
+    ]
+    own = with_foreign(asked, found)[place - start] if found else Own()
+    how = {"seed": settings["seed"], "stride": settings["stride"], "kinds": kinds}
+    return question_record(lm, asked[place - start], own, **how)
+
+
 def _again(evidence: dict, place: int) -> dict[str, float]:
     """A question's estimands from the texts that evidence keeps of the model's own. Evidence of an
     earlier version lacks some, and says nothing of them.
     """
-    settings = evidence["settings"]
-    question = study_questions(settings["n_questions"], settings["seed"])[place]
-    kept = {kind: evidence[kind][place] for kind in ("sampled", "own_right") if kind in evidence}
-    lm, stride = lora.replayed(settings["model"]), settings["stride"]
-    written = first_own(lm, [text for text in kept.values() if text is not None], question)
-    record = question_record(lm, question, written, seed=settings["seed"], stride=stride)
-    found = estimands(record, stride)
+    found = estimands(record_again(evidence, place), evidence["settings"]["stride"])
     # without the texts nothing is said of what was sampled
     unsaid = () if "sampled" in evidence else ("C2.sampled",)
     return {
@@ -479,12 +530,15 @@ def study(
     max_tokens: int = MOST_TOKENS,
     written: Sequence[Own] | None = None,
     progress: bool = False,
+    of: Study | None = None,
+    **more,
 ) -> Made:
     """One `question_record` per question, every condition probed; the folder keeps finished groups
     of questions.
 
     tries, max_tokens: as `own_samples` takes them; with tries=0 the samples are those that come
-    with the questions. written: samples of another model, one entry a question.
+    with the questions. written: what was written before, one entry a question. of: the study whose
+    records these are, and `more` its own settings.
     """
     if written is None and tries == 0:
         written = [given_samples(question) for question in questions]
@@ -492,15 +546,24 @@ def study(
         (k, questions[k : k + _GROUP], None if written is None else list(written[k : k + _GROUP]))
         for k in range(0, len(questions), _GROUP)
     ]
-    settings = {"seed": seed, "stride": stride, "tries": tries, "max_tokens": max_tokens}
-    made = STUDY.run(groups, folder, progress=progress, inputs={"lm": lm}, **settings)
+    settings = {"seed": seed, "stride": stride, "tries": tries, "max_tokens": max_tokens} | more
+    made = (of or STUDY).run(groups, folder, progress=progress, inputs={"lm": lm}, **settings)
     return dataclasses.replace(made, records=[one for group in made.records for one in group])
 
 
 def write_evidence(
-    made: Made, questions: list[Question], folder: Path, *, scale: str, command: str, settings: dict
+    made: Made,
+    questions: list[Question],
+    folder: Path,
+    *,
+    scale: str,
+    command: str,
+    settings: dict,
+    of: Study | None = None,
 ) -> Path:
-    """Write trajectories.<scale>.json: values of C1 and C2, all curves, and the sampled texts."""
+    """Write trajectories.<scale>.json: values of C1 and C2, all curves, and the sampled texts. of:
+    as `study` takes it.
+    """
     templates = [question.template for question in questions]
     more = {"settings": settings, "templates": templates}
-    return STUDY.write(made, folder, command=command, scale=scale, **more)
+    return (of or STUDY).write(made, folder, command=command, scale=scale, **more)

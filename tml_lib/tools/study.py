@@ -30,30 +30,55 @@ class Subject:
 
 
 def _trajectories(lm, options, folder: Path, said: dict) -> Path:
-    from tml_lib.claims import ledger
-    from tml_lib.studies import trajectories
+    from tml_lib.studies import trajectories, transfer
 
-    written = None
-    if options.trajectories_of:
-        other = ledger.read_evidence(options.trajectories_of)["settings"]
-        options.n, options.seed = other["n_questions"], other["seed"]
-        options.data = other.get("data", "")
-    asked = trajectories.chosen_questions(options.data, options.n, options.seed)
     how = {"seed": options.seed, "stride": options.stride, "tries": options.samples}
     how |= {"max_tokens": options.max_tokens}
-    settings = how | {"n_questions": options.n, "data": options.data, "model": lm.name}
-    if options.trajectories_of:
-        written = trajectories.samples_of(ledger.read_evidence(options.trajectories_of), asked)
-        settings["trajectories_of"] = other["model"]
-    made = trajectories.study(lm, asked, folder, written=written, progress=True, **how)
-    return trajectories.write_evidence(made, asked, folder, settings=settings, **said)
+    if options.trajectories_of is None:
+        asked = trajectories.chosen_questions(options.data, options.n, options.seed)
+        settings = how | {"n_questions": options.n, "data": options.data, "model": lm.name}
+        made = trajectories.study(lm, asked, folder, progress=True, **how)
+        return trajectories.write_evidence(made, asked, folder, settings=settings, **said)
+    asked, written, writer = _written_before(lm, options)
+    how |= {key: writer[key] for key in ("seed", "max_tokens")} | {"tries": writer["samples"]}
+    settings = how | {"n_questions": len(asked), "data": writer.get("data", "")}
+    settings |= {"model": lm.name, "trajectories_of": writer["model"]}
+    more = {} if writer["model"] == lm.name else {"of": transfer.STUDY}
+    kinds = {"kinds": transfer.KINDS} if more else {}
+    made = trajectories.study(
+        lm, asked, folder, written=written, progress=True, **how, **more, **kinds
+    )
+    return trajectories.write_evidence(made, asked, folder, settings=settings, **said, **more)
+
+
+def _written_before(lm, options) -> tuple[list, list, dict]:
+    """The first questions of `--trajectories-of`, what its model wrote, and its settings."""
+    from tml_lib.claims import ledger
+    from tml_lib.studies import material, trajectories
+
+    evidence = ledger.read_evidence(options.trajectories_of)
+    writer = evidence["settings"]
+    if evidence["study"] == material.STUDY.name:
+        asked, written = material.owns(lm, options.trajectories_of)
+    else:
+        asked = trajectories.chosen_questions(
+            writer.get("data", ""), writer["n_questions"], writer["seed"]
+        )
+        written = trajectories.samples_of(evidence, asked)
+        writer = writer | {"samples": writer["tries"]}
+    return asked[: options.n], written[: options.n], writer
 
 
 def _roles(lm, options, folder: Path, said: dict) -> Path:
-    from tml_lib.studies import roles
+    from tml_lib.studies import material, roles
 
-    asked = roles.questions(options.n, options.seed, options.data)
     how = {"seed": options.seed, "max_tokens": options.max_tokens}
+    if options.trajectories_of is None:
+        asked = roles.questions(options.n, options.seed, options.data)
+    else:
+        asked, written = material.stored(options.trajectories_of)
+        asked, written = asked[: options.n], written[: options.n]
+        how["written"] = [(one.greedy.text, one.greedy.cut) for one in written]
     return roles.text_evidence(lm, asked, folder, **how, **said)
 
 
@@ -122,7 +147,8 @@ SUBJECTS = {
         " gold solution, the same with one wrong value, the model's own right and wrong samples,"
         " and controls: another question's solution, the steps shuffled, and unrelated text that"
         " ends in the answer. Each test compares questions with themselves, and its interval is"
-        " taken over questions.",
+        " taken over questions. Where another model wrote the samples, the question is whether its"
+        " trajectories lead this model to the answer too.",
         _trajectories,
     ),
     "roles": Subject(
