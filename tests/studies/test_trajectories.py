@@ -102,13 +102,15 @@ def conditions(lm, questions):
 
 def _own(question, wrong):
     text = f"There is a lot to think about here, and it takes a while. So it is {question.answer}."
-    return trajectories.Own(Trajectory(text, "own_right", question.answer, True), wrong, 2)
+    other = Trajectory("Here there is less to think about, and it is no number.", "own_right")
+    right = Trajectory(text, "own_right", question.answer, True)
+    return trajectories.Own(right, wrong, 2, foreign=other)
 
 
 def test_all_conditions_are_built_and_say_what_they_are(conditions):
     for _, found in conditions:
-        kinds = ("gold", "corrupted", "sampled", "own_right", "foreign", "shuffled", "copying")
-        assert tuple(found) == kinds
+        kinds = ("gold", "corrupted", "own_right", "sampled", "foreign", "shuffled", "copying")
+        assert tuple(found) == (*kinds, "foreign_own")
         assert all(trajectory.kind == kind for kind, trajectory in found.items())
 
 
@@ -117,6 +119,8 @@ def test_foreign_and_copying_are_as_long_as_gold(lm, conditions):
         gold = len(tokens(lm, question, found["gold"]))
         assert len(tokens(lm, question, found["foreign"])) == pytest.approx(gold, abs=2)
         assert len(tokens(lm, question, found["copying"])) == pytest.approx(gold, abs=2)
+        own, foreign = (len(tokens(lm, question, found[k])) for k in ("own_right", "foreign_own"))
+        assert foreign <= own + 2
 
 
 def test_copying_states_the_answer_at_its_end_only_and_foreign_never(conditions):
@@ -186,6 +190,7 @@ def record(**changes):
         },
         "sampled": {"right": held([0, 2, 3], [4.0, 4.2, 4.1])},
         "own_right": {"right": held([0, 2, 4, 5], [4.0, 4.1, 3.5, 0.2], 4)},
+        "foreign_own": {"right": held([0, 2, 4, 5], [4.0, 3.9, 3.8, 3.0])},
     }
     return {
         "id": "q",
@@ -205,6 +210,7 @@ BY_HAND = {
     "C1.own_trend": -2 / 3,  # all but the first step go down
     "C1.own_trend_unstated": -1 / 3,  # up, down, down
     "C1.own_unstated": 0.5,  # 4 - 3.5
+    "C1.own_content": 0.3,  # 0.5 - (4 - 3.8)
     "C2.sampled_trend": 1 / 3,  # up, up, down
     "C2.corrupted_trend": -1 / 3,  # down, down, up
     "C2.corrupted_over_foreign": 0.0,  # -1/3, and down, down, up again (4, 3.6, 3.9)
@@ -212,6 +218,7 @@ BY_HAND = {
     "C2.corrupted_fall": 0.3,
     "C2.contrast": 1.5,  # 2 - (4 - 3.5)
     "C2.own_answer": 4.0,
+    "C2.pair": 0.6,  # 0.5 - (4 - 4.1): the wrong one has ended after 3 tokens
 }
 
 
@@ -222,6 +229,9 @@ CORRUPTED = {
     "C2.contrast",
     "C2.own_answer",
 }
+
+
+OWN = {*("C1.own_trend", "C1.own_trend_unstated", "C1.own_unstated", "C1.own_content"), "C2.pair"}
 
 
 def test_estimands_by_hand():
@@ -251,8 +261,9 @@ def nan_names(values):
     ("absent", "names"),
     [
         ("shuffled", {"C1.order"}),
-        ("sampled", {"C2.sampled_trend", "C2.sampled_fall"}),
-        ("own_right", {"C1.own_trend", "C1.own_trend_unstated", "C1.own_unstated"}),
+        ("sampled", {"C2.sampled_trend", "C2.sampled_fall", "C2.pair"}),
+        ("own_right", OWN),
+        ("foreign_own", {"C1.own_content"}),
         ("corrupted", CORRUPTED),
     ],
 )

@@ -57,6 +57,7 @@ CONDITIONS: Group = {  # trajectories that a model reads
     "own_wrong": Style("wrong: the model's own sample", PURPLE, ":", "^"),
     "own_right": Style("right: the model's own sample", SKY, "-", "v"),
     "foreign": Style("control: another question's trajectory", BLACK, "-.", "D"),
+    "foreign_own": Style("control: its right sample of another question", GREY, "-.", "D"),
     "shuffled": Style("control: gold steps shuffled", GREEN, "--", "p"),
     "copying": Style("control: unrelated text ending in the answer", ORANGE, ":", "h"),
 }
@@ -201,6 +202,7 @@ SCALES: Group = {  # models that claims are asked of
     "tiny": Style("tiny: 0.2 M, made by the kit", BLUE),
     "small": Style("small: SmolLM2, 135 M", VERMILION, "--", "s"),
     "small-sft": Style("small-sft: SmolLM2 after LoRA", PURPLE, ":", "^"),
+    "half": Style("half: Qwen2.5-Coder, 0.5 B", SKY, "--", "v"),
     "medium": Style("medium: Qwen2.5-Coder, 1.5 B", GREEN, "-.", "D"),
     "gpu": Style("gpu: a model of yours", BLACK, "-", "p"),
     "published": Style("published: others' numbers", ORANGE, ":", "h"),

@@ -24,7 +24,9 @@ img { max-width: 100% } code { font-size: 12px; color: dimgray }
 COUNTED = (
     "material",
     "precision",
+    "strides",
     "trajectories",
+    "transfer",
     "text",
     "efficiency",
 )  # studies in which the model writes
@@ -41,6 +43,7 @@ def write(path: Path, evidence: Path, question: str, method: str) -> Path:
         f"<p><b>{_text(question)}</b></p><p>{_text(method)}</p>",
         *_claims(rows),
         *_precision(record),
+        *_strides(record),
         *[
             f'<p><img src="{image}" alt="{_text(alt)}"></p>'
             for alt, image in _figures(record, rows)
@@ -92,6 +95,29 @@ def _precision(record: dict) -> list[str]:
     ]
     heads = ("|bfloat16 - float32|, nats per token", "median", "95th percentile", "worst")
     return [_table(heads, rounded), _table(("mean of", *precision.DTYPES, "difference"), means)]
+
+
+def _strides(record: dict) -> list[str]:
+    """The tables of a study of every token; none of another study."""
+    if record["study"] != "strides":
+        return []
+    from tml_lib.studies import strides
+
+    made, hidden = [], []
+    for kind in strides.KINDS:
+        if not any(kind in held["curves"] for held in record["records"]):
+            continue
+        name = names.CONDITIONS[kind].name
+        made += [
+            (name, token, there, spikes, f"{spikes / there:.1%}")
+            for token, (there, spikes) in strides.by_token(record, kind).items()
+        ]
+        for stride, off in strides.trends(record, kind).items():
+            there, visible = strides.seen(record, kind, stride)
+            hidden.append((name, stride, f"{visible} of {there}", _interval(off)))
+    heads = ("trajectory", "kind of token", "tokens", "spikes", "share")
+    off = ("trajectory", "stride", "spikes seen", "trend before the statement, minus every token's")
+    return [_table(heads, made), _table(off, hidden)]
 
 
 def _nats(number: float) -> str:

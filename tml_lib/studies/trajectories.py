@@ -131,7 +131,7 @@ def build_conditions(
     }
     if own.right and own.foreign:
         length = len(encode(lm.tokenizer, prompt, own.right.text, [question.answer]).trajectory)
-        found["foreign_own"] = Trajectory(_cut(lm, prompt, own.foreign.text, length), "foreign")
+        found["foreign_own"] = Trajectory(_cut(lm, prompt, own.foreign.text, length), "foreign_own")
     return {kind: trajectory for kind, trajectory in found.items() if trajectory is not None}
 
 

@@ -206,8 +206,8 @@ def _study_parser(commands) -> None:
     one = commands.add_parser(
         "study", help="a study of your own model without a notebook: evidence and an HTML page"
     )
-    subjects = ("material", "precision", "trajectories", "roles", "efficiency", "updates", "paths")
-    one.add_argument("subject", choices=subjects)
+    subjects = "material precision strides trajectories roles efficiency updates paths"
+    one.add_argument("subject", choices=subjects.split())
     one.add_argument("--preset", default="gpu", help="whose settings are taken (default: gpu)")
     one.add_argument("--model", default="", help="a folder or a hub name (default: the preset's)")
     one.add_argument("--adapter", default="", help="a LoRA folder, or 'stored' (the kit's)")
@@ -221,7 +221,7 @@ def _study_parser(commands) -> None:
         "--trajectories-of",
         type=Path,
         metavar="FILE",
-        help="trajectories, roles: read what a model wrote before, from its evidence file",
+        help="trajectories, roles, strides: read what a model wrote before, from its evidence file",
     )
     one.add_argument("--n", type=_count, default=100, help="questions (default 100)")
     one.add_argument("--seed", type=int, default=0, help="which questions (default 0)")

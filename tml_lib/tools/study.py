@@ -132,6 +132,13 @@ def _precision(lm, options, folder: Path, said: dict) -> Path:
     return precision.make_evidence(pair, written, folder, stride=options.stride, **said)
 
 
+def _strides(lm, options, folder: Path, said: dict) -> Path:
+    from tml_lib.studies import strides
+
+    written = options.trajectories_of or _material(lm, options, folder, said)
+    return strides.make_evidence(lm, written, folder, n=options.n, **said)
+
+
 SUBJECTS = {
     "material": Subject(
         "What does the model write to these questions?",
@@ -185,6 +192,14 @@ SUBJECTS = {
         " positions. Differences are shown in nats, and by what they do to each estimate.",
         _precision,
         "bfloat16",
+    ),
+    "strides": Subject(
+        "What does a stride hide, and which tokens make L̂ jump?",
+        "L̂ is measured after every token of the gold solution and of the model's own right and"
+        " wrong texts. A spike is a rise of at least one nat of which half is gone again within"
+        " eight tokens; spikes are counted by kind of token. Trends at wider strides are compared"
+        " with that of every token.",
+        _strides,
     ),
     "paths": Subject(
         "On the true landscape of its own parameter path, does a trajectory go down?",
