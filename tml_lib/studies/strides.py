@@ -70,6 +70,7 @@ def spikes(nll: Sequence[float]) -> list[int]:
     """The tokens, from 0, at which L̂ rises by SPIKE or more and is down by half of that rise within
     WITHIN tokens; nll: (tokens + 1,).
     """
+    nll = np.asarray(nll, dtype=float)
     rises = np.diff(nll)
     return [
         int(k)
@@ -130,19 +131,19 @@ def seen(evidence: dict, kind: str, stride: int) -> tuple[int, int]:
 
 def trends(evidence: dict, kind: str) -> dict[int, Interval]:
     """By stride, the mean over questions of tau before the answer is stated, minus that of every
-    token.
+    token; where a stride leaves a tau to two questions or more.
     """
     rows = []
     for record in evidence["records"]:
         if curve := record["curves"].get(kind):
             nll = curve["nll"][: curve["unstated"] + 1]
             rows.append([_trend(nll, stride) for stride in STRIDES])
-    off = np.array(rows) - np.array(rows)[:, :1]
-    off = off[~np.isnan(off).any(1)]
+    off = np.array(rows).reshape(-1, len(STRIDES))
+    off -= off[:, :1].copy()
     return {
         stride: bootstrap_interval(column, seed=0)
         for stride, column in zip(STRIDES, off.T, strict=True)
-        if stride > 1
+        if stride > 1 and np.sum(~np.isnan(column)) > 1
     }
 
 
