@@ -15,8 +15,8 @@ from itertools import groupby
 from typing import Protocol
 
 import torch
-from transformers import DynamicCache
 
+from tml_lib.lm.caches import roomy_cache
 from tml_lib.lm.exactness import (
     STATES,
     UNSUITED,
@@ -52,7 +52,7 @@ class Padded:
         self.model, self.mask = model, torch.tensor(mask, device=device)
         self.ids = torch.tensor(ids, device=device)
         self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
-        self.cache = DynamicCache(config=model.config)
+        self.cache = roomy_cache(model.config)
         self.of = None  # which prompt each row has, where some are equal
         if len(places) < len(prompts):
             self.of = torch.tensor([places[prompt] for prompt in prompts], device=device)

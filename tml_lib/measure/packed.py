@@ -17,14 +17,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from tml_lib.lm.answers import Suffix
+from tml_lib.lm.caches import roomy_cache
 from tml_lib.lm.exactness import keeps_rows
 from tml_lib.lm.placed import device_of
 from tml_lib.measure import shared_prefix
@@ -41,8 +40,7 @@ def packed_nll(model: torch.nn.Module, request: Request, *, shared: bool = False
     text = torch.tensor([*request.prompt, *request.trajectory], device=device)
     roots = request.positions + len(request.prompt) - 1
     own, whole = request.unread, request.unread
-    cache = DynamicCache()
-    cache.layer_class_to_replicate = partial(_RoomyLayer, widest_pass(request)[0])
+    cache = roomy_cache(columns=widest_pass(request)[0])
     with request.bar() as bar:
         for past, chunk in _chunks(roots, len(tree.ids), request.rows_per_pass):
             _read(model, text[:past], cache, rows=request.rows_per_pass)
@@ -149,33 +147,6 @@ def _chunks(roots: np.ndarray, branch: int, rows: int) -> Iterator[tuple[int, sl
             last += 1
         yield past, slice(first, last)
         first, read = last, int(roots[last - 1]) + 1
-
-
-class _RoomyLayer(DynamicLayer):
-    """A layer's keys and values with room for all columns: they grow and are cropped in place."""
-
-    def __init__(self, columns: int):
-        super().__init__()
-        self.columns = columns
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
-        self._room = [
-            part.new_empty(*part.shape[:-2], self.columns, part.shape[-1])
-            for part in (key_states, value_states)
-        ]
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        past = self.get_seq_length()
-        end = past + key_states.shape[-2]
-        for room, part in zip(self._room, (key_states, value_states), strict=True):
-            room[..., past:end, :] = part
-        self.keys, self.values = (room[..., :end, :] for room in self._room)
-        return self.keys, self.values
 
 
 @dataclass(frozen=True)
