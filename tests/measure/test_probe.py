@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tml_lib.data import gsm
-from tml_lib.lm import models
+from tml_lib.lm import caches, models
 from tml_lib.lm.answers import Suffix, chat_prompt, encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure import limits, probe, ways
@@ -239,11 +239,7 @@ def siblings_see_each_other(monkeypatch):
 def branches_stay_in_the_cache(monkeypatch):
     """Later passes then see the copies of earlier ones."""
 
-    class Kept(packing.DynamicCache):
-        def crop(self, _count):
-            pass
-
-    monkeypatch.setattr(packing, "DynamicCache", Kept)
+    monkeypatch.setattr(caches.RoomyLayer, "crop", lambda self, _count: None)
 
 
 FAULTS = [
