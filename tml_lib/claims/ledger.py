@@ -68,12 +68,17 @@ class Row:
         return n if self.cut is None else f"{n}, {self.cut:.0%} cut"
 
     @property
-    def said(self) -> str:
-        """The verdict as tables print it: of a floor with what it was before, and why."""
+    def reason(self) -> str:
+        """Why a verdict is 'floor', and what it would be without that rule, as tables print it."""
         if not self.before:
-            return self.verdict
-        arm = f"better arm {self.better:.3f}, low end {self.better_low:.3f}"
-        return f"{self.verdict} (without this rule {self.before}; {arm})"
+            return ""
+        low = "unknown" if self.better_low is None else f"{self.better_low:.3f}"
+        return f" (without this rule {self.before}; better arm {self.better:.3f}, low end {low})"
+
+    @property
+    def said(self) -> str:
+        """The verdict as tables print it, with its reason where it is 'floor'."""
+        return self.verdict + self.reason
 
 
 def claims() -> dict[str, dict]:
@@ -263,7 +268,8 @@ def read_evidence(path: Path) -> dict:
         lengths = {len(seed) for seeds in record["values"].values() for seed in seeds}
         if not isinstance(labels, list) or lengths - {len(labels)}:
             fault = "templates is no label per question"
-    if not all(_is_pair(pair) for pair in record.get("arms", {}).values()):
+    arms = record.get("arms", {})
+    if not isinstance(arms, dict) or not all(map(_is_pair, arms.values())):
         fault = "arms holds something else than estimate, low and high of two arms"
     if fault:
         raise files.Unreadable(path, f"is damaged ({fault})", AGAIN)
