@@ -169,7 +169,7 @@ def _again(evidence: dict, name: str) -> dict:
     return {
         f"{test}, {k + 1}": (stored[test][0][k], x)
         for test, column in found.items()
-        for k, x in enumerate(column)
+        for k, x in enumerate(np.asarray(column).tolist())
     }
 
 
