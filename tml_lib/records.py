@@ -194,6 +194,29 @@ class Landscape:
     nll: np.ndarray  # (n, m, questions) float64: mean over the answer's own tokens, nats per token
 
 
+@dataclass(frozen=True, eq=False)
+class Arms:
+    """The accuracies of the two arms that a test compares, question by question: shares of right
+    answers, Pass@k or mG-Pass@k. As an array it is their difference, first minus second.
+    """
+
+    first: np.ndarray  # (Q,) in 0..1
+    second: np.ndarray  # (Q,) in 0..1; NaN in either where the test does not ask the question
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.subtract(*self.paired(), dtype=dtype)
+
+    def paired(self) -> np.ndarray:
+        """(2, Q): both arms, NaN where either is."""
+        both = np.array([self.first, self.second], dtype=float)
+        return np.where(np.isnan(both).any(0), np.nan, both)
+
+    def tolist(self) -> dict[str, list[float]]:
+        """As JSON holds it: `Arms(**held)` makes it again."""
+        first, second = self.paired().tolist()
+        return {"first": first, "second": second}
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its interval and the number of independent units (questions or seeds) behind

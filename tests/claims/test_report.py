@@ -136,7 +136,7 @@ def test_the_details_have_a_line_per_decisive_row(table):
     assert len(lines) == len(decisive)
     for line, found in zip(lines, decisive, strict=True):
         assert f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]" in line
-        assert line.endswith(f"| {found.verdict} |")
+        assert line.endswith(f"| {found.said} |")
 
 
 def test_every_claim_stands_in_one_chapter():

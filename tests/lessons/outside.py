@@ -7,7 +7,7 @@ from tml_lib.lessons import boxes
 TEXT = ("05", "06", "07", "11")  # whose live part shows a reader's model
 CLAIM = re.compile(
     r"SmolLM2|Qwen2\.5-Coder|reasoners?\b|\d (?:per cent|nats?)\b|\d %(?<!\b95 %)"
-    r"|\*\*(?:holds|contradicted|inconclusive)\*\*"
+    r"|\*\*(?:holds|contradicted|inconclusive|floor)\*\*"
 )
 # in outputs: a model's name, a ledger's line of its scale, a stored file
 STORED = re.compile(r"SmolLM2|Qwen|reasoner|^ +(?:tiny|small) |-sft\b|notebooks/evidence")

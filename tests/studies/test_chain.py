@@ -43,7 +43,7 @@ def test_values_by_hand():
     ]
     for record in records:
         record["room"] = {"right": [record["arm"] == "warm", True]}
-    found = chain.estimands(records)
+    found = {test: np.asarray(x) for test, x in chain.estimands(records).items()}
     assert found["C5s.sampled"].tolist() == [1.0, -0.5]
     assert found["C5s.sampled_over_long"].tolist() == [0.5, 0.0]
     assert found["C5s.cold"].tolist() == [0.75, 0.25]

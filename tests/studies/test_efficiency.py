@@ -141,7 +141,11 @@ def test_values_compare_modes_question_by_question(asked, monkeypatch):
         "over_random": 0.5,
     }
     wanted |= {"over_foreign": 0.625, "pruned_over_summary": -0.25, "pruned_over_random": 0.25}
-    assert record["values"] == {f"C10.{k}": [v] * 4 for k, v in wanted.items()}
+    assert {k: np.asarray(x).tolist() for k, x in record["values"].items()} == {
+        f"C10.{k}": [v] * 4 for k, v in wanted.items()
+    }
+    half = record["values"]["C10.kept"].second  # of what thinking gains
+    assert half.tolist() == [0.625] * 4
     assert record["modes"]["summary"] == {"right": 0.75, "pass": 1.0, "words": 20.0}
     assert set(record["budget"].values()) == {0}
 

@@ -62,7 +62,12 @@ def test_values_compare_the_arms_question_by_question():
         arm("answers", [0, 1, 0, 0], [0, 1, 0, 0], [[1.0, 0.9]] * 4),
         arm("gold", [1, 1, 1, 0], [8, 1, 1, 0], [[2.0, 0.5]] * 4),
     ]
-    found = lora.estimands(records, questions, [True] * 4)
+
+    def asked(second):
+        found = lora.estimands(records, questions, [True, second, True, True])
+        return {test: np.asarray(x) for test, x in found.items()}
+
+    found = asked(True)
     assert found["C4s.greedy"].tolist() == [1, 1, 0, 0]
     # with as many samples as k, one right sample is enough
     assert found["C4s.pass"].tolist() == [1, 1, 0, 0]
@@ -73,7 +78,7 @@ def test_values_compare_the_arms_question_by_question():
     assert found["C4s.after"] == pytest.approx([1.5] * 4)
     assert found["C4s.after_over_answers"] == pytest.approx([0.4] * 4)
     assert found["C4s.descent"] == pytest.approx([0.5] * 4)
-    counted = lora.estimands(records, questions, [True, False, True, True])
+    counted = asked(False)
     assert all(np.isnan(values[1]) for values in counted.values())
     assert counted["C4s.greedy"][[0, 2, 3]].tolist() == [1, 0, 0]
 

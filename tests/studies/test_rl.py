@@ -49,7 +49,7 @@ def test_values_of_c4b_and_c5_by_hand():
         "warm": answers([1, 1], [16, 16], [16, 16]),
     }
     arms |= {"zero": answers([0, 1], [16, 16], [0, 0]), "cold": answers([1, 0], [0, 0], [0, 0])}
-    found = rl.rl_estimands({"arms": arms})
+    found = {test: np.asarray(x) for test, x in rl.rl_estimands({"arms": arms}).items()}
     assert found["C4b.greedy_over_zero"].tolist() == [1, -1]
     assert found["C4b.pass_over_zero"].tolist() == [0, -1]
     assert found["C4b.mgpass_over_zero_wall"].tolist() == pytest.approx([1, 1])
@@ -71,7 +71,7 @@ def test_values_of_c8_by_hand():
     sizes["16"] = answers([1], [16], [16]) | {
         "curve": curve(np.arange(10) / 10, [2.0 * k for k in range(1, 11)])
     }
-    found = rl.size_estimands({"sizes": sizes})
+    found = {test: np.asarray(x) for test, x in rl.size_estimands({"sizes": sizes}).items()}
     assert found["C8.greedy"].tolist() == found["C8.pass"].tolist() == [1]
     assert found["C8.reward_steps"].tolist() == pytest.approx([0.8, 0.9])
     assert found["C8.reward_wall"].tolist() == pytest.approx([0.3, 0.4]), (

@@ -45,8 +45,9 @@ def test_cut_thinking_is_compared_with_answering_at_once(tiny_lm, monkeypatch):
     assert seen[4] == ["First. Then more.", "", ""]
     assert seen[5] == thoughts
     assert [len(text) for text in seen[6]] == [len(text) for text in thoughts]
-    assert values["C3.optimum"].tolist() == values["C3.last"].tolist() == [1, 0, 1]
-    assert values["C3.half"].tolist() == [0, 0, 0]
+    assert values["C3.optimum"].tolist() == {"first": [1, 0, 1], "second": [0, 0, 0]}
+    assert np.asarray(values["C3.last"]).tolist() == [1, 0, 1]
+    assert np.asarray(values["C3.half"]).tolist() == [0, 0, 0]
     assert np.isnan(values["C3.loss"]).tolist() == [False, True, False], (
         "an empty trajectory has no curve"
     )
@@ -131,6 +132,7 @@ def test_the_whole_study_runs_and_resumes_where_it_stopped(tiny_lm, tmp_path, mo
     assert set(record["values"]) == wanted
     assert [x is None for x in record["values"]["C6.relative"][0]] == [False, True, True, True]
     assert len(record["values"]["C3.optimum"][0]) == 4
+    assert set(record["arms"]) == {f"C3.{name}" for name in ("optimum", "half", "last", "foreign")}
     assert record["classes"]["Wait"]["n"] == 1
     monkeypatch.setattr(roles, "cut_values", None)  # nothing is left to make
     assert (

@@ -171,7 +171,7 @@ def test_every_rule_has_values_and_every_value_a_rule(study, claims, request, sm
     values = {"sft": supervised.SFT, "support": supervised.SUPPORT}[study].values(records, {})
     assert set(values) == {f"{c}.{t['name']}" for c in claims for t in ledger.claims()[c]["tests"]}
     for name, seeds in values.items():
-        assert [len(seed) for seed in seeds] == [3, 3], name
+        assert [len(np.asarray(seed)) for seed in seeds] == [3, 3], name
 
 
 def arm(greedy, cool, hot):
@@ -198,7 +198,7 @@ def test_estimands_of_c4a_and_c9_by_hand():
     splits["other_operations"]["base"]["right"] = splits["held_out"]["long_whole"]["right"] = [1]
     splits["held_out"]["none"]["right"] = [1]
     found = {
-        name: float(values[0])
+        name: float(np.asarray(values)[0])
         for name, values in supervised.sft_estimands({"arms": arms, "splits": splits}).items()
     }
     wanted = {
@@ -233,7 +233,7 @@ def test_estimands_of_c4a_and_c9_by_hand():
 def test_estimands_of_c7_by_hand():
     sizes = {"1": arm(0, 2, 1), "8": arm(1, 12, 2), "32": arm(1, 16, 4)}
     found = {
-        name: float(values[0])
+        name: float(np.asarray(values)[0])
         for name, values in supervised.support_estimands({"sizes": sizes}).items()
     }
     assert found["C7.greedy"] == 1

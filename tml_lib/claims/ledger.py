@@ -14,12 +14,15 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from tml_lib import checks, files, runtime
 from tml_lib.claims.stats import bootstrap_interval, clustered_interval, nested_intervals
-from tml_lib.records import Interval
+from tml_lib.records import Arms, Interval
 
 SCHEMA = 1
 INTERVAL_SEED = 20250526  # the bootstrap's own seed: the day of the paper
@@ -30,6 +33,9 @@ AGAIN = (
 _FIELDS = dict.fromkeys(("study", "scale", "command", "protocol", "rules_hash"), str)
 _FIELDS |= {"schema": int, "settings": dict, "versions": dict, "values": dict}
 _FIELDS |= {"wall_seconds": float}
+_ACCURACY = re.compile(r"\bright\b|Pass@|accuracy")
+
+Values = Mapping[str, Sequence[Sequence[float] | Arms]]  # test ('C1.trend') -> seeds -> questions
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,28 @@ class Row:
     verdict: str
     evidence: str
     cut: float | None = None  # share of the study's samples that were cut, where it says so
+    better: float | None = None  # accuracy of the better arm, where the test compares accuracies
+    better_low: float | None = None  # the low end of that accuracy's interval
+    before: str = ""  # the verdict without the floor rule, where that rule changes it
 
     @property
     def count(self) -> str:
         """How many values there are, and the share of cut samples, as tables print it."""
         n = f"{self.n_seeds}×{self.n_questions}" if self.n_seeds > 1 else str(self.n_questions)
         return n if self.cut is None else f"{n}, {self.cut:.0%} cut"
+
+    @property
+    def reason(self) -> str:
+        """Why a verdict is 'floor', and what it would be without that rule, as tables print it."""
+        if not self.before:
+            return ""
+        low = "unknown" if self.better_low is None else f"{self.better_low:.3f}"
+        return f" (without this rule {self.before}; better arm {self.better:.3f}, low end {low})"
+
+    @property
+    def said(self) -> str:
+        """The verdict as tables print it, with its reason where it is 'floor'."""
+        return self.verdict + self.reason
 
 
 def claims() -> dict[str, dict]:
@@ -65,8 +87,25 @@ def claims() -> dict[str, dict]:
 
 
 @functools.cache
+def _rules_file(path: Path) -> dict:
+    return files.table(path, files.COMMITTED)
+
+
+def floor() -> float:
+    """The share of right answers that the better arm of a comparison of accuracies needs: the lower
+    end of its interval is no smaller.
+    """
+    return _rules_file(Path(__file__).parent / "claims.toml")["floor"]
+
+
+def compares_accuracies(test: dict) -> bool:
+    """Whether a test's rule compares shares of right answers, Pass@k or mG-Pass@k of two arms."""
+    return test["unit"] == "share" and bool(_ACCURACY.search(test["estimand"]))
+
+
+@functools.cache
 def _parsed(path: Path) -> dict[str, dict]:
-    held = files.table(path, files.COMMITTED)
+    held = _rules_file(path)
     found = {key: item for key, item in held.items() if isinstance(item, dict)}
     return dict(
         sorted(
@@ -145,7 +184,7 @@ def write_evidence(
     folder: Path,
     study: str,
     scale: str,
-    values: dict[str, list[list[float]]],
+    values: Values,
     *,
     command: str,
     settings: dict,
@@ -153,7 +192,7 @@ def write_evidence(
     extra: dict | None = None,
 ) -> Path:
     """Write `<study>.<scale>.json`. values: test ('C1.trend') -> seeds -> questions, NaN where the
-    test does not apply.
+    test does not apply; `Arms` for a seed where the test compares accuracies.
 
     extra: anything that figures need (curves, say); 'templates', a label per question, makes
     intervals resample whole templates; 'nested' makes them resample seeds and questions within
@@ -175,11 +214,33 @@ def write_evidence(
         "values": values,
         **(extra or {}),
     }
-    record = _rounded(files.plain(record, "evidence"))
+    record = _with_arms(record, "evidence")
     if fault := _fault(record["values"]):
         raise ValueError(f"evidence {study}.{scale}: {fault}: give those that the study measured")
     text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
     return runtime.write_text(folder / f"{study}.{scale}.json", text + "\n")
+
+
+def _with_arms(record: dict, place: str) -> dict:
+    """A record as JSON holds it: differences where its values are `Arms`, and the intervals of both
+    arms under 'arms', made as the test's own is.
+    """
+    compared = {
+        test: seeds
+        for test, seeds in record["values"].items()
+        if isinstance(seeds, list) and any(isinstance(seed, Arms) for seed in seeds)
+    }
+    differences = {test: [np.asarray(seed) for seed in compared[test]] for test in compared}
+    plain = _rounded(files.plain(record | {"values": record["values"] | differences}, place))
+    if compared:
+        pairs = {test: [seed.paired() for seed in seeds] for test, seeds in compared.items()}
+        sides = [[pair[k] for pair in seeds] for seeds in pairs.values() for k in (0, 1)]
+        found = [
+            _rounded([interval.estimate, interval.low, interval.high])
+            for interval, _ in _intervals(_rounded(files.plain(sides, place)), plain)
+        ]
+        plain["arms"] = dict(zip(pairs, zip(found[::2], found[1::2], strict=True), strict=True))
+    return plain
 
 
 def _rounded(item):
@@ -207,6 +268,9 @@ def read_evidence(path: Path) -> dict:
         lengths = {len(seed) for seeds in record["values"].values() for seed in seeds}
         if not isinstance(labels, list) or lengths - {len(labels)}:
             fault = "templates is no label per question"
+    arms = record.get("arms", {})
+    if not isinstance(arms, dict) or not all(map(_is_pair, arms.values())):
+        fault = "arms holds something else than estimate, low and high of two arms"
     if fault:
         raise files.Unreadable(path, f"is damaged ({fault})", AGAIN)
     return record
@@ -233,6 +297,14 @@ def _fault(values: dict) -> str:
     return ""
 
 
+def _is_pair(arms) -> bool:
+    return (
+        isinstance(arms, list)
+        and [len(arm) if isinstance(arm, list) else 0 for arm in arms] == [3, 3]
+        and all(x is None or files.is_a(x, float) for arm in arms for x in arm)
+    )
+
+
 def rows(folders: list[Path]) -> list[Row]:
     """The replication table from every evidence file in the folders, in the order of `claims`."""
     if isinstance(folders, str | Path):
@@ -250,15 +322,13 @@ def rows_of(path: Path) -> list[Row]:
     return _rows_of(read_evidence(path), _named(path), claims())
 
 
-def rows_of_values(
-    values: dict[str, list[list[float]]], *, study: str, scale: str, **more
-) -> list[Row]:
+def rows_of_values(values: Values, *, study: str, scale: str, **more) -> list[Row]:
     """The rows of what a run has just measured and wrote to no file. values: as `write_evidence`
     takes them; more: 'templates' and 'cut', as its `extra`.
     """
     record = {"study": study, "scale": scale, "protocol": protocol(study), "values": values}
     record |= {"rules_hash": rules_hash(list(values))} | more
-    return _rows_of(_rounded(files.plain(record, "values")), "this run", claims())
+    return _rows_of(_with_arms(record, "values"), "this run", claims())
 
 
 def _all_tests(known: dict[str, dict]) -> list[tuple[str, dict]]:
@@ -277,15 +347,20 @@ def _rows_of(record: dict, evidence: str, known: dict[str, dict]) -> list[Row]:
         if f"{claim}.{test['name']}" in record["values"]
     ]
     found = []
-    for (claim, test), (interval, kept) in zip(tests, _intervals(record, tests), strict=True):
+    tables = [record["values"][f"{claim}.{test['name']}"] for claim, test in tests]
+    for (claim, test), (interval, kept) in zip(tests, _intervals(tables, record), strict=True):
         questions = min(len(seed) for seed in kept)
         needed = known[claim]["scales"].get(record["scale"], {"questions": 64, "seeds": 1})
+        better, low = _better(record.get("arms", {}).get(f"{claim}.{test['name']}", []))
+        before = ""
         if questions < needed["questions"] or len(kept) < needed["seeds"]:
             found_verdict = "too few"
-        elif not current:
+        elif not current or (compares_accuracies(test) and better is None):
             found_verdict = "stale"
         else:
             found_verdict = verdict(interval, test["side"], test["threshold"])
+            if better is not None and not (low is not None and low >= floor()):
+                found_verdict, before = "floor", found_verdict
         found.append(
             Row(
                 claim,
@@ -303,18 +378,28 @@ def _rows_of(record: dict, evidence: str, known: dict[str, dict]) -> list[Row]:
                 found_verdict,
                 evidence,
                 cut_share(record),
+                better,
+                low,
+                before,
             )
         )
     return found
 
 
-def _intervals(
-    record: dict, tests: list[tuple[str, dict]]
-) -> list[tuple[Interval, list[list[float]]]]:
-    """Interval and values (seeds, questions to which the test applies) of each of a
-    record's tests.
+def _better(arms: Sequence[Sequence[float | None]]) -> tuple[float | None, float | None]:
+    """Estimate and low end of the better of two arms, of equal ones that with the higher low end;
+    None where there are none.
     """
-    every = [record["values"][f"{claim}.{test['name']}"] for claim, test in tests]
+    known = [(estimate, low) for estimate, low, _ in arms if estimate is not None]
+    return max(known, key=lambda arm: (arm[0], arm[1] or 0.0), default=(None, None))
+
+
+def _intervals(
+    every: list[list[list[float | None]]], record: dict
+) -> list[tuple[Interval, list[list[float]]]]:
+    """Interval and numbers (seeds, questions to which the test applies) of each of several tests of
+    a record, by the record's way: nested, by templates or over seeds.
+    """
     kept = [[[x for x in seed if x is not None] for seed in seeds] for seeds in every]
     several = [
         k for k, seeds in enumerate(kept) if record.get("nested") and len(seeds) >= 2 and all(seeds)
@@ -346,8 +431,8 @@ def _named(path: Path) -> str:
 
 
 def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:
-    """Verdict per (claim, scale, evidence file): holds where all decisive tests hold, contradicted
-    where one is.
+    """Verdict per (claim, scale, evidence file): holds where all decisive tests hold, floor where
+    one is, contradicted where one is and none is floor.
     """
     settings: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in table:
@@ -360,7 +445,7 @@ def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:
         if verdicts == {"holds"}:
             out[key] = "holds"
         else:
-            order = ("stale", "incomplete", "too few", "contradicted")
+            order = ("stale", "incomplete", "too few", "floor", "contradicted")
             out[key] = next((v for v in order if v in verdicts), "inconclusive")
     return out
 
@@ -383,7 +468,7 @@ def to_text(table: list[Row]) -> str:
         above = row.claim, row.test
         interval = f"[{row.low:.3f}, {row.high:.3f}]"
         numbers = f"{row.estimate:9.3f}  {interval:20}{row.unit:16}"
-        lines.append(f"      {row.scale:11}{numbers}n = {row.count + ' ':7}{row.verdict}")
+        lines.append(f"      {row.scale:11}{numbers}n = {row.count + ' ':7}{row.said}")
     lines.append(
         "* decisive test; estimate and [95 % interval]; n: seeds × questions, or questions; cut:"
         " share of the samples that had not ended at the greatest number of tokens"

@@ -7,7 +7,7 @@ measured.
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tml_lib.claims import ledger
 from tml_lib.claims.ledger import Row
@@ -139,7 +139,7 @@ def _settling(item: Settled, test: dict) -> str:
     row = item.row
     numbers = f"{row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}] {row.unit}"
     said = f"{test['label']} (`{row.test}`, claimed {test['side']} {test['threshold']:g})"
-    return f"**{item.verdict}** {said}: {numbers}".replace("|", "&#124;")
+    return f"**{item.verdict}** {said}: {numbers}{row.reason}".replace("|", "&#124;")
 
 
 def details(table: list[Row]) -> str:
@@ -160,7 +160,30 @@ def details(table: list[Row]) -> str:
                 ledger.wanted(test),
                 numbers,
                 row.count.replace("×", " × "),
-                row.verdict,
+                row.said,
             )
             lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def floored(table: list[Row]) -> str:
+    """Markdown, a line per claim and per test whose verdict the floor rule changed: scale, verdict
+    before and now, and the accuracy of the test's better arm with the low end of its interval.
+    """
+    heads = "claim or test | scale | before | now | better arm [low end]"
+    lines, known, tests = [f"| {heads} |", "|---" * 5 + "|"], ledger.claims(), ledger.rules()
+    now = ledger.summary(table)
+    was = ledger.summary([replace(row, verdict=row.before or row.verdict) for row in table])
+    for (claim, scale, evidence), verdict in now.items():
+        before = was[claim, scale, evidence]
+        if verdict != before:
+            lines.append(
+                f"| **{known[claim]['title']} ({claim})** | {scale} | {before} | {verdict} | |"
+            )
+        for row in table:
+            if row.before and (row.claim, row.scale, row.evidence) == (claim, scale, evidence):
+                label = tests[claim, row.test]["label"].replace("|", "&#124;")
+                name = f"{label} ({claim}.{row.test})" + ("" if row.decisive else ", beside")
+                arm = f"{row.better:.3f} [{row.better_low or 0:.3f}]"
+                lines.append(f"| {name} | {scale} | {row.before} | {row.verdict} | {arm} |")
     return "\n".join(lines)

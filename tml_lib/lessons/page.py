@@ -71,7 +71,7 @@ def _claims(rows: list[ledger.Row]) -> list[str]:
             numbers = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}] {row.unit}"
             numbers = "no question has it" if math.isnan(row.estimate) else numbers
             name = f"{rule['label']} ({claim}.{row.test})" + ("" if row.decisive else ", beside")
-            lines.append((name, row.control, ledger.wanted(rule), numbers, row.count, row.verdict))
+            lines.append((name, row.control, ledger.wanted(rule), numbers, row.count, row.said))
         found += [f"<h2>{_text(ledger.claims()[claim]['title'])}</h2>", _table(_HEADS, lines)]
     return found
 

@@ -22,7 +22,7 @@ import numpy as np
 from tml_lib.data import rewards
 from tml_lib.lm import answers, sampling
 from tml_lib.lm.models import LanguageModel
-from tml_lib.records import Question, Trajectory
+from tml_lib.records import Arms, Question, Trajectory
 from tml_lib.studies import engine, lora, rl
 from tml_lib.studies.engine import Study
 from tml_lib.train import grpo, sft
@@ -191,15 +191,13 @@ def room(lm: LanguageModel, held_out: Sequence[Question], seed: int, least: int 
     }
 
 
-def estimands(records: Sequence[dict]) -> dict[str, np.ndarray]:
-    """The values of every test of C5s, one number per question."""
+def estimands(records: Sequence[dict]) -> dict[str, Arms | np.ndarray]:
+    """The values of every test of C5s, by question: accuracies, or the gain in boxes."""
     arms = {record["arm"]: record for record in records}
 
-    def gain(first: str, second: str, of: str = "sampled", what: str = "right") -> np.ndarray:
+    def gain(first: str, second: str, of: str = "sampled", what: str = "right") -> Arms:
         count = SAMPLES if of == "sampled" else 1
-        return (
-            np.array(arms[first][of][what], float) - np.array(arms[second][of][what], float)
-        ) / count
+        return Arms(*(np.array(arms[arm][of][what], float) / count for arm in (first, second)))
 
     return {
         "C5s.sampled": gain("warm", "zero"),
@@ -208,14 +206,14 @@ def estimands(records: Sequence[dict]) -> dict[str, np.ndarray]:
         "C5s.greedy_over_long": gain("warm", "long", "greedy"),
         "C5s.cold": gain("warm", "cold"),
         "C5s.zero": gain("zero", "base"),
-        "C5s.zero_boxed": gain("zero", "base", what="boxed"),
+        "C5s.zero_boxed": np.asarray(gain("zero", "base", what="boxed")),
         "C5s.long": gain("long", "base"),
         "C5s.room": gain("warm", "zero", "room"),
     }
 
 
 def _values(records: Sequence[dict], settings: dict) -> engine.Values:
-    return {test: [numbers.tolist()] for test, numbers in estimands(records).items()}
+    return engine.by_seed(estimands)([records], settings)
 
 
 STUDY = Study(

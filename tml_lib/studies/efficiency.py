@@ -29,7 +29,7 @@ from tml_lib.lm import sampling
 from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.token_roles import word_class
-from tml_lib.records import Question
+from tml_lib.records import Arms, Question
 from tml_lib.studies import program_probes, supervised
 from tml_lib.studies.program_probes import STEP_WORDS, renamed
 
@@ -273,7 +273,8 @@ def measured(
 
 
 def summed(right: dict[str, np.ndarray], words: dict[str, np.ndarray]) -> dict:
-    """The values of C10 per question, and per mode the share right, Pass@k and mean words.
+    """The values of C10 by question, accuracies where it compares them, and per mode the share
+    right, Pass@k and mean words.
 
     right, words: mode -> (Q, k), per sample whether it is right and its words of trajectory. What
     is said of pruned trajectories is left out where that mode is missing.
@@ -283,23 +284,23 @@ def summed(right: dict[str, np.ndarray], words: dict[str, np.ndarray]) -> dict:
         for table in (lambda t: t.mean(1), lambda t: t.max(1))
     )
     values = {
-        "C10.kept": mean["summary"] - (mean["full"] + mean["at_once"]) / 2,
-        "C10.kept_pass": passed["summary"] - (passed["full"] + passed["at_once"]) / 2,
+        "C10.kept": Arms(mean["summary"], (mean["full"] + mean["at_once"]) / 2),
+        "C10.kept_pass": Arms(passed["summary"], (passed["full"] + passed["at_once"]) / 2),
         "C10.saved": 1 - words["summary"].mean(1) / np.maximum(words["full"].mean(1), 1),
-        "C10.over_full": mean["summary"] - mean["full"],
-        "C10.over_begun": mean["summary"] - mean["begun"],
-        "C10.over_random": mean["summary"] - mean["random"],
-        "C10.over_foreign": mean["summary"] - mean["foreign"],
+        "C10.over_full": Arms(mean["summary"], mean["full"]),
+        "C10.over_begun": Arms(mean["summary"], mean["begun"]),
+        "C10.over_random": Arms(mean["summary"], mean["random"]),
+        "C10.over_foreign": Arms(mean["summary"], mean["foreign"]),
     }
     if "pruned" in mean:
-        values["C10.pruned_over_summary"] = mean["pruned"] - mean["summary"]
-        values["C10.pruned_over_random"] = mean["pruned"] - mean["random"]
+        values["C10.pruned_over_summary"] = Arms(mean["pruned"], mean["summary"])
+        values["C10.pruned_over_random"] = Arms(mean["pruned"], mean["random"])
     tables = {"right": mean, "pass": passed, "words": words}
     modes = {
         mode: {name: round(float(table[mode].mean()), 4) for name, table in tables.items()}
         for mode in right
     }
-    return {"values": {name: column.tolist() for name, column in values.items()}, "modes": modes}
+    return {"values": values, "modes": modes}
 
 
 STUDY = program_probes.of_reasoners("efficiency", efficiency_record, QUESTIONS, mixed_rows)

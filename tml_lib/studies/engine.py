@@ -24,11 +24,12 @@ from tml_lib.claims import ledger
 from tml_lib.claims.replay import ESTIMANDS, FIRST_STEPS, RECORD, Pairs, Replay
 from tml_lib.lm import adapters, presets
 from tml_lib.lm.models import LanguageModel
-from tml_lib.records import Question
+from tml_lib.records import Arms, Question
 
 FIRST = 20  # losses that evidence keeps of a training, for replays
 
-Values = dict[str, list[list[float]]]  # test ('C1.trend') -> seeds -> questions
+# test ('C1.trend') -> seeds -> questions, or the accuracies that it compares
+Values = dict[str, list[list[float] | Arms]]
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,10 @@ def first_of(found: Sequence[Question], n: int, seed: int) -> list[Question]:
 # --- values ---------------------------------------------------------------------------------------
 
 
-def by_seed(estimands: Callable[[dict], dict[str, Sequence[float]]]) -> Callable:
-    """Values where a record is a seed. estimands: record -> test -> a number per question."""
+def by_seed(estimands: Callable[[dict], dict[str, Sequence[float] | Arms]]) -> Callable:
+    """Values where a record is a seed. estimands: record -> test -> a number per question, or
+    `Arms`.
+    """
 
     def values(records: Sequence[dict], settings: dict) -> Values:
         seeds = [estimands(record) for record in records]
@@ -224,11 +227,21 @@ def mean_rounded(table) -> list[float]:
 def by_group(records: Sequence[dict], settings: dict) -> Values:
     """Values where a record is a group of questions of one seed, and holds them under 'values'."""
     tests = records[0]["values"]
-    return {test: [[x for record in records for x in record["values"][test]]] for test in tests}
+    return {test: [_joined([record["values"][test] for record in records])] for test in tests}
 
 
-def _floats(numbers) -> list[float]:
-    return np.asarray(numbers, dtype=float).tolist()
+def _joined(parts: Sequence) -> list[float] | Arms:
+    parts = [_floats(part) for part in parts]
+    if isinstance(parts[0], Arms):
+        return Arms(*np.concatenate([part.paired() for part in parts], axis=1))
+    return [x for part in parts for x in part]
+
+
+def _floats(numbers) -> list[float] | Arms:
+    """Numbers as a list; `Arms` as they are, or made again of what a record holds of them."""
+    if isinstance(numbers, dict):
+        return Arms(**numbers)
+    return numbers if isinstance(numbers, Arms) else np.asarray(numbers, dtype=float).tolist()
 
 
 # --- replays --------------------------------------------------------------------------------------
@@ -261,12 +274,14 @@ def question_again(restore: Callable[[dict, int], dict[str, float]], seconds: fl
 
 def values_again(values: Callable[[dict], Values], seconds: float = 1) -> Replay:
     """The values of a seed are computed again from the records that evidence keeps; of each test
-    the mean's place takes the number that lies farthest. values: evidence -> as `Study.values`.
+    the mean's place takes the number that lies farthest. Of accuracies that it compares, both means
+    over all seeds are compared too. values: evidence -> as `Study.values`.
     """
 
     def again(evidence: dict, name: str) -> Pairs:
         seed, found = place_of(name), {}
         for test, seeds in values(evidence).items():
+            found |= _arms_again(evidence, test, seeds)
             stored = np.array([_number(x) for x in evidence["values"][test][seed]])
             made = np.array(seeds[seed], dtype=float)
             missing = np.isnan(stored) != np.isnan(made)
@@ -275,6 +290,17 @@ def values_again(values: Callable[[dict], Values], seconds: float = 1) -> Replay
         return found
 
     return Replay(ESTIMANDS, seeds_of, again, seconds)
+
+
+def _arms_again(evidence: dict, test: str, seeds: Sequence) -> Pairs:
+    stored = [estimate for estimate, _, _ in evidence.get("arms", {}).get(test, ())]
+    if not stored:
+        return {}
+    means = np.mean([np.nanmean(arms.paired(), axis=1) for arms in seeds], axis=0)
+    return {
+        f"{test}, {arm} arm": (_number(was), float(mean))
+        for arm, was, mean in zip(("first", "second"), stored, means, strict=True)
+    }
 
 
 def records_again(values: Callable[[Sequence[dict], dict], Values]) -> Replay:

@@ -25,7 +25,7 @@ from tml_lib.lm import adapters, models, presets, sampling
 from tml_lib.lm.answers import grade
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
-from tml_lib.records import Question
+from tml_lib.records import Arms, Question
 from tml_lib.studies import engine, supervised
 from tml_lib.studies.engine import Study
 from tml_lib.train import sft
@@ -171,9 +171,9 @@ def arm_record(
 
 def estimands(
     records: Sequence[dict], questions: Sequence[Question], counted: Sequence[bool]
-) -> dict[str, np.ndarray]:
-    """The values of every test of C4s, one number per question; NaN where a test does not ask it or
-    it is not counted.
+) -> dict[str, Arms | np.ndarray]:
+    """The values of every test of C4s, by question: accuracies, or differences of L̂; NaN where a
+    test does not ask it or it is not counted.
     """
     arms = {record["arm"]: record for record in records}
     greedy = {arm: np.array(arms[arm]["greedy"]["right"], dtype=float) for arm in ARMS}
@@ -183,20 +183,25 @@ def estimands(
         np.array([[pair[k] for pair in arms[arm]["nll"]] for arm in ARMS]) for k in (0, 1)
     )
     seen = np.array([is_trained(question) for question in questions])
-    gain = greedy["gold"] - greedy["base"]
-    found = {
-        "C4s.greedy": gain,
-        "C4s.pass": passed["gold"] - passed["base"],
-        "C4s.greedy_over_answers": greedy["gold"] - greedy["answers"],
-        "C4s.pass_over_answers": passed["gold"] - passed["answers"],
-        "C4s.answers": greedy["answers"] - greedy["base"],
-        "C4s.seen": np.where(seen, gain, np.nan),
-        "C4s.unseen": np.where(seen, np.nan, gain),
+    counted = np.array(counted)
+
+    def gain(table: dict[str, np.ndarray], first: str, second: str, asked=counted) -> Arms:
+        return Arms(np.where(asked, table[first], np.nan), table[second])
+
+    falls = {
         "C4s.after": after[0] - after[2],
         "C4s.after_over_answers": after[1] - after[2],
         "C4s.descent": (at_once[2] - after[2]) - (at_once[0] - after[0]),
     }
-    return {test: np.where(counted, values, np.nan) for test, values in found.items()}
+    return {
+        "C4s.greedy": gain(greedy, "gold", "base"),
+        "C4s.pass": gain(passed, "gold", "base"),
+        "C4s.greedy_over_answers": gain(greedy, "gold", "answers"),
+        "C4s.pass_over_answers": gain(passed, "gold", "answers"),
+        "C4s.answers": gain(greedy, "answers", "base"),
+        "C4s.seen": gain(greedy, "gold", "base", counted & seen),
+        "C4s.unseen": gain(greedy, "gold", "base", counted & ~seen),
+    } | {test: np.where(counted, fall, np.nan) for test, fall in falls.items()}
 
 
 def adapter_folder(lm: LanguageModel, otherwise: Path) -> Path:
@@ -250,8 +255,7 @@ def _values_kept(evidence: dict) -> engine.Values:
 
 
 def _table(records: Sequence[dict], questions: Sequence[Question], counted) -> engine.Values:
-    found = estimands(records, questions, counted)
-    return {test: [numbers.tolist()] for test, numbers in found.items()}
+    return engine.by_seed(lambda held: estimands(held, questions, counted))([records], {})
 
 
 @functools.lru_cache(maxsize=2)
@@ -277,7 +281,7 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
             record["greedy"]["right"][place] = found["greedy"]["right"][0]
             record["nll"][place] = found["nll"][0]
     values = estimands(records, questions, evidence["fresh"])
-    return {test: column[place] for test, column in values.items()}
+    return {test: np.asarray(column)[place] for test, column in values.items()}
 
 
 STUDY = Study(

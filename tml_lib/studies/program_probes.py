@@ -29,7 +29,7 @@ from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure import token_roles
 from tml_lib.measure.probe import probe
-from tml_lib.records import Question
+from tml_lib.records import Arms, Question
 from tml_lib.studies import engine, supervised
 from tml_lib.studies.engine import Study
 
@@ -300,12 +300,12 @@ def cut_values(
         for question, words in zip(questions, texts, strict=True)
     ]
     values = {
-        "C3.optimum": right[most] - right[0],
+        "C3.optimum": Arms(right[most], right[0]),
         "C3.loss": np.array([math.nan if c is None else c[0] - c[-1] for c in curves]),
         "C3.sooner": np.array([math.nan if c is None else settled(c) for c in curves]),
-        "C3.half": right[most // 2] - right[0],
-        "C3.last": right[most] - right[most - 1],
-        "C3.foreign": right[most + 1] - right[0],
+        "C3.half": Arms(right[most // 2], right[0]),
+        "C3.last": Arms(right[most], right[most - 1]),
+        "C3.foreign": Arms(right[most + 1], right[0]),
     }
     kept = [(c, ends) for c, ends in zip(curves, stops, strict=True) if c is not None]
     nll = [

@@ -16,9 +16,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
+
 from tml_lib import files
 from tml_lib.claims import ledger
 from tml_lib.claims.replay import RECORD, Replay
+from tml_lib.records import Arms
 
 FILE = Path(ledger.__file__).parent / "published.toml"
 GROUPS = ("base", "off-policy", "on-policy", "both")
@@ -132,20 +135,22 @@ def matched(found: Sequence[Published]) -> tuple[list[Published], list[Published
     return on, [m for m in known if m.group == "off-policy" and m.questions <= on[0].questions]
 
 
-def estimands(found: Sequence[Published]) -> dict[str, list[float]]:
-    """The values of every test of C13, one per off-policy model (share); claims.toml words them."""
+def estimands(found: Sequence[Published]) -> dict[str, Arms]:
+    """The accuracies that every test of C13 compares, one pair per off-policy model; claims.toml
+    words them.
+    """
     on, off = matched(found)
     mean = math.fsum(m.accuracy for m in on) / len(on)
     groups = {
         g: [m.accuracy for m in found if m.group == g and m.accuracy is not None] for g in GROUPS
     }
-    return {
-        "C13.over_best": [m.accuracy - on[0].accuracy for m in off],
-        "C13.over_mean": [m.accuracy - mean for m in off],
-        "C13.any_size_over_best": [
-            accuracy - max(groups["on-policy"]) for accuracy in groups["off-policy"]
-        ],
+    matching = [m.accuracy for m in off]
+    compared = {
+        "C13.over_best": (matching, on[0].accuracy),
+        "C13.over_mean": (matching, mean),
+        "C13.any_size_over_best": (groups["off-policy"], max(groups["on-policy"])),
     }
+    return {test: Arms(*np.broadcast_arrays(*pair)) for test, pair in compared.items()}
 
 
 def write_evidence(folder: Path, command: str, seconds: float) -> Path:
@@ -164,7 +169,7 @@ def _again(evidence: dict, name: str) -> dict:
     return {
         f"{test}, {k + 1}": (stored[test][0][k], x)
         for test, column in found.items()
-        for k, x in enumerate(column)
+        for k, x in enumerate(np.asarray(column).tolist())
     }
 
 

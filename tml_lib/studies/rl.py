@@ -12,6 +12,7 @@ their own, no KL term.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import random
 import tempfile
@@ -27,16 +28,16 @@ from tml_lib.data import programs
 from tml_lib.data.rewards import program_reward, text_reward
 from tml_lib.lm import answers, models
 from tml_lib.lm.models import LanguageModel
-from tml_lib.records import Question
+from tml_lib.records import Arms, Question
 from tml_lib.studies import engine, lora
 from tml_lib.studies.engine import Study
 from tml_lib.studies.supervised import (
     arm_rows,
     checkpoint_digest,
+    compared,
     greedy,
     kept_whole,
     measured,
-    metric,
     tuned,
 )
 from tml_lib.train import dpo, grpo
@@ -187,13 +188,9 @@ def rl_record(
     return {"arms": arms, "curves": curves}
 
 
-def rl_estimands(record: dict) -> dict[str, np.ndarray]:
-    """One seed's values of every test of C4b and C5, one number per question."""
-    arms = record["arms"]
-
-    def gain(first: str, second: str, name: str) -> np.ndarray:
-        return metric(arms[first], name) - metric(arms[second], name)
-
+def rl_estimands(record: dict) -> dict[str, Arms]:
+    """One seed's accuracies in every test of C4b and C5, by question."""
+    gain = functools.partial(compared, record["arms"])
     found = {}
     for test, name in (("pass", "pass@1.0"), ("mgpass", "mgpass@0.6"), ("greedy", "greedy")):
         for other in ("short", "zero", "dpo"):
@@ -258,20 +255,20 @@ def size_record(
     return {"sizes": found}
 
 
-def size_estimands(record: dict) -> dict[str, np.ndarray]:
-    """One seed's values of every test of C8: one number per question, or per step where rewards are
-    compared.
+def size_estimands(record: dict) -> dict[str, Arms | np.ndarray]:
+    """One seed's values of every test of C8: accuracies by question, or one number per step where
+    rewards are compared.
     """
     sizes = record["sizes"]
     found = {}
     for test, name in (("pass", "pass@1.0"), ("mgpass", "mgpass@0.6"), ("greedy", "greedy")):
-        found[f"C8.{test}"] = metric(sizes["16"], name) - metric(sizes["1"], name)
-        found[f"C8.{test}_late"] = metric(sizes["16"], name) - metric(sizes["4"], name)
+        found[f"C8.{test}"] = compared(sizes, "16", "1", name)
+        found[f"C8.{test}_late"] = compared(sizes, "16", "4", name)
     curves = {size: sizes[size]["curve"] for size in map(str, SIZES)}
     done = curves["1"]["seconds"][-1]  # when the cheapest has taken all its steps
     found["C8.reward_steps"] = last_reward(curves["16"]) - last_reward(curves["1"])
     found["C8.reward_wall"] = last_reward(curves["16"], done) - last_reward(curves["1"])
-    found["C8.learns"] = metric(sizes["16"], "greedy") - metric(sizes["cold"], "greedy")
+    found["C8.learns"] = compared(sizes, "16", "cold", "greedy")
     return found
 
 

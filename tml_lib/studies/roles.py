@@ -25,7 +25,7 @@ from tml_lib.lm.answers import ANSWER_TEMPLATE, grade
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure import token_roles
 from tml_lib.measure.probe import probe
-from tml_lib.records import Question
+from tml_lib.records import Arms, Question
 from tml_lib.studies import engine, lora, program_probes, trajectories
 from tml_lib.studies.engine import Study
 from tml_lib.studies.program_probes import settled
@@ -110,7 +110,7 @@ def cut_values(
     seed: int,
     max_tokens: int = MOST_TOKENS,
     written: Sequence[tuple[str, bool]] | None = None,
-) -> tuple[dict[str, np.ndarray], dict]:
+) -> tuple[dict[str, Arms | np.ndarray], dict]:
     """The values of C3 per question, and beside them: share right and mean L̂ by the share of steps
     that thinking has, and the texts, with which of them were cut at `max_tokens` tokens.
 
@@ -139,12 +139,12 @@ def cut_values(
     ]
     whole = len(groups) - 2
     values = {
-        "C3.optimum": right[whole] - right[0],
+        "C3.optimum": Arms(right[whole], right[0]),
         "C3.loss": np.array([math.nan if c is None else c[0] - c[-1] for c in curves]),
         "C3.sooner": np.array([math.nan if c is None else settled(c) for c in curves]),
-        "C3.half": right[SHARES.index(0.5)] - right[0],
-        "C3.last": right[whole] - right[whole - 1],
-        "C3.foreign": right[-1] - right[0],
+        "C3.half": Arms(right[SHARES.index(0.5)], right[0]),
+        "C3.last": Arms(right[whole], right[whole - 1]),
+        "C3.foreign": Arms(right[-1], right[0]),
     }
     drawn = [c for c in curves if c is not None]
     nll = (
@@ -224,7 +224,7 @@ def _kept(records: Sequence[dict]) -> dict:
     """Share right and mean L̂ by the share of steps, over all groups, the texts with which of them
     were cut, and the token classes.
     """
-    asked = np.array([len(r["values"]["C3.optimum"]) for r in records])
+    asked = np.array([len(r["values"]["C3.loss"]) for r in records])
     # a group that writes nothing has no L̂ to show
     drawn = asked - np.array([r["cuts"]["empty"] for r in records])
     cuts = {"shares": [*SHARES, 1.0], "empty": int(asked.sum() - drawn.sum())}
@@ -248,7 +248,7 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     if settings.get("written"):
         written = [(evidence["texts"][place], bool(evidence["cut"][place][0]))]
     again = cut_values(lm, [question], seed, most, written)[0]
-    found = {test: column[0] for test, column in again.items()}
+    found = {test: np.asarray(column)[0] for test, column in again.items()}
     if evidence["values"]["C6.absolute"][0][place] is not None:
         reflecting = gsm.reflecting(question, seed)
         found |= token_roles.role_values(lm, question, reflecting, token_roles.text_pieces)[0]

@@ -92,7 +92,7 @@ class Shortened:
         cut |= {way: unended[k * n : (k + 1) * n] for k, way in enumerate(others)}
         return {way: right[way] for way in ways}, words, cut
 
-    def values(self) -> tuple[dict[str, list[list[float]]], dict[str, dict], dict[str, list[bool]]]:
+    def values(self) -> tuple[engine.Values, dict[str, dict], dict[str, list[bool]]]:
         """The values of C10, as evidence has them; by way the share right and mean words; and by
         way and question whether the answer is right.
         """

@@ -25,7 +25,7 @@ from tml_lib.data.tiny import Row
 from tml_lib.lm import models, sampling
 from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
-from tml_lib.records import Question
+from tml_lib.records import Arms, Question
 from tml_lib.studies import engine
 from tml_lib.studies.engine import Study
 
@@ -258,37 +258,39 @@ _METRICS = {
 }
 
 
-def sft_estimands(record: dict) -> dict[str, np.ndarray]:
-    """One seed's values of every test of C4a and C9, one number per question."""
+def compared(arms: dict[str, dict], first: str, second: str, name: str) -> Arms:
+    """A metric of two of the arms, question by question."""
+    return Arms(metric(arms[first], name), metric(arms[second], name))
+
+
+def sft_estimands(record: dict) -> dict[str, Arms]:
+    """One seed's accuracies in every test of C4a and C9, by question."""
     arms, found = record["arms"], {}
     for equal, tail in (("steps", ""), ("tokens", "_tokens")):
+        short, none = f"short{tail}", f"none{tail}"
         for test, name in _METRICS.items():
-            found[f"C4a.{equal}_{test}"] = metric(arms["long"], name) - metric(
-                arms[f"short{tail}"], name
-            )
-        none = metric(arms[f"none{tail}"], "greedy")
-        found[f"C4a.over_none_{equal}"] = metric(arms["long"], "greedy") - none
-        found[f"C4a.short_over_none_{equal}"] = metric(arms[f"short{tail}"], "greedy") - none
-    plain = metric(arms["plain"], "greedy")
-    found["C4a.plain_over_short"] = plain - metric(arms["short"], "greedy")
-    found["C4a.over_plain"] = metric(arms["long"], "greedy") - plain
+            found[f"C4a.{equal}_{test}"] = compared(arms, "long", short, name)
+        found[f"C4a.over_none_{equal}"] = compared(arms, "long", none, "greedy")
+        found[f"C4a.short_over_none_{equal}"] = compared(arms, short, none, "greedy")
+    found["C4a.plain_over_short"] = compared(arms, "plain", "short", "greedy")
+    found["C4a.over_plain"] = compared(arms, "long", "plain", "greedy")
     for split, by_model in record["splits"].items():
         right = {name: np.array(by_model[name]["right"], dtype=float) for name in by_model}
-        found[f"C9.{split}"] = right["long"] - right["base"]
-        found[f"C9.short_{split}"] = right["short"] - right["base"]
-        found[f"C9.thinking_{split}"] = right["long"] - right["no_thinking"]
-        found[f"C9.none_{split}"] = right["none"] - right["base"]
-        found[f"C9.whole_{split}"] = right["long_whole"] - right["base"]
+        found[f"C9.{split}"] = Arms(right["long"], right["base"])
+        found[f"C9.short_{split}"] = Arms(right["short"], right["base"])
+        found[f"C9.thinking_{split}"] = Arms(right["long"], right["no_thinking"])
+        found[f"C9.none_{split}"] = Arms(right["none"], right["base"])
+        found[f"C9.whole_{split}"] = Arms(right["long_whole"], right["base"])
     return found
 
 
-def support_estimands(record: dict) -> dict[str, np.ndarray]:
-    """One seed's values of every test of C7, one number per question."""
+def support_estimands(record: dict) -> dict[str, Arms]:
+    """One seed's accuracies in every test of C7, by question."""
     sizes, found = record["sizes"], {}
     for test, name in _METRICS.items():
-        found[f"C7.{test}"] = metric(sizes["32"], name) - metric(sizes["1"], name)
+        found[f"C7.{test}"] = compared(sizes, "32", "1", name)
         if test in ("pass", "mgpass", "greedy"):
-            found[f"C7.{test}_late"] = metric(sizes["32"], name) - metric(sizes["8"], name)
+            found[f"C7.{test}_late"] = compared(sizes, "32", "8", name)
     return found
 
 

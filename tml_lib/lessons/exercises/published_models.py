@@ -87,7 +87,7 @@ def check_matched(attempt: Callable | None) -> bool | None:
         for name, group, accuracy, size in made
     ]
     got = [float(x) for x in attempt(list(models))]
-    wanted = published.estimands(models)["C13.over_best"]
+    wanted = np.asarray(published.estimands(models)["C13.over_best"])
     if len(got) == len(wanted) and np.allclose(got, wanted):
         return say(
             "right: and one missing number of questions has moved the bar that they must clear",
@@ -95,7 +95,7 @@ def check_matched(attempt: Callable | None) -> bool | None:
         )
     accuracy = {m.name: m.accuracy for m in models}
     wrong = {
-        "on-policy minus off-policy; the claim is about the other way round": [-x for x in wanted],
+        "on-policy minus off-policy; the claim is about the other way round": -wanted,
         "subtract the best on-policy accuracy, not the mean": [accuracy[k] - 0.5 for k in "af"],
         "an on-policy model without a number of questions takes no part, however good": [
             accuracy[k] - 0.7 for k in "af"
