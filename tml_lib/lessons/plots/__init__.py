@@ -19,6 +19,7 @@ from tml_lib.lessons.plots.landscapes import path_on, surface
 from tml_lib.lessons.plots.outer_loop import live_rewards, live_training, rewards, training
 from tml_lib.lessons.plots.public_models import published_models
 from tml_lib.lessons.plots.tests_and_verdicts import forest, verdicts
+from tml_lib.lessons.plots.three_findings import three_findings
 
 __all__ = [
     "NLL_LABEL",
@@ -41,6 +42,7 @@ __all__ = [
     "seed_bands",
     "shares",
     "surface",
+    "three_findings",
     "titled",
     "token_heat",
     "token_path",

@@ -7,12 +7,12 @@ import textwrap
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import blended_transform_factory
 
 from tml_lib.claims import ledger, report
 from tml_lib.claims.ledger import Row
 from tml_lib.claims.report import Settled
 from tml_lib.lessons import names
+from tml_lib.lessons.plots.drawing import at_left
 
 # of the page of verdicts, in inches
 WIDTH = 7.0
@@ -48,7 +48,7 @@ def forest(table: list[Row]) -> Figure:
             continue
         titled.add(claim)
         title = f"{ledger.claims()[claim]['title']} ({claim})"
-        _at_left(ax, textwrap.fill(title, 92), 1.0, (0, 5), va="bottom", weight="bold", fontsize=8)
+        at_left(ax, textwrap.fill(title, 92), 1.0, (0, 5), va="bottom", weight="bold", fontsize=8)
     figure.suptitle(
         "Estimate and 95 % interval. Circle: decisive test; diamond: it explains. Tick with arrow:"
         " threshold and side claimed.",
@@ -74,13 +74,6 @@ def _words(row: Row) -> str:
     rule = ledger.rules()[row.claim, row.test]
     label = textwrap.fill(rule["label"], 52, break_on_hyphens=False)
     return f"{label}\nclaimed {ledger.wanted(rule)}: {row.verdict} ({row.scale}, {row.test})"
-
-
-def _at_left(ax: Axes, text: str, y: float, offset: tuple[float, float], **style) -> None:
-    """Text from the figure's left edge, at a height of the axes."""
-    place = blended_transform_factory(ax.figure.transFigure, ax.transAxes)
-    at = {"xycoords": place, "textcoords": "offset points", "xytext": offset, "ha": "left"}
-    ax.annotate(text, (0.01, y), annotation_clip=False, **at, **style)
 
 
 def verdicts(found: list[Settled]) -> Figure:
