@@ -29,7 +29,7 @@ class Sentence:
 
     def faults(self, found: list[report.Settled]) -> list[str]:
         """What of the ledger speaks against the sentence; none where it is borne out."""
-        own = [item for item in found if item.claim in self.claims]
+        own = [x for x in found if x.claim in self.claims and x.verdict != "floor"]
         if self.verdict == NO_RUN:
             return [f"{item.claim} has a run at {item.scale}" for item in found if _large(item)]
         if self.verdict == DISAGREE:
