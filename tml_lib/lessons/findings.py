@@ -27,9 +27,13 @@ class Sentence:
     claims: tuple[str, ...]
     verdict: str  # of the ledger, DISAGREE or NO_RUN
 
+    def decided(self, found: list[report.Settled]) -> list[report.Settled]:
+        """What the ledger says of its claims, where it says anything."""
+        return [x for x in found if x.claim in self.claims and x.verdict != "floor"]
+
     def faults(self, found: list[report.Settled]) -> list[str]:
         """What of the ledger speaks against the sentence; none where it is borne out."""
-        own = [x for x in found if x.claim in self.claims and x.verdict != "floor"]
+        own = self.decided(found)
         if self.verdict == NO_RUN:
             return [f"{item.claim} has a run at {item.scale}" for item in found if _large(item)]
         if self.verdict == DISAGREE:
@@ -150,8 +154,10 @@ def words(scale: str) -> str:
 
 
 def size(scale: str) -> str:
-    """The number of parameters of a scale's model, as '135 M'."""
-    return re.findall(r"[\d.]+ [MB]", names.SCALES[scale.removesuffix("-sft")].name)[0]
+    """The number of parameters of a scale's model, as '135 M'; where none is known, the model."""
+    model = words(scale.removesuffix("-sft"))
+    found = re.search(r"[\d.]+ [MB]", model)
+    return found[0] if found else model
 
 
 def text(table: list[Row]) -> str:
@@ -179,7 +185,7 @@ def text(table: list[Row]) -> str:
 
 
 def _scales(found: list[report.Settled], sentence: Sentence) -> list[str]:
-    own = {item.scale for item in found if item.claim in sentence.claims}
+    own = {item.scale for item in sentence.decided(found)}
     return [scale for scale in report.SCALES if scale in own]
 
 
