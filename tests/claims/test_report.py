@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from matplotlib.colors import to_hex
 
 from tml_lib import runtime
 from tml_lib.claims import ledger, report
@@ -159,12 +160,20 @@ def test_the_page_of_verdicts_has_words_threshold_and_estimate(table):
         sign = ">" if rule["side"] == "above" else "<"
         claimed = f"claimed {sign} {rule['threshold']:g} {rule['unit']}".replace("-", "−", 1)
         assert f"{rule['label']} {claimed}" in plain
-    intervals = [text for text in written if "\n[" in text]
-    assert len(intervals) == len(found)
+    for item in found:
+        numbers = (f"{x:.{1 if abs(x) >= 10 else 2}f}" for x in (item.row.low, item.row.high))
+        low, high = (x.replace("-0.00", "0.00").replace("-", "−") for x in numbers)
+        assert f"[{low}, {high}]" in written
+    styles = [names.VERDICTS[item.verdict] for item in found]
     marks = [line for line in ax.lines if len(line.get_xdata()) == 1]
-    colours = [names.VERDICTS[item.verdict].colour for item in found]
-    legend = 4
-    assert sorted(line.get_color() for line in marks[legend:]) == sorted(colours)
+    legend = len(set(styles))
+    assert sorted(line.get_color() for line in marks[legend:]) == sorted(s.colour for s in styles)
+    assert sorted(line.get_marker() for line in marks[legend:]) == sorted(s.marker for s in styles)
+    tiles = sorted(to_hex(patch.get_facecolor()).upper() for patch in ax.patches)
+    assert tiles == sorted(style.colour for style in styles)
+    claims, scales = ({getattr(item, key) for item in found} for key in ("claim", "scale"))
+    absent = len(claims) * len(scales) - len(found)
+    assert written.count("–") + written.count("no run yet") == absent
 
 
 def test_a_page_of_few_verdicts_and_another_scale_is_drawn():
@@ -176,7 +185,8 @@ def test_a_page_of_few_verdicts_and_another_scale_is_drawn():
     ax = plots.verdicts(report.settled(rows)).axes[0]
     written = [text.get_text() for text in ax.texts]
     assert "gpu-aime24" in written
-    assert written.count("0.15\n[0.10, 0.20]") == 2
+    assert written.count("[0.10, 0.20]") == written.count("0.15") == 2
+    assert len({(patch.get_y(), patch.get_height()) for patch in ax.patches}) == 2
 
 
 # --- coverage -------------------------------------------------------------------------------------
