@@ -157,7 +157,7 @@ def lessons() -> str:
     for book in books:
         title, _, question = book.title.partition(": ")
         said = f": {question}" if question else ""
-        lines.append(f"- [{book.name[:2]} · {title}]({book.name}.ipynb){said}")
+        lines.append(f"- [{book.name.partition('_')[0]} · {title}]({book.name}.ipynb){said}")
     return "\n".join(lines)
 
 

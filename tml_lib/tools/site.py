@@ -96,7 +96,7 @@ def _assemble(source: Path) -> None:
         for book in books
         if book.name != front
     ]
-    pages = ["Findings <self>", "About the kit <README>", *others, "Beside the notebooks <beside>"]
+    pages = ["Findings <self>", "About the kit <README>", *others, "Map and reference <beside>"]
     entries = "\n".join(pages)
     contents = f"\n\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
     for book in books:
