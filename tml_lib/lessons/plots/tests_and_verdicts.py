@@ -1,10 +1,12 @@
-"""Figures of the ledger: tests beside their thresholds."""
+"""Figures of the ledger: tests beside their thresholds, and how one of them is decided."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -67,3 +69,28 @@ def _words(row: Row) -> str:
     rule = ledger.rules()[row.claim, row.test]
     label = textwrap.fill(rule["label"], 52, break_on_hyphens=False)
     return f"{label}\nclaimed {ledger.wanted(rule)}: {row.verdict} ({row.scale}, {row.test})"
+
+
+def decision(ax: Axes, values: Sequence[float], row: Row) -> None:
+    """How one test is decided: its values, a bar per range of them; below, their mean with its
+    interval; and the threshold. values: one per question, NaN where the test does not apply.
+    """
+    rule, style = ledger.rules()[row.claim, row.test], names.style(names.VERDICTS, row.verdict)
+    counts, *_ = ax.hist(np.array(values, dtype=float), 40, color=names.LIGHT)
+    top = max(counts)
+    y, at = -0.22 * top, rule["threshold"]
+    ax.plot([row.low, row.high], [y, y], color=style.colour, lw=2.5)
+    ax.plot(row.estimate, y, style.marker, color=style.colour, ms=6.5)
+    said = f"mean {row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}]: {style.name}"
+    beside = {"textcoords": "offset points", "xytext": (8, 0), "va": "center", "fontsize": 8}
+    ax.annotate(said, (row.high, y), color=style.colour, **beside)
+    ax.axvline(at, color=names.DARK, lw=1)
+    arrow = "claimed →" if rule["side"] == "above" else "← claimed"
+    near = {"textcoords": "offset points", "xytext": (4, 1), "va": "bottom", "fontsize": 8}
+    ax.annotate(f"threshold {at:g}, {arrow}", (at, top), color=names.DARK, **near)
+    ax.set(
+        xlabel=f"{rule['label']}\n({rule['unit']})",
+        ylabel="questions",
+        ylim=(-0.4 * top, 1.2 * top),
+    )
+    ax.set_yticks([tick for tick in ax.get_yticks() if 0 <= tick <= top])
