@@ -322,9 +322,10 @@ def outdated(*, write: bool = False) -> list[Path]:
 
     changed = []
     root = runtime.project_root()
-    for readme in (root / "README.md", root / "notebooks" / "README.md"):
-        if (new := renew(old := files.text(readme, files.COMMITTED))) != old:
-            changed.append((readme, new))
+    pages = {"README": root / "README.md", "reference": root / "notebooks" / "README.md"}
+    for name, page in pages.items():
+        if (new := renew(old := files.text(page, files.COMMITTED), name)) != old:
+            changed.append((page, new))
     for book in notebooks.discover():
         old = files.text(book.path, files.COMMITTED)
         content = files.notebook(book.path, files.COMMITTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from dataclasses import dataclass, field
 
@@ -155,6 +156,7 @@ def _heads(ax: Axes, left: dict[str, float], found: list[Settled]) -> None:
     for scale, x in left.items():
         name = names.SCALES[scale].name if scale in names.SCALES else scale
         head, _, what = name.partition(": ")
+        what = re.sub(r"(\d) ([MB])\b", "\\1\u00a0\\2", what)  # a number stays with its unit
         ax.text(x + 0.05, -0.05, textwrap.fill(what, 13), va="bottom", fontsize=6.5)
         ax.text(x + 0.05, -0.37, head, va="bottom", fontsize=7.5, weight="bold")
     ax.plot([0, WIDTH], [0, 0], clip_on=False, **names.REFERENCE)
