@@ -157,7 +157,7 @@ def size(scale: str) -> str:
     """The number of parameters of a scale's model, as '135 M'; where none is known, the model."""
     model = words(scale.removesuffix("-sft"))
     found = re.search(r"[\d.]+ [MB]", model)
-    return found[0] if found else model
+    return found[0].replace(" ", "\u00a0") if found else model  # a line does not break there
 
 
 def text(table: list[Row]) -> str:
