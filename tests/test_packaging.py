@@ -103,7 +103,8 @@ def test_without_an_owner_nothing_points_to_an_address_that_is_not_there():
 
 
 def test_naming_the_repository_brings_links_badges_and_the_set_up(copy):
-    assert generated.links("05_probing_trajectories") == generated.badges() == ""
+    assert generated.links("05_probing_trajectories") == ""
+    assert "badge" not in generated.lessons()
     assert "clone" not in generated.setup_cell()
     generated.set_home("https://github.com/someone/kit")
     assert generated.home() == "https://github.com/someone/kit"
@@ -115,7 +116,7 @@ def test_naming_the_repository_brings_links_badges_and_the_set_up(copy):
         "05_probing_trajectories"
     )
     assert 'home = "https://github.com/someone/kit"' in generated.setup_cell()
-    assert "someone/kit/blob/main/notebooks/00_start_here.ipynb" in generated.badges()
+    assert "someone/kit/blob/main/notebooks/00_start_here.ipynb" in generated.lessons()
     compile(generated.setup_cell(), "cell", "exec")
     before = tomllib.loads((ROOT / "pyproject.toml").read_text())
     after = tomllib.loads((copy / "pyproject.toml").read_text())

@@ -1,11 +1,12 @@
-"""What texts name exists: code of the README, files, and `module.name` in README, notebooks and
-docstrings.
+"""What texts name exists: code of the reference, files, links and their places, and
+`module.name` in README, notebooks and docstrings.
 """
 
 import ast
 import builtins
 import importlib
 import json
+import pkgutil
 import re
 
 import pytest
@@ -22,6 +23,7 @@ SHARED = {stem for stem in MODULES if sum(path.stem == stem for path in FILES) >
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "notebooks" / "README.md",
     *sorted((ROOT / "notebooks").glob("*.ipynb")),
 ]
 TEXTS = [
@@ -90,16 +92,75 @@ def test_the_search_for_missing_names_finds_them():
     assert missing("`tml_lib.train.sft.adapted`") == ["`tml_lib.train.sft.adapted`"]
 
 
-def test_the_readmes_code_imports_what_is_there_and_uses_what_it_imports():
-    code = "\n".join(
-        re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf8"), re.S)
+# --- links ----------------------------------------------------------------------------------------
+
+
+def headings(path) -> set[str]:
+    """The places of a page that a link may name: GitHub's of a Markdown file, JupyterLab's of a
+    notebook.
+    """
+    text = re.sub(r"```.*?```", "", prose(path), flags=re.DOTALL)
+    found = re.findall(r"^#{1,6} (.+?)\s*$", text, re.MULTILINE)
+    if path.suffix == ".ipynb":
+        return {heading.replace(" ", "-") for heading in found}
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def dead(path) -> list[str]:
+    """Relative links of a page that lead to no file, or to no place in it."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", prose(path), flags=re.DOTALL)
+    found = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, place = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        if not target.exists() or (place and place not in headings(target)):
+            found.append(link)
+    return found
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_relative_links_lead_to_files_and_to_places_in_them(path):
+    assert dead(path) == []
+
+
+def test_the_search_for_dead_links_finds_them(tmp_path):
+    (tmp_path / "b.md").write_text("## mG pass\n\n### Two words")
+    page = tmp_path / "a.md"
+    page.write_text(
+        "# Top\n[1](b.md) [2](b.md#two-words) [3](#top) [4](https://x.org/#y) `[5](no.md)`\n"
+        "[6](b.md#Two-words) [7](c.md) [8](#bottom) ![9](c.svg)"
     )
+    assert dead(page) == ["b.md#Two-words", "c.md", "#bottom", "c.svg"]
+
+
+def test_each_entry_of_the_glossary_stands_once_and_has_an_example():
+    text = (ROOT / "notebooks" / "README.md").read_text(encoding="utf8")
+    glossary = text[text.index("## Glossary") : text.index("## Symbols")]
+    names, *entries = zip(*re.findall(r"^#### (.+)\n(.+(?:\n.+)*)", glossary, re.M), strict=True)
+    assert len(names) == len(set(names)) > 60
+    assert [name for name in names if not re.fullmatch(r"[a-z0-9_ -]+", name)] == [], (
+        "GitHub, JupyterLab and the site make the same anchor of lower case letters only"
+    )
+    assert [
+        n for n, entry in zip(names, entries[0], strict=True) if "*Example:*" not in entry
+    ] == []
+
+
+# --- code -----------------------------------------------------------------------------------------
+
+
+def test_the_references_code_imports_what_is_there_and_uses_what_it_imports():
+    page = ROOT / "notebooks" / "README.md"
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf8"), re.S))
     tree, known = ast.parse(code), set(dir(builtins))
     modules = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                modules[alias.name] = importlib.import_module(f"{node.module}.{alias.name}")
+                known_as = f"{node.module}.{alias.name}"
+                modules[alias.name] = pkgutil.resolve_name(known_as)
         elif isinstance(node, ast.arg):
             known.add(node.arg)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):

@@ -5,10 +5,11 @@ import re
 from dataclasses import replace
 
 import pytest
+from matplotlib.colors import to_hex
 
 from tml_lib import runtime
 from tml_lib.claims import ledger, report
-from tml_lib.lessons import coverage, names, notebooks, plots
+from tml_lib.lessons import coverage, findings, names, notebooks, plots
 from tml_lib.lessons.exercises import replication_report
 
 PAPER = (
@@ -159,12 +160,20 @@ def test_the_page_of_verdicts_has_words_threshold_and_estimate(table):
         sign = ">" if rule["side"] == "above" else "<"
         claimed = f"claimed {sign} {rule['threshold']:g} {rule['unit']}".replace("-", "−", 1)
         assert f"{rule['label']} {claimed}" in plain
-    intervals = [text for text in written if "\n[" in text]
-    assert len(intervals) == len(found)
+    for item in found:
+        numbers = (f"{x:.{1 if abs(x) >= 10 else 2}f}" for x in (item.row.low, item.row.high))
+        low, high = (x.replace("-0.00", "0.00").replace("-", "−") for x in numbers)
+        assert f"[{low}, {high}]" in written
+    styles = [names.VERDICTS[item.verdict] for item in found]
     marks = [line for line in ax.lines if len(line.get_xdata()) == 1]
-    colours = [names.VERDICTS[item.verdict].colour for item in found]
-    legend = 4
-    assert sorted(line.get_color() for line in marks[legend:]) == sorted(colours)
+    legend = len(set(styles))
+    assert sorted(line.get_color() for line in marks[legend:]) == sorted(s.colour for s in styles)
+    assert sorted(line.get_marker() for line in marks[legend:]) == sorted(s.marker for s in styles)
+    tiles = sorted(to_hex(patch.get_facecolor()).upper() for patch in ax.patches)
+    assert tiles == sorted(style.colour for style in styles)
+    claims, scales = ({getattr(item, key) for item in found} for key in ("claim", "scale"))
+    absent = len(claims) * len(scales) - len(found)
+    assert written.count("–") + written.count("no run yet") == absent
 
 
 def test_a_page_of_few_verdicts_and_another_scale_is_drawn():
@@ -176,7 +185,8 @@ def test_a_page_of_few_verdicts_and_another_scale_is_drawn():
     ax = plots.verdicts(report.settled(rows)).axes[0]
     written = [text.get_text() for text in ax.texts]
     assert "gpu-aime24" in written
-    assert written.count("0.15\n[0.10, 0.20]") == 2
+    assert written.count("[0.10, 0.20]") == written.count("0.15") == 2
+    assert len({(patch.get_y(), patch.get_height()) for patch in ax.patches}) == 2
 
 
 # --- coverage -------------------------------------------------------------------------------------
@@ -221,14 +231,89 @@ def test_a_wrong_item_is_refused_by_name(change, message, monkeypatch):
 
 # --- README ---------------------------------------------------------------------------------------
 
+README = (runtime.project_root() / "README.md").read_text(encoding="utf8")
+
+
+def test_readme_is_read_in_a_minute():
+    assert len(README.splitlines()) <= 100
+    assert len(findings.FINDINGS) == 3
+    bodies = re.findall(r"<!-- generated: \w+ -->(.*?)<!-- end -->", README, re.DOTALL)
+    assert [body for body in bodies if not body.strip()] == []
+    assert "not measured" not in README
+
+
+def test_readme_names_no_claim_by_its_code_and_no_scale():
+    prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", README, flags=re.DOTALL)
+    codes = [code for code in ledger.claims() if re.search(rf"\b{code}\b", prose)]
+    assert codes == []
+    assert [scale for scale in report.SCALES if re.search(rf"`{scale}`", README)] == []
+
+
+def test_the_findings_are_what_the_ledger_bears_out(table):
+    assert findings.text(table) in README
+    for finding in findings.FINDINGS:
+        shown = findings.rows(finding, table)
+        assert len(shown) >= len(finding.tests)
+        for _, row in shown:
+            assert row.verdict not in ("stale", "too few")
+
+
+@pytest.mark.parametrize(
+    ("claim", "test", "low", "high", "verdict", "scale", "said"),
+    [
+        ("C7", "pass", 0.0, 0.3, "inconclusive", "small", "C7 is incomplete at small"),
+        ("C11g", "cosine", 0.5, 0.6, "holds", "medium", "C11g is incomplete at medium"),
+        ("C1", "trend", -0.6, -0.5, "holds", "gpu", "C1 has a run at gpu"),
+    ],
+)
+def test_a_finding_that_new_evidence_contradicts_is_refused(
+    table, claim, test, low, high, verdict, scale, said
+):
+    new = row(claim, test, low, high, verdict, scale=scale)
+    with pytest.raises(ValueError, match=r"the ledger does not bear out .*" + re.escape(said)):
+        findings.text([*table, new])
+
+
+def test_findings_without_evidence_or_disagreement_are_refused(table):
+    first, *_ = findings.FINDINGS[0].sentences
+    assert first.faults([]) == ["C11 has no evidence"]
+    found = row("C11", "exact", 0.0, 0.0, "contradicted")
+    assert first.faults([report.Settled("C11", "tiny", "contradicted", found)]) == [
+        "C11 is contradicted at tiny"
+    ]
+    # a floor decides nothing, and does not count as evidence
+    assert first.faults([report.Settled("C11", "tiny", "floor", found)]) == ["C11 has no evidence"]
+    kept = [item for item in report.settled(table) if item.scale == "tiny"]
+    (open_question, _) = findings.FINDINGS[2].sentences
+    assert open_question.faults(kept) == ["the models agree on C1", "the models agree on C2"]
+
+
+def test_the_picture_of_the_findings_says_each_verdict_in_words(table):
+    figure = plots.three_findings(table)
+    for ax, finding in zip(figure.axes, findings.FINDINGS, strict=True):
+        shown = findings.rows(finding, table)
+        labels = [label.get_text() for label in ax.get_yticklabels()]
+        assert labels == [name for name, _ in shown]
+        written = [text.get_text() for text in ax.texts]
+        assert finding.title in written
+        for _, found in shown:
+            number = f"{found.estimate:.2f}".replace("-", "−")
+            compared = f"{found.claim}.{found.test}" in finding.compared
+            assert (number if compared else f"{number}, {found.verdict}") in written
+
+
+def test_a_picture_of_tests_with_several_thresholds_is_refused():
+    mixed = replace(findings.FINDINGS[0], tests={"C4a.tokens_greedy": "", "C1.unstated": ""})
+    with pytest.raises(ValueError, match=r"have thresholds \[0.05, 0.1\]: show tests that share"):
+        findings.threshold(mixed)
+
 
 def test_no_number_in_readmes_prose_is_typed():
     """Decimals and percentages stand in generated blocks and code only; what is left are addresses
     and versions.
     """
-    text = (runtime.project_root() / "README.md").read_text(encoding="utf8")
     text = re.sub(
-        r"<!-- generated.*?<!-- end -->|```.*?```|`[^`]*`|\]\([^)]*\)", "", text, flags=re.DOTALL
+        r"<!-- generated.*?<!-- end -->|```.*?```|`[^`]*`|\]\([^)]*\)", "", README, flags=re.DOTALL
     )
     names = (
         r"arXiv \d+\.\d+|Python 3\.\d+|0\.2 M parameters|Apache( License |-)2\.0|Qwen2\.5[\w.-]*"

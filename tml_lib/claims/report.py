@@ -28,6 +28,7 @@ CHAPTERS = {  # of the argument, and the claims that belong to each
     "Meta-learning itself": ("M1", "M2"),
 }
 _NO_GPU = "no GPU run is stored"
+NOT_STORED = "its run is not stored yet"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def why_not(claim: str, scale: str) -> str:
     if scale == "gpu":
         return "" if "published" in item["scales"] else _NO_GPU
     if scale in item["scales"]:
-        return "its run is not stored yet"
+        return NOT_STORED
     return item.get("absent", {}).get(scale, "")
 
 

@@ -3,14 +3,12 @@ notebooks and README.
 
 Sources are `pyproject.toml` (the public home), `notebooks/measured.json` (figures of real runs) and
 the evidence files. Generated text stands between `<!-- generated: NAME -->` and `<!-- end -->`;
-`python -m tml_lib report --write` renews it and the README's figure, and a test fails when they are
+`python -m tml_lib report --write` renews it and the two figures, and a test fails when they are
 out of date. Links to Colab and Binder appear once the owner is known.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
 import re
@@ -18,7 +16,7 @@ from pathlib import Path
 
 from tml_lib import files, runtime
 from tml_lib.claims import ledger, report
-from tml_lib.lessons import notebooks
+from tml_lib.lessons import findings, notebooks, pictures
 from tml_lib.lm import presets
 
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -144,15 +142,23 @@ def links(name: str) -> str:
     return f" Open in [Colab]({colab}) · [Binder]({binder})" if owned() else ""
 
 
-def badges() -> str:
-    """README's badges, which open the first notebook, where the owner is known."""
-    if not owned():
-        return ""
-    colab, binder = _addresses(notebooks.discover()[0].name)
-    return (
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) "
-        f"[![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})"
-    )
+def lessons() -> str:
+    """The list of lessons, a line each; above it README's badges, where the owner is known."""
+    books = notebooks.discover()
+    lines = []
+    if owned():
+        colab, binder = _addresses(books[0].name)
+        badge = "https://colab.research.google.com/assets/colab-badge.svg"
+        lines = [
+            f"[![Open in Colab]({badge})]({colab})"
+            f" [![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})",
+            "",
+        ]
+    for book in books:
+        title, _, question = book.title.partition(": ")
+        said = f": {question}" if question else ""
+        lines.append(f"- [{book.name.partition('_')[0]} · {title}]({book.name}.ipynb){said}")
+    return "\n".join(lines)
 
 
 def needs(name: str) -> str:
@@ -184,39 +190,35 @@ def _cost(cost: dict) -> str:
 
 
 def map_table() -> str:
-    """All notebooks with links, measured time and memory per preset; one that takes no preset needs
-    no pretrained model.
-    """
-    held, known = (
-        measured()["notebooks"],
-        [p for p in ("tiny", "small", "medium", "gpu") if p in presets.PRESETS],
-    )
-    lines = [
-        f"| notebook | no preset | {' | '.join(f'`{p}`' for p in known)} |",
-        "|---" * (2 + len(known)) + "|",
-    ]
+    """All notebooks with links, and the measured time and memory of each way to run them."""
+    held = measured()["notebooks"]
+    lines = ["| notebook | measured time and peak memory |", "|---|---|"]
     for book in notebooks.discover():
-        costs, ways = held.get(book.name, {}), book.presets if book.preset else ["any"]
-        cells = [
-            (_cost(costs[p]) if p in costs else "not measured yet") if p in ways else ""
-            for p in ("any", *known)
-        ]
-        lines.append(f"| [{book.name}]({book.name}.ipynb): {book.title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        costs = held.get(book.name, {})
+        known = [p for p in ("any", *presets.PRESETS) if p in costs]
+        said = [("" if p == "any" else f"`{p}` ") + _cost(costs[p]) for p in known]
+        lines.append(f"| [{book.name}]({book.name}.ipynb): {book.title} | {'; '.join(said)} |")
+    return "\n".join([*lines, "", f"Measured on {measured()['machine']}."])
+
+
+COMMANDS = {
+    "run": "execute every notebook, and print each claim's verdict",
+    "test": "run all checks of the kit",
+}
 
 
 def commands_table() -> str:
-    """Measured wall time of the commands."""
+    """What the two commands do, and their measured wall time."""
     held = measured()
-    lines = ["| command | wall time |", "|---|---|"]
+    lines = ["| command | what it does | time |", "|---|---|---|"]
     lines += [
-        f"| `make {name}` | {_clock(seconds)} |"
-        for name, seconds in sorted(held["commands"].items())
+        f"| `make {name}` | {what} | {_clock(held['commands'][name])} |"
+        for name, what in COMMANDS.items()
+        if name in held["commands"]
     ]
-    note = (
-        "`make run` executes the notebooks side by side; `make setup` had a nearby package index."
-    )
-    return "\n".join([*lines, "", f"Measured on {held['machine']}; {note}"])
+    setup = held["commands"].get("setup")
+    first = f"; the first command also sets the kit up, {_clock(setup)}" if setup else ""
+    return "\n".join([*lines, "", f"Measured on {held['machine']}{first}."])
 
 
 def _clock(seconds: float) -> str:
@@ -278,33 +280,6 @@ def _stored() -> list[ledger.Row]:
     return ledger.rows([notebooks.stored_evidence()])
 
 
-def _figure_digest() -> str:
-    """What the README's figure shows, labels included, as a hash."""
-    tests = ledger.rules()
-    shown = [
-        (
-            item.claim,
-            item.scale,
-            item.verdict,
-            item.row.test,
-            tests[item.claim, item.row.test]["label"],
-            item.margin,
-        )
-        for item in report.settled(_stored())
-    ]
-    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
-
-
-def _figure() -> str:
-    from tml_lib.lessons import plots
-
-    buffer = io.StringIO()
-    plots.verdicts(report.settled(_stored())).savefig(
-        buffer, format="svg", metadata={"Source": _figure_digest(), "Date": None}
-    )
-    return buffer.getvalue()
-
-
 def _render(name: str, notebook: str) -> str:
     blocks = {
         "map": map_table,
@@ -312,7 +287,8 @@ def _render(name: str, notebook: str) -> str:
         "bench": bench_table,
         "ways": ways_table,
         "ledger": ledger_table,
-        "badges": badges,
+        "lessons": lessons,
+        "findings": lambda: findings.text(_stored()),
     }
     if name == "needs":
         return needs(notebook)
@@ -346,9 +322,10 @@ def outdated(*, write: bool = False) -> list[Path]:
 
     changed = []
     root = runtime.project_root()
-    for readme in (root / "README.md", root / "notebooks" / "README.md"):
-        if (new := renew(old := files.text(readme, files.COMMITTED))) != old:
-            changed.append((readme, new))
+    pages = {"README": root / "README.md", "reference": root / "notebooks" / "README.md"}
+    for name, page in pages.items():
+        if (new := renew(old := files.text(page, files.COMMITTED), name)) != old:
+            changed.append((page, new))
     for book in notebooks.discover():
         old = files.text(book.path, files.COMMITTED)
         content = files.notebook(book.path, files.COMMITTED)
@@ -359,9 +336,12 @@ def outdated(*, write: bool = False) -> list[Path]:
                 cell.source = setup_cell()
         if (new := nbformat.writes(content) + "\n") != old:
             changed.append((book.path, new))
-    figure = notebooks.folder() / "verdicts.svg"
-    if not figure.is_file() or _figure_digest() not in files.text(figure, files.COMMITTED):
-        changed.append((figure, _figure() if write else ""))
+    for name in pictures.SHOWN:
+        path, table = notebooks.folder() / name, _stored()
+        if not path.is_file() or pictures.digest(name, table) not in files.text(
+            path, files.COMMITTED
+        ):
+            changed.append((path, pictures.drawn(name, table) if write else ""))
     if write:
         for path, new in changed:
             runtime.write_text(path, new)

@@ -96,7 +96,7 @@ def _assemble(source: Path) -> None:
         for book in books
         if book.name != front
     ]
-    pages = ["Findings <self>", "About the kit <README>", *others, "Beside the notebooks <beside>"]
+    pages = ["Findings <self>", "About the kit <README>", *others, "Map and reference <beside>"]
     entries = "\n".join(pages)
     contents = f"\n\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
     for book in books:
@@ -134,7 +134,9 @@ def _page(path: Path, front: str):
     content.metadata.pop("widgets", None)
     for cell in content.cells:
         if cell.cell_type == "markdown":
-            cell.source = _flat_links(cell.source, front)
+            # beside a notebook, README.md is that of notebooks/
+            text = cell.source.replace("](README.md", "](notebooks/README.md")
+            cell.source = _flat_links(text, front)
         else:
             _collapse(cell)
             _link_outputs(cell, front)
@@ -150,6 +152,8 @@ def _flat_links(text: str, front: str) -> str:
     text = re.sub(
         r"\]\((?:\.\./|notebooks/)?(README\.md|\d\d_\w+\.ipynb|\w+\.(?:svg|png))", r"](\1", text
     )
+    # places have lower case on pages, as on GitHub; in JupyterLab they have the heading's
+    text = re.sub(r"(\]\([\w./]*#)([\w-]+)\)", lambda m: f"{m[1]}{m[2].lower()})", text)
     return text.replace(f"]({front}.ipynb", "](index.ipynb") if front else text
 
 

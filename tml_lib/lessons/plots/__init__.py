@@ -18,7 +18,9 @@ from tml_lib.lessons.plots.drawing import framed, idea, png, titled
 from tml_lib.lessons.plots.landscapes import path_on, surface
 from tml_lib.lessons.plots.outer_loop import live_rewards, live_training, rewards, training
 from tml_lib.lessons.plots.public_models import published_models
-from tml_lib.lessons.plots.tests_and_verdicts import forest, verdicts
+from tml_lib.lessons.plots.tests_and_verdicts import decision, forest
+from tml_lib.lessons.plots.three_findings import three_findings
+from tml_lib.lessons.plots.verdict_grid import verdicts
 
 __all__ = [
     "NLL_LABEL",
@@ -26,6 +28,7 @@ __all__ = [
     "bands_alone",
     "by_layer",
     "curve",
+    "decision",
     "differences",
     "forest",
     "framed",
@@ -41,6 +44,7 @@ __all__ = [
     "seed_bands",
     "shares",
     "surface",
+    "three_findings",
     "titled",
     "token_heat",
     "token_path",

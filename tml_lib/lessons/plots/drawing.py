@@ -8,8 +8,10 @@ import textwrap
 from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.transforms import blended_transform_factory
 
 from tml_lib.lessons import names
 
@@ -91,6 +93,13 @@ def titled(figure: Figure, title: str) -> None:
     held, width = figure.get_suptitle(), int(13 * figure.get_figwidth())
     title = textwrap.fill(title, width, break_on_hyphens=False)
     figure.suptitle(f"{title}\n{held}" if held else title, fontsize=8, color=names.DARK)
+
+
+def at_left(ax: Axes, text: str, y: float, offset: tuple[float, float], **style) -> None:
+    """Text from the figure's left edge, at a height of the axes and points away from there."""
+    place = blended_transform_factory(ax.figure.transFigure, ax.transAxes)
+    at = {"xycoords": place, "textcoords": "offset points", "xytext": offset, "ha": "left"}
+    ax.annotate(text, (0.01, y), annotation_clip=False, **at, **style)
 
 
 def png(figure: Figure, dpi: int = 130) -> bytes:
