@@ -21,7 +21,7 @@ from tml_lib.tools import cli, study
 BOOKS = notebooks.discover()
 EACH = [(book, name) for book in BOOKS for name in book.parameters]
 each_parameter = pytest.mark.parametrize(
-    ("book", "name"), EACH, ids=[f"{book.name[:2]}-{name}" for book, name in EACH]
+    ("book", "name"), EACH, ids=[f"{book.number}-{name}" for book, name in EACH]
 )
 BAD = {
     "int": [-1, 2.5, "3", True, None, 10**400],
@@ -68,7 +68,7 @@ def test_every_kind_of_bad_value_is_refused_by_name(book, name):
     rule = parameters.rule(name, tuple(book.parameters))
     zero = name in ZERO_MEANS_NONE or isinstance(rule, parameters.Budget)
     if book.parameters[name] == "int" and not zero:
-        bad = bad if (book.name[:2], name) == ("01", "n_questions") else [*bad, 0]
+        bad = bad if (book.number, name) == ("01", "n_questions") else [*bad, 0]
     for value in bad:
         with pytest.raises((ValueError, TypeError), match=rf"parameter {name}=.*-p {name}"):
             runtime.check_parameters(namespace(book, **{name: value}))
