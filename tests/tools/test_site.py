@@ -158,6 +158,19 @@ def test_without_an_owner_a_file_of_the_repository_is_plain_text(small):
     assert read(out / "index.html").h1.get_text().startswith("What has been found")
 
 
+def test_links_to_solutions_and_words_lead_to_their_places(small):
+    lesson = (
+        "# Lesson\n\n[Solution 1](#Solution-1), [kit](README.md#beside)\n\n## Solutions\n\n"
+        "### Solution 1\n\n<details><summary>The code</summary>\n\n"
+        "```python\nx = 2\n```\n\n</details>"
+    )
+    out = small(_01_lesson=lesson)
+    found = links(out / "01_lesson.html")
+    assert (found["Solution 1"], found["kit"]) == ("#solution-1", "beside.html#beside")
+    (fold,) = read(out / "01_lesson.html").article.select("details:not(.hide)")
+    assert fold.pre.get_text().strip() == "x = 2"
+
+
 def test_a_dead_link_stops_the_build_and_leaves_the_earlier_site(small):
     out = small(_01_lesson="# Lesson\n\nbefore")
     for link in (

@@ -134,7 +134,9 @@ def _page(path: Path, front: str):
     content.metadata.pop("widgets", None)
     for cell in content.cells:
         if cell.cell_type == "markdown":
-            cell.source = _flat_links(cell.source, front)
+            # beside a notebook, README.md is that of notebooks/
+            text = cell.source.replace("](README.md", "](notebooks/README.md")
+            cell.source = _flat_links(text, front)
         else:
             _collapse(cell)
             _link_outputs(cell, front)
@@ -152,6 +154,8 @@ def _flat_links(text: str, front: str) -> str:
         r"](\1",
         text,
     )
+    # places have lower case on pages, as on GitHub; in JupyterLab they have the heading's
+    text = re.sub(r"(\]\([\w./]*#)([\w-]+)\)", lambda m: f"{m[1]}{m[2].lower()})", text)
     return text.replace(f"]({front}.ipynb", "](index.ipynb") if front else text
 
 
