@@ -59,7 +59,15 @@ def check_copied_share(attempt: Callable | None) -> bool | None:
     hints = {
         0.125: "that is the share *before* the statement",
         3.5: "that is the fall in nats; divide by the whole fall",
-        0.75: "that starts one token late: `nll[stated_at]` is the last value before the statement",
+        0.75: (
+            "that starts one token early: `nll[stated_at]` is the last value before the statement"
+        ),
+        0.25: (
+            "that starts one token late: the fall from `nll[stated_at]` to the next value belongs"
+            " to the statement too"
+        ),
+        7 / 6: "the whole fall begins at `nll[0]`, before the first token",
+        5 / 6: "the curve ends at `nll[-1]`",
     }
     hint = next(
         (text for wrong, text in hints.items() if np.isclose(got, wrong)),
