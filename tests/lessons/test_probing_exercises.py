@@ -295,3 +295,20 @@ def test_checkers_tell_right_from_wrong_and_say_why(check, right, wrong, hint, c
     capsys.readouterr()
     assert check(wrong) is False
     assert hint in capsys.readouterr().out
+
+
+# None is a right answer of words_needed; test_checking.py asks the landscape's
+WATCHED = {
+    check.__name__: check
+    for check, *_ in CASES
+    if check is not reasoning_efficiency.check_words_needed
+    and check.__module__ != landscape_and_path.__name__
+}
+
+
+@pytest.mark.parametrize("check", WATCHED.values(), ids=WATCHED)
+def test_a_learners_own_error_is_told_in_one_line(check, capsys):
+    assert check(lambda *_: undefined) is False  # noqa: F821
+    assert "NameError: name 'undefined' is not defined" in capsys.readouterr().out
+    assert check(lambda *_: None) is False
+    assert "your function returns None" in capsys.readouterr().out

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_settled(attempt: Callable | None) -> bool | None:
     """Exercise: settled(nll, near), the part of a trajectory after which L̂ stays within `near` of
     where it ends: 0 where it always does, 1 where only its last value does.
@@ -45,6 +46,7 @@ def check_settled(attempt: Callable | None) -> bool | None:
     return say("right: and a text without any trajectory would count as 0", True)
 
 
+@checker
 def check_guess_nll(attempt: Callable | None) -> bool | None:
     """Exercise: guess_nll(sure), L̂ of a model that is sure of some of the answer's tokens and
     guesses each of the others among 7 values.

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_answer_nll(attempt: Callable | None) -> bool | None:
     """Exercise: answer_nll(log_probs, start) from the log-probabilities of all suffix tokens, (S,)
     nats -> float.
@@ -40,6 +41,7 @@ def check_answer_nll(attempt: Callable | None) -> bool | None:
     )
 
 
+@checker
 def check_copied_share(attempt: Callable | None) -> bool | None:
     """Exercise: copied_share(nll, stated_at), the share of the whole fall that comes after the
     answer is stated.

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_trend(attempt: Callable | None) -> bool | None:
     """Exercise: trend(nll), Kendall's tau of a curve: the share of pairs of prefixes at which the
     later L̂ is higher minus the share at which it is lower.
@@ -39,6 +40,7 @@ def check_trend(attempt: Callable | None) -> bool | None:
     return say(f"not yet: for {nll.tolist()} you return {got:g}, expected -0.6; {hint}", False)
 
 
+@checker
 def check_content(attempt: Callable | None) -> bool | None:
     """Exercise: content(gold, foreign, stated_at), gold's fall of L̂ before the answer is stated
     minus the other question's over as many tokens.
