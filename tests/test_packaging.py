@@ -103,17 +103,17 @@ def test_without_an_owner_nothing_points_to_an_address_that_is_not_there():
 
 
 def test_naming_the_repository_brings_links_badges_and_the_set_up(copy):
-    assert generated.links("05_probing_trajectories") == ""
+    assert generated.links("05a_probing_trajectories") == ""
     assert "badge" not in generated.lessons()
     assert "clone" not in generated.setup_cell()
     generated.set_home("https://github.com/someone/kit")
     assert generated.home() == "https://github.com/someone/kit"
     assert (
-        "colab.research.google.com/github/someone/kit/blob/main/notebooks/05_probing"
-        in generated.links("05_probing_trajectories")
+        "colab.research.google.com/github/someone/kit/blob/main/notebooks/05a_probing"
+        in generated.links("05a_probing_trajectories")
     )
     assert "mybinder.org/v2/gh/someone/kit/main?urlpath=lab" in generated.links(
-        "05_probing_trajectories"
+        "05a_probing_trajectories"
     )
     assert 'home = "https://github.com/someone/kit"' in generated.setup_cell()
     assert "someone/kit/blob/main/notebooks/00_start_here.ipynb" in generated.lessons()

@@ -198,6 +198,7 @@ def _budgets(*names: str) -> dict[str, Rule]:
 
 EXCEPTIONS: dict[str, dict[str, Rule]] = {
     "preset model seed": {"preset": _TEXT},
+    "preset model adapter data thinking seed": {"preset": _TEXT},
     "preset model n_questions stride tiny_seeds seed evidence_dir": {
         "preset": _TEXT,
         "n_questions": NONE_OR_MORE,  # 0 leaves the live study out

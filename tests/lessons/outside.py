@@ -4,7 +4,7 @@ import re
 
 from tml_lib.lessons import boxes
 
-TEXT = ("05", "06", "07", "11")  # whose live part shows a reader's model
+TEXT = ("05a", "05b", "06", "07", "11")  # whose live part shows a reader's model
 CLAIM = re.compile(
     r"SmolLM2|Qwen2\.5-Coder|reasoners?\b|\d (?:per cent|nats?)\b|\d %(?<!\b95 %)"
     r"|\*\*(?:holds|contradicted|inconclusive|floor)\*\*"

@@ -51,7 +51,8 @@ def test_every_notebook_has_its_small_parameters_and_no_other():
 
 GPU_CASES = {
     "01": ("updates", {"n_questions": 1, "stride": 16}),
-    "05": ("trajectories", {"n_questions": 1, "tries": 0, "stride": 16, "data": "orz_14b"}),
+    "05a": ("", {"data": "orz_14b"}),
+    "05b": ("trajectories", {"n_questions": 1, "tries": 0, "stride": 16, "data": "orz_14b"}),
     "06": ("paths", {"n_questions": 2, "grid": 3, "stride": 8}),
     "07": (
         "text",
@@ -64,7 +65,7 @@ GPU_CASES = {
 
 
 # papermill runs the others as a reader's own model, below; nbval runs all as they are
-OTHERS = [book for book in BOOKS if book.name[:2] not in GPU_CASES]
+OTHERS = [book for book in BOOKS if book.number not in GPU_CASES]
 
 
 @pytest.mark.parametrize("book", OTHERS, ids=lambda book: book.name)
@@ -150,7 +151,7 @@ def test_cells_are_short_and_few(book):
 
 @each_book
 def test_exercises_are_checked_by_the_module_of_the_notebooks_name(book):
-    source, name = "\n".join(cell.source for cell in cells(book)), book.name[3:]
+    source, name = "\n".join(cell.source for cell in cells(book)), book.subject
     if book is BOOKS[0]:  # has no exercises
         assert "exercises" not in source
         return
@@ -164,10 +165,7 @@ def checkers(name):
     return {found for found in vars(module) if found.startswith("check_")}
 
 
-# notebooks whose solutions stand under each exercise still; to be emptied
-OLD_LAYOUT = tuple(f"{k:02}" for k in range(1, 17))
-NEW_LAYOUT = [book for book in BOOKS if book.name[:2] not in OLD_LAYOUT]
-CHECKED = [book for book in NEW_LAYOUT if book is not BOOKS[0]]  # which has no checkers
+CHECKED = BOOKS[1:]  # 00 has no checkers
 EXERCISE = re.compile(r"^\*\*(\d)\.", re.MULTILINE)
 
 
@@ -178,7 +176,7 @@ def parts(book):
     return sources[:at], sources[at + 1 :]
 
 
-@pytest.mark.parametrize("book", NEW_LAYOUT, ids=lambda book: book.name)
+@pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
 def test_solutions_stand_folded_together_at_the_end_with_a_link_from_each_exercise(book):
     lesson, solutions = parts(book)
     asked = EXERCISE.findall("\n\n".join(lesson))
@@ -192,7 +190,7 @@ def test_solutions_stand_folded_together_at_the_end_with_a_link_from_each_exerci
     assert all(cell.cell_type == "markdown" for cell in last), "nothing stands behind them"
 
 
-@pytest.mark.parametrize("book", NEW_LAYOUT, ids=lambda book: book.name)
+@pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
 def test_one_exercise_is_an_experiment_and_the_others_formulas(book):
     lesson, _ = parts(book)
     kinds = re.findall(r"^\*\*\d\.(.*?)\*\*", "\n\n".join(lesson), re.MULTILINE)
@@ -212,7 +210,7 @@ def test_solutions_satisfy_their_checkers(book, monkeypatch):
     """Each block of code is executed with the notebook's imports and calls a checker, or is an
     experiment's and needs the notebook's variables.
     """
-    name = book.name[3:]
+    name = book.subject
     module = importlib.import_module(f"tml_lib.lessons.exercises.{name}")
     imports = [
         ast.unparse(node)
@@ -233,7 +231,7 @@ def test_solutions_satisfy_their_checkers(book, monkeypatch):
     assert passed == {(check, True) for check in checkers(name)}
 
 
-@pytest.mark.parametrize("book", NEW_LAYOUT, ids=lambda book: book.name)
+@pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
 def test_the_first_cell_links_the_words_that_the_notebook_needs(book):
     first = cells(book, "markdown")[0].source
     anchors = re.findall(r"\]\(README\.md#([\w-]+)\)", first)
@@ -283,20 +281,20 @@ def test_costs_are_kept_under_the_preset_that_was_run(monkeypatch):
     kept = {}
     monkeypatch.setattr(generated, "measured", lambda: {"notebooks": {}})
     monkeypatch.setattr(generated, "record", lambda **parts: kept.update(parts["notebooks"]))
-    names = {book.name[:2]: book for book in BOOKS}
-    settings = {"02": {}, "05": {"seed": 3}, "01": {"preset": "gpu"}}
+    names = {book.number: book for book in BOOKS}
+    settings = {"02": {}, "05a": {"seed": 3}, "01": {"preset": "gpu"}}
     generated.record_notebooks(
         [
             notebooks.Result(names[k].name, True, 1.0, 2.0, parameters)
             for k, parameters in settings.items()
         ]
     )
-    assert {name[:2]: list(costs) for name, costs in kept.items()} == {
+    assert {name.partition("_")[0]: list(costs) for name, costs in kept.items()} == {
         "02": ["any"],
-        "05": ["small"],
+        "05a": ["small"],
         "01": ["gpu"],
     }
-    assert kept[names["05"].name]["small"] == {
+    assert kept[names["05a"].name]["small"] == {
         "seconds": 1.0,
         "memory_mb": 2.0,
         "settings": {"seed": 3},
@@ -553,6 +551,13 @@ def test_a_failing_notebook_is_reported_and_the_others_finish(tiny_books, tmp_pa
     assert '<a href="00_quick.html">' in index
 
 
+def test_a_lesson_in_parts_runs_whole_or_in_part():
+    parts = [book.number for book in notebooks.select(["05"])]
+    assert parts == ["05a", "05b", "05c"]
+    assert [book.number for book in notebooks.select(["05b"])] == ["05b"]
+    assert [book.number for book in BOOKS] == sorted(book.number for book in BOOKS)
+
+
 def test_a_parameter_goes_to_the_notebooks_that_declare_it(tiny_books):
     assert notebooks.check_given(tiny_books, {"wait": 3})["00_quick"] == {"wait": 3}
     with pytest.raises(ValueError, match="unknown parameter 'weight'"):
@@ -563,12 +568,12 @@ def test_a_parameter_goes_to_the_notebooks_that_declare_it(tiny_books):
 
 def test_a_preset_of_other_questions_is_refused_by_notebook():
     books = [book for book in notebooks.discover() if book.preset]
-    assert {book.name[:2] for book in books} >= {"01", "05"}
+    assert {book.number for book in books} >= {"01", "05a", "05b"}
     every = ["small", "medium", "gpu", "tiny"]
     assert all(book.presets == (every if book.any_preset else every[:-1]) for book in books)
     with pytest.raises(
         ValueError,
-        match=r"notebook 0\d_\w+ does not ask the questions of preset 'tiny': give it small or med",
+        match=r"notebook 0\d[a-z]?_\w+ does not ask the questions of preset 'tiny': give it small",
     ):
         notebooks.check_given([book for book in books if not book.any_preset], {"preset": "tiny"})
     assert notebooks.discover()[2].presets == []

@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 
+from tml_lib.claims import stats
 from tml_lib.lessons.exercises import (
     landscape_and_path,
+    other_models,
     probing_trajectories,
     reasoning_efficiency,
+    right_against_wrong,
     token_roles,
 )
+from tml_lib.studies import program_probes
 
 
 def scaled(direction, weight):
@@ -40,7 +44,132 @@ def copied(nll, at):
     return (nll[at] - nll[-1]) / (nll[0] - nll[-1])
 
 
+def pairs(nll, sign=np.sign):
+    """Of every pair of values, what `sign` makes of the later minus the earlier."""
+    return [sign(nll[j] - nll[i]) for j in range(len(nll)) for i in range(j)]
+
+
+def content(gold, foreign, at):
+    return (gold[0] - gold[at]) - (foreign[0] - foreign[at])
+
+
+def settled(nll, near):
+    assert near == program_probes.NEAR
+    return program_probes.settled(nll)
+
+
+def guess(sure):
+    return np.mean(~sure) * np.log(7)
+
+
+# (checker, right, wrong, hint)
+PARTS = [
+    (
+        probing_trajectories.check_copied_share,
+        copied,
+        lambda n, at: copied(n, at - 1),
+        "one token early",
+    ),
+    (
+        probing_trajectories.check_copied_share,
+        copied,
+        lambda n, at: copied(n, at + 1),
+        "one token late",
+    ),
+    (
+        probing_trajectories.check_copied_share,
+        copied,
+        lambda n, at: (n[at] - n[-1]) / (n[1] - n[-1]),
+        "begins at `nll[0]`",
+    ),
+    (
+        probing_trajectories.check_copied_share,
+        copied,
+        lambda n, at: (n[at] - n[-2]) / (n[0] - n[-2]),
+        "ends at `nll[-1]`",
+    ),
+    (right_against_wrong.check_trend, stats.trend, lambda n: -stats.trend(n), "the sign"),
+    (right_against_wrong.check_trend, stats.trend, lambda n: sum(pairs(n)), "number of pairs"),
+    (
+        right_against_wrong.check_trend,
+        stats.trend,
+        lambda n: np.sign(np.diff(n)).mean(),
+        "neighbours only",
+    ),
+    (
+        right_against_wrong.check_trend,
+        stats.trend,
+        lambda n: sum(pairs(n)) / len(n),
+        "each pair counts once",
+    ),
+    (right_against_wrong.check_trend, stats.trend, lambda n: sum(pairs(n)) / len(n) ** 2, "by n²"),
+    (
+        right_against_wrong.check_trend,
+        stats.trend,
+        lambda n: -np.mean(pairs(n, lambda x: x < 0)),
+        "falling pairs alone",
+    ),
+    (
+        right_against_wrong.check_trend,
+        stats.trend,
+        lambda n: np.mean(pairs(n, lambda x: x > 0)),
+        "rising pairs alone",
+    ),
+    (right_against_wrong.check_trend, stats.trend, lambda n: 9, "for every pair"),
+    (right_against_wrong.check_content, content, lambda g, f, at: content(f, g, at), "the sign"),
+    (
+        right_against_wrong.check_content,
+        content,
+        lambda g, f, at: content(g, f, -1),
+        "whole curves",
+    ),
+    (right_against_wrong.check_content, content, lambda g, f, at: g[0] - g[at], "gold's own fall"),
+    (
+        right_against_wrong.check_content,
+        content,
+        lambda g, f, at: f[at] - g[at],
+        "from its own start",
+    ),
+    (right_against_wrong.check_content, content, lambda g, f, at: content(g, f, 3), "token late"),
+    (
+        right_against_wrong.check_content,
+        content,
+        lambda g, f, at: (g[0] - g[-1]) - (f[0] - f[at]),
+        "both curves stop",
+    ),
+    (
+        other_models.check_settled,
+        settled,
+        lambda n, near: np.argmax(abs(n - n[-1]) <= near) / (len(n) - 1),
+        "*stay* near",
+    ),
+    (
+        other_models.check_settled,
+        settled,
+        lambda n, near: settled(n, near) - 1 / (len(n) - 1),
+        "one token early",
+    ),
+    (other_models.check_settled, settled, lambda n, near: 1 - settled(n, near), "that is left"),
+    (
+        other_models.check_settled,
+        settled,
+        lambda n, near: settled(n, near) * (len(n) - 1),
+        "number of tokens",
+    ),
+    (
+        other_models.check_settled,
+        settled,
+        lambda n, near: settled(n, near) * (len(n) - 1) / len(n),
+        "belong to n tokens",
+    ),
+    (other_models.check_guess_nll, guess, lambda s: sum(~s) * np.log(7), "that is the sum"),
+    (other_models.check_guess_nll, guess, lambda s: -guess(s), "the sign"),
+    (other_models.check_guess_nll, guess, lambda s: np.mean(~s) * np.log2(7), "in bits"),
+    (other_models.check_guess_nll, guess, lambda s: np.mean(~s) / 7, "a probability"),
+]
+
 CASES = [
+    *PARTS,
     (probing_trajectories.check_answer_nll, nll, lambda p, s: -p.mean(), "template's tokens"),
     (probing_trajectories.check_answer_nll, nll, lambda p, s: p[s:].mean(), "sign"),
     (probing_trajectories.check_answer_nll, nll, lambda p, s: -p[s:].sum(), "a mean"),
@@ -166,3 +295,20 @@ def test_checkers_tell_right_from_wrong_and_say_why(check, right, wrong, hint, c
     capsys.readouterr()
     assert check(wrong) is False
     assert hint in capsys.readouterr().out
+
+
+# None is a right answer of words_needed; test_checking.py asks the landscape's
+WATCHED = {
+    check.__name__: check
+    for check, *_ in CASES
+    if check is not reasoning_efficiency.check_words_needed
+    and check.__module__ != landscape_and_path.__name__
+}
+
+
+@pytest.mark.parametrize("check", WATCHED.values(), ids=WATCHED)
+def test_a_learners_own_error_is_told_in_one_line(check, capsys):
+    assert check(lambda *_: undefined) is False  # noqa: F821
+    assert "NameError: name 'undefined' is not defined" in capsys.readouterr().out
+    assert check(lambda *_: None) is False
+    assert "your function returns None" in capsys.readouterr().out

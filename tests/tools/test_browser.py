@@ -35,7 +35,7 @@ FLAGS = (
 )
 FLAGS += "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1200,1600"
 BINARIES = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-BOOKS = ("00_start_here", "05_probing_trajectories")
+BOOKS = ("00_start_here", "05a_probing_trajectories")
 RUN_ALL = """
 const app = window.jupyterapp, panel = app.shell.currentWidget;
 window.found = null;

@@ -11,6 +11,8 @@ import contextlib
 import functools
 import io
 import math
+import textwrap
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -48,27 +50,71 @@ def stored(*evidence: str) -> Iterator[list[dict]]:
 
 
 def stored_verdicts(
-    claims: Iterable[str], *evidence: str, drawn: Sequence[str] | None = None
+    claims: Iterable[str],
+    *evidence: str,
+    drawn: Sequence[str] | None = None,
+    decisive: bool = False,
 ) -> None:
     """The tests of some claims in stored evidence, as a table and a figure, in a box. drawn: the
-    scales that the figure shows, all by default; none leave it out.
+    scales that the figure shows, all by default; none leave it out. decisive: only such tests.
     """
     with stored(*evidence):
-        table = ledger.rows([notebooks.stored_evidence()])
-        named = [row for row in table if Path(row.evidence).stem in evidence]
-        rows = [row for row in named if row.claim in claims]
+        rows = [row for row in _rows_of(evidence) if row.claim in claims]
+        rows = [row for row in rows if row.decisive or not decisive]
         print(ledger.to_text(rows))
         drawable = [row for row in rows if drawn is None or row.scale in drawn]
         if drawable:
             plots.forest(drawable)
 
 
+def stored_tests(tests: Iterable[str], *evidence: str) -> None:
+    """Some tests ('C1.order', ...) of stored evidence as a figure in a box."""
+    with stored(*evidence):
+        plots.forest([row for row in _rows_of(evidence) if f"{row.claim}.{row.test}" in tests])
+
+
+def _rows_of(evidence: Sequence[str]) -> list[Row]:
+    table = ledger.rows([notebooks.stored_evidence()])
+    return [row for row in table if Path(row.evidence).stem in evidence]
+
+
 def live_verdicts(rows: Sequence[Row], model: str) -> None:
-    """This run's tests: a table, and a figure of those that have an interval."""
+    """This run's tests as a table; where they are enough for verdicts, these and a figure too."""
     print(f"This run: {model}")
-    print(ledger.to_text(rows))
-    if drawable := [row for row in rows if not math.isnan(row.low)]:
-        plots.titled(plots.forest(drawable), f"This run: {model}")
+    settled = [row for row in rows if row.verdict != "too few"]
+    print(_table(rows, bool(settled)))
+    if not settled:
+        print("\nToo few questions for a verdict, by the rules in tml_lib/claims/claims.toml.")
+        return
+    for (claim, *_), found in ledger.summary(list(rows)).items():
+        print(f"{ledger.claims()[claim]['title']} ({claim}): {found}")
+    plots.titled(plots.forest(settled), f"This run: {model}")
+
+
+def _table(rows: Sequence[Row], verdicts: bool) -> str:
+    """A header, then per test its label, what is claimed, its estimate, n, and its verdict where
+    asked for.
+    """
+    told = f"  {'test (*: decisive)':46}{'claimed':26}{'estimate [95 % interval]':26}n"
+    lines, claim = [told + "     verdict" * verdicts], None
+    for row in rows:
+        if row.claim != claim:
+            claim = row.claim
+            lines.append(f"{ledger.claims()[claim]['title']} ({claim})")
+        rule = ledger.rules()[claim, row.test]
+        first, *more = textwrap.wrap(rule["label"], 44, break_on_hyphens=False)
+        spread = "" if math.isnan(row.low) else f" [{row.low:.2f}, {row.high:.2f}]"
+        found = "–" if math.isnan(row.estimate) else f"{row.estimate:.2f}{spread}"
+        mark, count = "*" if row.decisive else " ", f"{row.n_seeds * row.n_questions:<6}"
+        line = f"{mark} {_padded(first, 46)}{ledger.wanted(rule):26}{found:26}{count}"
+        lines.append((line + row.verdict * verdicts).rstrip())
+        lines += [f"  {part}" for part in more]
+    return "\n".join(lines)
+
+
+def _padded(text: str, width: int) -> str:
+    """The text with spaces behind it; a mark over a letter, as in L̂, takes no room."""
+    return text + " " * (width - sum(not unicodedata.combining(letter) for letter in text))
 
 
 def interval(numbers: Sequence[float], seed: int = 0) -> Interval:

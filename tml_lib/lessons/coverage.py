@@ -78,6 +78,6 @@ def coverage_table() -> str:
         how = item.how + (f": {', '.join(item.claims)}" if item.claims else "")
         name, heading = item.where
         said = heading.replace(r"$\hat L$", "L̂")  # an output on a web page has no formulas
-        where = f"[{name[:2]}]({name}.ipynb), '{said}'" if name else "–"
+        where = f"[{name.partition('_')[0]}]({name}.ipynb), '{said}'" if name else "–"
         lines.append(f"| {item.id} | {item.what} | {how} | {where} | {item.note} |")
     return "\n".join(lines)

@@ -307,7 +307,7 @@ def renew(text: str, notebook: str = "README") -> str:
         body = (
             body
             if notebook != "README"
-            else re.sub(r"\]\((\d\d_\w+\.ipynb)\)", r"](notebooks/\1)", body)
+            else re.sub(r"\]\((\d\d[a-z]?_\w+\.ipynb)\)", r"](notebooks/\1)", body)
         )
         return f"{match[1]}{body}{chr(10) if body else ''}{match[3]}"
 

@@ -39,6 +39,16 @@ class Notebook:
         return self.path.stem
 
     @property
+    def number(self) -> str:
+        """What it is called by: '05b' of '05b_right_against_wrong'."""
+        return self.name.partition("_")[0]
+
+    @property
+    def subject(self) -> str:
+        """The name of its exercises' module: 'right_against_wrong'."""
+        return self.name.partition("_")[2]
+
+    @property
     def presets(self) -> list[str]:
         """Presets that it runs on: all that it has questions for, by default those of its own
         preset's; none without one.
@@ -78,8 +88,9 @@ def stored_evidence() -> Path:
 
 
 def discover() -> list[Notebook]:
-    """All notebooks `NN_name.ipynb`, in order."""
-    return [_describe(path) for path in sorted(folder().glob("[0-9][0-9]_*.ipynb"))]
+    """All notebooks `NN_name.ipynb`, in order; a lesson in parts has a letter, `NNa_name.ipynb`."""
+    found = (path for path in folder().glob("*.ipynb") if re.match(r"\d\d[a-z]?_", path.name))
+    return [_describe(path) for path in sorted(found)]
 
 
 def _describe(path: Path) -> Notebook:
@@ -99,8 +110,8 @@ def _describe(path: Path) -> Notebook:
 
 
 def select(wanted: list[str]) -> list[Notebook]:
-    """The notebooks whose names begin with the given ones ('05', '05_probing'); all where none is
-    given.
+    """The notebooks whose names begin with the given ones ('04', or '05' for 05a, 05b and 05c); all
+    where none is given.
     """
     found = discover()
     chosen = []
@@ -322,7 +333,7 @@ def _html(path: Path) -> str:
 
 
 # where the address of a link begins that leads neither to a page of the kit nor to another site
-_LINK = re.compile(r"(?m)(\]\(|^ {0,3}\[[^\]]+\]:)\s*(?!https?://|#|\d\d_\w+\.ipynb)")
+_LINK = re.compile(r"(?m)(\]\(|^ {0,3}\[[^\]]+\]:)\s*(?!https?://|#|\d\d[a-z]?_\w+\.ipynb)")
 
 
 def make_harmless(data: dict) -> None:

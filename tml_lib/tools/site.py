@@ -92,7 +92,7 @@ def _assemble(source: Path) -> None:
     books = notebooks.discover()
     front = next((book.name for book in books if book.name.endswith("_replication_report")), "")
     others = [
-        f"{book.name[:2]} · {book.title.split(':')[0]} <{book.name}>"
+        f"{book.number} · {book.title.split(':')[0]} <{book.name}>"
         for book in books
         if book.name != front
     ]
@@ -150,7 +150,9 @@ def _flat_links(text: str, front: str) -> str:
     text = re.sub(r"!\[([^\]]*)\]\(https?:[^)]*\)", r"\1", text)
     text = text.replace("](notebooks/README.md", "](beside.md")
     text = re.sub(
-        r"\]\((?:\.\./|notebooks/)?(README\.md|\d\d_\w+\.ipynb|\w+\.(?:svg|png))", r"](\1", text
+        r"\]\((?:\.\./|notebooks/)?(README\.md|\d\d[a-z]?_\w+\.ipynb|\w+\.(?:svg|png))",
+        r"](\1",
+        text,
     )
     # places have lower case on pages, as on GitHub; in JupyterLab they have the heading's
     text = re.sub(r"(\]\([\w./]*#)([\w-]+)\)", lambda m: f"{m[1]}{m[2].lower()})", text)
@@ -164,7 +166,7 @@ def _link_outputs(cell, front: str) -> None:
     for output in cell.get("outputs", []):
         notebooks.make_harmless(data := output.get("data", {}))
         if "text/markdown" in data:
-            text = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", data["text/markdown"])
+            text = re.sub(r"\]\((\d\d[a-z]?_\w+)\.ipynb\)", r"](\1.html)", data["text/markdown"])
             data["text/markdown"] = text.replace(f"]({front}.html)", "](index.html)")
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_kept_variance(attempt: Callable | None) -> bool | None:
     """Exercise: variance(values, n), of the mean of n of the G values, drawn without replacement:
     S²/n (1 - n/G).
@@ -55,6 +56,7 @@ def check_kept_variance(attempt: Callable | None) -> bool | None:
     )
 
 
+@checker
 def check_speedup(attempt: Callable | None) -> bool | None:
     """Exercise: speedup(sampling, update, n), how many steps on n of 16 samples take the time of
     one on all 16.

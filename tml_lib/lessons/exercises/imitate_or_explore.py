@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_steps_within(attempt: Callable | None) -> bool | None:
     """Exercise: steps_within(seconds, until), how many steps have ended by a time; seconds: (n,),
     when each has, rising.
@@ -36,6 +37,7 @@ def check_steps_within(attempt: Callable | None) -> bool | None:
     return say("right: and with it every curve over steps becomes one over time", True)
 
 
+@checker
 def check_gain(attempt: Callable | None) -> bool | None:
     """Exercise: gain(before, after), the difference in points and in percent of `before`."""
     if attempt is None:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_answer_nll(attempt: Callable | None) -> bool | None:
     """Exercise: answer_nll(log_probs, start) from the log-probabilities of all suffix tokens, (S,)
     nats -> float.
@@ -40,6 +41,7 @@ def check_answer_nll(attempt: Callable | None) -> bool | None:
     )
 
 
+@checker
 def check_copied_share(attempt: Callable | None) -> bool | None:
     """Exercise: copied_share(nll, stated_at), the share of the whole fall that comes after the
     answer is stated.
@@ -59,7 +61,15 @@ def check_copied_share(attempt: Callable | None) -> bool | None:
     hints = {
         0.125: "that is the share *before* the statement",
         3.5: "that is the fall in nats; divide by the whole fall",
-        0.75: "that starts one token late: `nll[stated_at]` is the last value before the statement",
+        0.75: (
+            "that starts one token early: `nll[stated_at]` is the last value before the statement"
+        ),
+        0.25: (
+            "that starts one token late: the fall from `nll[stated_at]` to the next value belongs"
+            " to the statement too"
+        ),
+        7 / 6: "the whole fall begins at `nll[0]`, before the first token",
+        5 / 6: "the curve ends at `nll[-1]`",
     }
     hint = next(
         (text for wrong, text in hints.items() if np.isclose(got, wrong)),

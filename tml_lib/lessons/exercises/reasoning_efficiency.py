@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_kept_share(attempt: Callable | None) -> bool | None:
     """Exercise: kept_share(full, short, at_once), the share of what thinking gains that a shortened
     trajectory keeps.

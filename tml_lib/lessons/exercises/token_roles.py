@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import known_error, say
+from tml_lib.lessons.exercises.checking import checker, known_error, say
 
 
+@checker
 def check_relative_changes(attempt: Callable | None) -> bool | None:
     """Exercise: relative_changes(nll), |L̂_i - L̂_{i-1}| / L̂_{i-1} for i = 1..n (RaML Fig. 6)."""
     if attempt is None:
@@ -28,6 +29,7 @@ def check_relative_changes(attempt: Callable | None) -> bool | None:
     return say(f"not yet: {known_error(hints, got) or told}", False)
 
 
+@checker
 def check_heavy_tail(attempt: Callable | None) -> bool | None:
     """Exercise: heavy_tail(), five values of L̂ that never change by more than 0.02 nats and whose
     mean relative change is above 10, while the median stays below 1."""
