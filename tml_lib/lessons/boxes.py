@@ -48,19 +48,26 @@ def stored(*evidence: str) -> Iterator[list[dict]]:
 
 
 def stored_verdicts(
-    claims: Iterable[str], *evidence: str, drawn: Sequence[str] | None = None
+    claims: Iterable[str],
+    *evidence: str,
+    drawn: Sequence[str] | None = None,
+    decisive: bool = False,
 ) -> None:
     """The tests of some claims in stored evidence, as a table and a figure, in a box. drawn: the
-    scales that the figure shows, all by default; none leave it out.
+    scales that the figure shows, all by default; none leave it out. decisive: only such tests.
     """
     with stored(*evidence):
-        table = ledger.rows([notebooks.stored_evidence()])
-        named = [row for row in table if Path(row.evidence).stem in evidence]
-        rows = [row for row in named if row.claim in claims]
+        rows = [row for row in _rows_of(evidence) if row.claim in claims]
+        rows = [row for row in rows if row.decisive or not decisive]
         print(ledger.to_text(rows))
         drawable = [row for row in rows if drawn is None or row.scale in drawn]
         if drawable:
             plots.forest(drawable)
+
+
+def _rows_of(evidence: Sequence[str]) -> list[Row]:
+    table = ledger.rows([notebooks.stored_evidence()])
+    return [row for row in table if Path(row.evidence).stem in evidence]
 
 
 def live_verdicts(rows: Sequence[Row], model: str) -> None:
