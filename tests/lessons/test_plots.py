@@ -156,11 +156,12 @@ def test_seed_bands_show_means_over_seeds_and_tell_lines_apart():
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [2, 3])
     np.testing.assert_allclose(ax.lines[1].get_ydata(), [0, 1])
     assert len(ax.collections) == 1, "a single seed has no band"
-    styles = [(line.get_color(), line.get_linestyle()) for line in ax.lines]
+    styles = [(line.get_color(), line.get_linestyle()) for line in ax.lines[:2]]
     assert styles == [(names.ARMS[arm].colour, names.ARMS[arm].dash) for arm in tables]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        "SFT, long trajectories (2 seeds)",
-        "SFT, short trajectories (1 seed)",
+        "SFT, long trajectories",
+        "SFT, short trajectories",
+        "mean and 95 % band, 1 or 2 seeds",
     ]
 
 

@@ -22,6 +22,12 @@ def longer(M, D):
     ("check", "right", "wrong", "hint"),
     [
         (theory.check_rank_one, rank_one, lambda x, W, t: np.outer(x, t - x @ W), "times too long"),
+        (
+            theory.check_rank_one,
+            rank_one,
+            lambda x, W, t: np.outer(x, t - x @ W) / np.linalg.norm(x),
+            "must be squared",
+        ),
         (theory.check_rank_one, rank_one, lambda x, W, t: np.outer(x, t) / (x @ x), "minus x W"),
         (theory.check_rank_one, rank_one, lambda x, W, t: rank_one(x, W, t).T, "W's shape"),
         (theory.check_rank_one, rank_one, lambda x, W, t: 0 * W, "misses the target"),

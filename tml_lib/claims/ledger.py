@@ -457,7 +457,9 @@ def to_json(table: list[Row]) -> str:
 
 def to_text(table: list[Row]) -> str:
     """The table for a terminal: claims by title, tests by label, and the claims' verdicts below."""
-    known, tests, lines, above = claims(), rules(), [], (None, None)
+    heads = f"{'scale':11}{'estimate':>9}  {'[95 % interval]':20}{'unit':16}{'n':11}verdict"
+    known, tests, above = claims(), rules(), (None, None)
+    lines = [f"      {heads}"] if table else []
     for row in table:
         test = tests[row.claim, row.test]
         if row.claim != above[0]:
@@ -470,7 +472,7 @@ def to_text(table: list[Row]) -> str:
         numbers = f"{row.estimate:9.3f}  {interval:20}{row.unit:16}"
         lines.append(f"      {row.scale:11}{numbers}n = {row.count + ' ':7}{row.said}")
     lines.append(
-        "* decisive test; estimate and [95 % interval]; n: seeds × questions, or questions; cut:"
+        "* decisive test, the others explain; n: seeds × questions, or questions; cut:"
         " share of the samples that had not ended at the greatest number of tokens"
     )
     for (claim, scale, evidence), found in summary(table).items():

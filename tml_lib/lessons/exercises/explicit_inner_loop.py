@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_outer_gradient(attempt: Callable | None) -> bool | None:
     """Exercise: outer_gradient(theta, a, s, b, q, inner_lr, steps), MAML's gradient for two
     parabolas, all plain numbers.
@@ -73,6 +74,7 @@ def check_outer_gradient(attempt: Callable | None) -> bool | None:
     )
 
 
+@checker
 def check_specific_share(attempt: Callable | None) -> bool | None:
     """Exercise: specific_share(before, sibling, foreign), the part of the inner step's gain that a
     foreign support lacks.

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import numpy as np
 
 from tml_lib.data import programs
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_same_program(attempt: Callable | None) -> bool | None:
     """Exercise: same(text, other), whether two questions are one program but for letters and the
     order of lines.
@@ -49,6 +50,7 @@ def check_same_program(attempt: Callable | None) -> bool | None:
     return say("right: compare what is left of each chain, its start and operations, as sets", True)
 
 
+@checker
 def check_nested(attempt: Callable | None) -> bool | None:
     """Exercise: resampled_mean(groups, rng): draw as many groups with replacement, resample within
     each, mean of the means.

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_descent(attempt: Callable | None) -> bool | None:
     """Exercise: iterates(X, y, w_0, inner_lr, steps) -> (steps + 1, d), gradient descent on 1/(2n)
     Σ_j (w·x_j - y_j)².
@@ -53,6 +54,7 @@ def check_descent(attempt: Callable | None) -> bool | None:
     return say(f"not yet: your w_3 is {ends[0]}, expected {ends[1]}; {hint}", False)
 
 
+@checker
 def check_displacement(attempt: Callable | None) -> bool | None:
     """Exercise: displaced(X, inner_lr, delta, steps): how far w_{k+steps} moves where w_k is moved
     by delta; X: (n, d).

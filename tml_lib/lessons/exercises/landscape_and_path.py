@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import known_error, say
+from tml_lib.lessons.exercises.checking import checker, known_error, say
 
 
+@checker
 def check_filter_scaled(attempt: Callable | None) -> bool | None:
     """Exercise: filter_scaled(direction, weight), the direction with each row as long as the
     weight's (Li et al. 2018).
@@ -43,6 +44,7 @@ def check_filter_scaled(attempt: Callable | None) -> bool | None:
     return say(f"not yet: {known_error(hints, got) or expected}", False)
 
 
+@checker
 def check_explained(attempt: Callable | None) -> bool | None:
     """Exercise: explained(points), the share of the points' variance in the plane of their two main
     directions.

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_adapter_size(attempt: Callable | None) -> bool | None:
     """Exercise: adapter_size(shapes, rank), the parameters of a LoRA adapter on matrices of
     (outputs, inputs).
@@ -45,6 +46,7 @@ def check_adapter_size(attempt: Callable | None) -> bool | None:
     )
 
 
+@checker
 def check_merged(attempt: Callable | None) -> bool | None:
     """Exercise: merged(weight, a, b, alpha), the matrix that does what weight and adapter do
     together.

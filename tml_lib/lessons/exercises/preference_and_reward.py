@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_advantages(attempt: Callable | None) -> bool | None:
     """Exercise: advantages(rewards), (r_i - mean r) / (std r + 1e-4) of one group, zeros where all
     rewards are equal.
@@ -71,6 +72,7 @@ def check_advantages(attempt: Callable | None) -> bool | None:
     return say("right: they sum to 0, and a group that agrees teaches exactly nothing", True)
 
 
+@checker
 def check_varied(attempt: Callable | None) -> bool | None:
     """Exercise: varied(chance, group), the chance that not all of `group` samples get the same
     reward.

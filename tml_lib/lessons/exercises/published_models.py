@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 from tml_lib.studies import published
 
 
+@checker
 def check_averaged_error(attempt: Callable | None) -> bool | None:
     """Exercise: error(chances, runs), the standard error of an accuracy when n fixed questions are
     each asked `runs` times.
@@ -63,6 +64,7 @@ def check_averaged_error(attempt: Callable | None) -> bool | None:
     return say("right: and with all p equal it is the binomial formula", True)
 
 
+@checker
 def check_matched(attempt: Callable | None) -> bool | None:
     """Exercise: differences(models), of each off-policy model on no more questions than the best
     on-policy one, minus that one.

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import numpy as np
 
 from tml_lib.claims.stats import mg_pass_at_k
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_repeats(attempt: Callable | None) -> bool | None:
     """Exercise: repeats(steps, batch, questions, size), how often each distinct trajectory is
     trained on.
@@ -38,6 +39,7 @@ def check_repeats(attempt: Callable | None) -> bool | None:
     return say("right: every question is visited equally often; only the repeats change", True)
 
 
+@checker
 def check_majority(attempt: Callable | None) -> bool | None:
     """Exercise: majority(right, n, k), mG-Pass@k of one question from `right` right ones of n
     samples (RaML Eq. 23).

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_orders(attempt: Callable | None) -> bool | None:
     """Exercise: orders(steps), the number of valid orders of the statements of two independent
     chains of `steps` each.
@@ -43,6 +44,7 @@ def check_orders(attempt: Callable | None) -> bool | None:
     )
 
 
+@checker
 def check_outer_loss(attempt: Callable | None) -> bool | None:
     """Exercise: outer_loss(log_probs, starts) of a batch: minus the mean log-probability of all
     learnt tokens.

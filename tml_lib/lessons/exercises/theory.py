@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_rank_one(attempt: Callable | None) -> bool | None:
     """Exercise: rank_one(x, W, target), the smallest ΔW with x (W + ΔW) = target; x: (m,), W: (m,
     n), target: (n,).
@@ -38,6 +39,8 @@ def check_rank_one(attempt: Callable | None) -> bool | None:
         size = float(x @ x)
         if np.allclose(x @ got / size, target - x @ W):
             hint = "the direction is right and it is ‖x‖² times too long"
+        elif np.allclose(x @ got / np.sqrt(size), target - x @ W):
+            hint = "the direction is right and it is ‖x‖ times too long; ‖x‖ must be squared"
         elif np.allclose(x @ got, target):
             hint = "x ΔW is the target itself; what is missing is only the target minus x W"
         else:
@@ -59,26 +62,27 @@ def check_rank_one(attempt: Callable | None) -> bool | None:
     return say("right: xᵀ(target - x W)/‖x‖² is exact, of rank one, and the smallest", True)
 
 
+@checker
 def check_static_update(attempt: Callable | None) -> bool | None:
-    """Exercise: static_update(M, D), the smallest ΔW (d, d_ff) with M ΔWᵀ = D for all rows; M: (T,
+    """Exercise: static_update(H, D), the smallest ΔW (d, d_ff) with H ΔWᵀ = D for all rows; H: (T,
     d_ff), D: (T, d).
     """
     if attempt is None:
         return say("not attempted")
     draw = np.random.default_rng(1)
-    M, D = draw.normal(size=(4, 7)), np.vstack([np.zeros((2, 3)), draw.normal(size=(2, 3))])
+    H, D = draw.normal(size=(4, 7)), np.vstack([np.zeros((2, 3)), draw.normal(size=(2, 3))])
     try:
-        got = np.asarray(attempt(M, D), dtype=float)
+        got = np.asarray(attempt(H, D), dtype=float)
     except ValueError as error:
-        return say(f"not yet: the shapes do not fit ({error}); M is 4 × 7, D 4 × 3", False)
-    smallest = (np.linalg.pinv(M) @ D).T
+        return say(f"not yet: the shapes do not fit ({error}); H is 4 × 7, D 4 × 3", False)
+    smallest = (np.linalg.pinv(H) @ D).T
     if got.shape == smallest.T.shape and np.allclose(got, smallest.T):
         return say("nearly: that is ΔWᵀ; turn it over", False)
     if got.shape != smallest.shape:
         return say(f"not yet: ΔW must be d × d_ff = {smallest.shape}, yours is {got.shape}", False)
-    if not np.allclose(M @ got.T, D):
+    if not np.allclose(H @ got.T, D):
         return say(
-            f"not yet: M ΔWᵀ misses D by {np.abs(M @ got.T - D).max():.2g}; the pseudo-inverse of M"
+            f"not yet: H ΔWᵀ misses D by {np.abs(H @ got.T - D).max():.2g}; the pseudo-inverse of H"
             " solves it",
             False,
         )
@@ -89,11 +93,12 @@ def check_static_update(attempt: Callable | None) -> bool | None:
             False,
         )
     return say(
-        "right: Dᵀ(Mᵀ)†, exact on every row at once, its rank no larger than the rows that change",
+        "right: Dᵀ(Hᵀ)†, exact on every row at once, its rank no larger than the rows that change",
         True,
     )
 
 
+@checker
 def check_attention_step(attempt: Callable | None) -> bool | None:
     """Exercise: attention_step(X, y, x, inner_lr): the prediction w·x after one gradient step from
     w = 0, without any w.

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_inner_loop(attempt: Callable | None) -> bool | None:
     """Exercise: inner_loop(w, x, y, inner_lr, steps): w after gradient steps on mean((w x - y)^2);
     x, y: (K,), w a number.
@@ -53,6 +54,7 @@ def check_inner_loop(attempt: Callable | None) -> bool | None:
     )
 
 
+@checker
 def check_meta_gradient(attempt: Callable | None) -> bool | None:
     """Exercise: meta_gradient(w, x, y, x_q, y_q, inner_lr), d/dw of mean((w' x_q - y_q)^2), w' = w
     after an inner step.
@@ -98,6 +100,7 @@ def check_meta_gradient(attempt: Callable | None) -> bool | None:
     )
 
 
+@checker
 def check_support_size(attempt: dict[int, float] | None, measured: dict[int, float]) -> bool | None:
     """Exercise: predict, by number of shots, the query loss after the inner loop as a share of the
     loss before it.

@@ -19,7 +19,7 @@ def seed_bands(
     ax: Axes, x, tables: dict[str, np.ndarray], of: Group | None = None, *, legend: bool = True
 ) -> Axes:
     """A line per key of a group and its (seeds, n) table against x (n,): mean over seeds, 95 %
-    bootstrap band where there are several.
+    bootstrap band where there are several; one entry of the legend says how many seeds.
 
     of: the group of `names`; a single table may do without. Raises ValueError for a key that it
     lacks.
@@ -28,12 +28,17 @@ def seed_bands(
         of = names.only(*tables)
     for key, table in tables.items():
         style, table = names.style(of or {}, key), np.asarray(table, dtype=float)
-        label = f"{style.name} ({len(table)} seed{'s' if len(table) > 1 else ''})"
-        ax.plot(x, table.mean(0), lw=1.8, **style.called(label).line)
+        ax.plot(x, table.mean(0), lw=1.8, **style.line)
         if len(table) > 1:
             found = [bootstrap_interval(column, seed=0, n_resamples=999) for column in table.T]
             low, high = [i.low for i in found], [i.high for i in found]
             ax.fill_between(x, low, high, color=style.colour, alpha=0.18, lw=0)
+    counts = sorted({len(table) for table in tables.values()})
+    note = (
+        f"mean and 95 % band, {' or '.join(map(str, counts))} seeds" if counts != [1] else "1 seed"
+    )
+    if note not in ax.get_legend_handles_labels()[1]:
+        ax.plot([], [], " ", label=note)
     if legend:
         ax.legend(fontsize=8)
     return ax
