@@ -59,6 +59,7 @@ CONDITIONS: Group = {  # trajectories that a model reads
     "foreign": Style("control: another question's trajectory", BLACK, "-.", "D"),
     "shuffled": Style("control: gold steps shuffled", GREEN, "--", "p"),
     "copying": Style("control: unrelated text ending in the answer", ORANGE, ":", "h"),
+    "own_text": Style("a text of your own", GREEN, "-", "P"),
 }
 _RANDOM = Style("random steps", GREY, ":", "x")
 _GRADIENT = Style("gradient step, equally long", ORANGE, "--", "s")
