@@ -15,7 +15,7 @@
     background: transparent; border: 1px solid rgba(128, 128, 128, .5) }
   .tml-explorer pre span { cursor: pointer; padding: .15em 0 }
   .tml-explorer pre span.tml-here { outline: 2px solid currentColor; outline-offset: 1px }
-  .tml-explorer pre span.tml-unread { opacity: .55 }
+  .tml-explorer pre span.tml-unread { opacity: .7 }
   .tml-explorer label { display: flex; gap: .6rem; align-items: center }
   .tml-explorer input { flex: 1; min-width: 0 }
   .tml-explorer :focus-visible { outline: 2px solid currentColor; outline-offset: 2px }
@@ -24,7 +24,7 @@
   .tml-explorer table { border-collapse: collapse; width: 100%; font-size: 13px; color: inherit; margin: 0 }
   .tml-explorer th, .tml-explorer td { text-align: left; padding: .1rem .5rem .1rem 0; border: 0;
     background: transparent; color: inherit; vertical-align: middle }
-  .tml-explorer td.tml-number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+  .tml-explorer .tml-number { text-align: right; padding-right: .8rem; font-variant-numeric: tabular-nums; white-space: nowrap }
   .tml-explorer .tml-bar { display: block; height: .7em; min-width: 1px; background: currentColor }
   .tml-explorer .tml-scale { display: inline-block; width: 9rem; height: .8em; vertical-align: middle;
     border: 1px solid rgba(128, 128, 128, .5) }`;
@@ -40,7 +40,7 @@
   }
   const nats = (x) => x.toFixed(3).replace("-", "−");
   const signed = (x) => (x > 0 ? "+" : "") + nats(x);
-  const percent = (p) => p >= 1e-3 ? `${(100 * p).toPrecision(3)} %` : p.toExponential(1).replace("-", "−");
+  const percent = (p) => p < 1e-5 ? "< 0.001 %" : `${p < 0.1 ? (100 * p).toFixed(3) : (100 * p).toFixed(1)} %`;
   function ticks(top, count) {
     const rough = top / count, power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((k) => k * power).find((k) => k >= rough);
@@ -169,7 +169,8 @@
       move(steps[event.key]);
     });
 
-    const heads = ["", "answer", "what it is", "L̂, nats per token", "likelihood", ""].map((s) => make("th", {scope: "col"}, s));
+    const heads = ["", "answer", "what it is", "L̂, nats per token", "likelihood", ""].map((s, k) =>
+      make("th", {scope: "col", class: k > 2 ? "tml-number" : ""}, s));
     const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), rows);
     const scale = make("span", {class: "tml-scale", "aria-hidden": "true"});
     scale.style.background = `linear-gradient(to right, ${[-1, 0, 1].map((k) => tint(data.colours, k, 1))})`;

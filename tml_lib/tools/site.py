@@ -137,6 +137,7 @@ def _page(path: Path, front: str):
             cell.source = _flat_links(cell.source, front)
         else:
             _collapse(cell)
+            cell.outputs = notebooks.without_widgets(cell.outputs)
             _link_outputs(cell, front)
     return content
 
