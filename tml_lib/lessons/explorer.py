@@ -26,6 +26,7 @@ from tml_lib.records import ProbeCurve, Question, Trajectory
 
 if TYPE_CHECKING:
     from tml_lib.lm.models import LanguageModel
+    from tml_lib.studies.trajectories import Own
 
 MIME = "application/vnd.tml.explorer+json"
 KINDS = ("gold", "own_right", "sampled", "corrupted", "foreign")  # in the order of the buttons
@@ -127,6 +128,29 @@ def candidates(
         Candidate(answer, role, len(suffix.ids) - suffix.start)
         for (answer, role), suffix in zip(roles.items(), found, strict=True)
     )
+
+
+def own_texts(
+    lm: LanguageModel, questions: list[Question], *, tries: int, seed: int, max_tokens: int
+) -> Own:
+    """What the model wrote to the last of these questions: `tries` new samples; with tries=0 those
+    that come with the question, or that stored evidence keeps of this model, if any.
+    """
+    from tml_lib.lessons import boxes, notebooks
+    from tml_lib.studies import trajectories
+
+    if tries:
+        how = {"seed": seed, "tries": tries, "max_tokens": max_tokens}
+        return trajectories.own_samples(lm, questions[-1:], **how)[0]
+    n, drawn = len(questions), questions[-1].id.startswith(f"gsm_symbolic/{seed}/")
+    for path in sorted(notebooks.stored_evidence().glob("trajectories.*.json")) * drawn:
+        record = boxes.read(path.stem)
+        said = record["settings"]
+        same = (said["model"], said["seed"], said.get("data", "")) == (lm.name, seed, "")
+        if same and n <= said["n_questions"] and "sampled" in record:
+            held = {kind: record.get(kind, [None] * n)[:n] for kind in ("own_right", "sampled")}
+            return trajectories.samples_of(held | {"settings": said}, questions)[-1]
+    return trajectories.given_samples(questions[-1])
 
 
 def measured(
