@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import nbformat
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
@@ -193,3 +194,15 @@ def test_a_studys_page_holds_the_curves_of_its_evidence(tiny_lm, monkeypatch, tm
         assert len(both) > 2
         stored = dict(zip(kept["positions"], kept["answer_nll"], strict=True))
         assert [table[i] for i in both] == pytest.approx([stored[i] for i in both], abs=2e-4)
+
+
+def test_stored_views_are_written_by_the_script_of_today():
+    (book,) = notebooks.select(["18"])
+    cells = nbformat.read(book.path, as_version=4).cells
+    stored = [
+        output.data for cell in cells for output in cell.get("outputs", []) if "data" in output
+    ]
+    views = [data for data in stored if explorer.MIME in data]
+    assert len(views) == 3
+    for data in views:
+        assert data["text/html"] == explorer.html(data[explorer.MIME]), "execute notebook 18 again"

@@ -4,12 +4,13 @@
   const CSS = `
   .tml-explorer { font-size: 14px; line-height: 1.5; max-width: 80rem }
   .tml-explorer p { margin: .4rem 0 }
+  .tml-explorer p, .tml-explorer button, .tml-explorer td { overflow-wrap: anywhere; white-space: normal }
   .tml-explorer button { font: inherit; color: inherit; background: transparent; cursor: pointer;
     border: 1px solid currentColor; border-radius: 4px; padding: .1rem .6rem; margin: 0 .4rem .4rem 0 }
   .tml-explorer button[aria-pressed="true"] { font-weight: bold; box-shadow: inset 0 -3px currentColor }
   .tml-explorer button svg { width: 26px; height: 8px; margin-right: .4rem; vertical-align: middle }
   .tml-explorer .tml-both { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; align-items: flex-start }
-  .tml-explorer .tml-both > div { flex: 1 1 24rem; min-width: 0 }
+  .tml-explorer .tml-both > div { flex: 1 1 min(24rem, 100%); min-width: 0 }
   .tml-explorer pre { white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; max-height: 24rem;
     position: relative; margin: 0; padding: .5rem; font: 13px/1.9 monospace; color: inherit;
     background: transparent; border: 1px solid rgba(128, 128, 128, .5) }
@@ -24,7 +25,7 @@
   .tml-explorer table { border-collapse: collapse; width: 100%; font-size: 13px; color: inherit; margin: 0 }
   .tml-explorer th, .tml-explorer td { text-align: left; padding: .1rem .5rem .1rem 0; border: 0;
     background: transparent; color: inherit; vertical-align: middle }
-  .tml-explorer .tml-number { text-align: right; padding-right: .8rem; font-variant-numeric: tabular-nums; white-space: nowrap }
+  .tml-explorer .tml-number { text-align: right; padding-right: .8rem; font-variant-numeric: tabular-nums; overflow-wrap: normal }
   .tml-explorer .tml-bar { display: block; height: .7em; min-width: 1px; background: currentColor }
   .tml-explorer .tml-scale { display: inline-block; width: 9rem; height: .8em; vertical-align: middle;
     border: 1px solid rgba(128, 128, 128, .5) }`;

@@ -28,7 +28,7 @@ def check_times_likelier(attempt: Callable | None) -> bool | None:
         math.exp(-0.25): "that compares the means; an answer's log-likelihood is -|a| L̂",
         1 / math.e: "that is how many times likelier the *wrong* one is",
         1.0: "that is the difference of the log-likelihoods; take exp",
-        math.exp(0.5): "divide nothing: L̂ is a mean already, so multiply by the number of tokens",
+        math.exp(0.75 / 4 - 1 / 2): "L̂ is a mean already: multiply by the tokens, do not divide",
     }
     hint = next(
         (text for value, text in hints.items() if np.isclose(got, value)),
