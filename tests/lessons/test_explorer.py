@@ -77,6 +77,11 @@ def test_candidates_are_the_right_answer_and_wrong_ones_that_the_texts_suggest(
     for one in found:
         (suffix,) = encode(tiny_lm.tokenizer, "Q", "", [one.answer]).suffixes
         assert one.tokens == len(suffix.ids[suffix.start :])
+    pairs = [(a.answer, b.answer) for a in found for b in found if a is not b]
+    assert not any(one.startswith(other) for one, other in pairs)
+    begun = texts | {"sampled": Trajectory("x", "sampled", f"{question.answer}5", False)}
+    wrong = [one.answer for one in explorer.candidates(tiny_lm, question, begun)[1:]]
+    assert f"{question.answer}5" not in wrong
     same = texts | {"sampled": Trajectory("x", "sampled", f"{question.answer}.0", False)}
     wrong = [one.answer for one in explorer.candidates(tiny_lm, question, same)[1:]]
     assert f"{question.answer}.0" not in wrong, "the right value in another writing"

@@ -108,6 +108,8 @@ def candidates(
 ) -> tuple[Candidate, ...]:
     """The right answer, and up to `most` - 1 wrong ones that the trajectories suggest: the answers
     that they state, then the numbers of the gold solution, the last first.
+
+    None begins another: the likelihood of '1' includes that of '10'.
     """
     from tml_lib.data import gsm
     from tml_lib.lm import answers
@@ -121,8 +123,9 @@ def candidates(
     roles = {question.answer: "right"}
     for answer, role in stated + [(number, "a number of gold") for number in inside]:
         wrong = gsm.NUMBER.fullmatch(answer) and gsm.first_mention(answer, question.answer) is None
-        if wrong and len(roles) < most:
-            roles.setdefault(answer, f"wrong: {role}")
+        apart = not any(one.startswith(answer) or answer.startswith(one) for one in roles)
+        if wrong and apart and len(roles) < most:
+            roles[answer] = f"wrong: {role}"
     found = answers.encode(lm.tokenizer, lm.prompt(question.text), "", list(roles)).suffixes
     return tuple(
         Candidate(answer, role, len(suffix.ids) - suffix.start)
