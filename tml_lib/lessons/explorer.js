@@ -22,13 +22,17 @@
   .tml-explorer :focus-visible { outline: 2px solid currentColor; outline-offset: 2px }
   .tml-explorer .tml-chart { width: 100%; height: auto; display: block; touch-action: pan-y; cursor: crosshair }
   .tml-explorer .tml-chart text { fill: currentColor; font: 14px system-ui, sans-serif }
-  .tml-explorer table { border-collapse: collapse; width: 100%; font-size: 13px; color: inherit; margin: 0 }
+  .tml-explorer table { border-collapse: collapse; table-layout: auto; display: table; width: 100%; font-size: 13px; color: inherit; margin: 0 }
+  .tml-explorer tr { background: transparent }
   .tml-explorer th, .tml-explorer td { text-align: left; padding: .1rem .5rem .1rem 0; border: 0;
     background: transparent; color: inherit; vertical-align: middle }
   .tml-explorer .tml-number { text-align: right; padding-right: .8rem; font-variant-numeric: tabular-nums; overflow-wrap: normal }
+  .tml-explorer td:nth-child(3) { width: 45% }
+  .tml-explorer td:nth-child(6) { width: 15% }
   .tml-explorer .tml-bar { display: block; height: .7em; min-width: 1px; background: currentColor }
   .tml-explorer .tml-scale { display: inline-block; width: 9rem; height: .8em; vertical-align: middle;
-    border: 1px solid rgba(128, 128, 128, .5) }`;
+    border: 1px solid rgba(128, 128, 128, .5) }`
+    .replaceAll(".tml-explorer ", ".tml-explorer.tml-explorer.tml-explorer ");  // before a notebook's own styles
   const DRAWN = new Set(["svg", "path", "line", "circle", "text"]);
   const WIDE = 640, HIGH = 280, LEFT = 56, RIGHT = 14, TOP = 20, FOOT = 46;
 
@@ -41,7 +45,7 @@
   }
   const nats = (x) => x.toFixed(3).replace("-", "−");
   const signed = (x) => (x > 0 ? "+" : "") + nats(x);
-  const percent = (p) => p < 1e-5 ? "< 0.001 %" : `${p < 0.1 ? (100 * p).toFixed(3) : (100 * p).toFixed(1)} %`;
+  const percent = (p) => p < 1e-5 ? "< 0.001 %" : `${(100 * p).toFixed(p < 0.01 ? 3 : 1)} %`;
   function ticks(top, count) {
     const rough = top / count, power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((k) => k * power).find((k) => k >= rough);
@@ -153,7 +157,7 @@
         bar.style.width = `${100 * likely}%`;
         return make("tr", {}, make("td", {}, make("svg", {width: 30, height: 10, "aria-hidden": "true"}, line)),
           make("td", {}, make("b", {}, one.answer)), make("td", {}, one.role), make("td", {class: "tml-number"}, nats(nll[k][at])),
-          make("td", {class: "tml-number"}, percent(likely)), make("td", {style: "width: 25%"}, bar));
+          make("td", {class: "tml-number"}, percent(likely)), make("td", {}, bar));
       }));
     }
 

@@ -337,8 +337,9 @@ def make_harmless(data: dict) -> None:
 
     for kind in ("text/html", "image/svg+xml", "application/javascript", "text/latex"):
         data.pop(kind, None)
+    view = data.pop(explorer.MIME, None)
     with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # not the kit's
-        data["text/html"] = explorer.html(data[explorer.MIME])
+        data["text/html"] = explorer.html(view)
     if "text/markdown" in data:
         text = re.sub(r"&(?=[#\w])", "&amp;", data["text/markdown"]).replace("<", "&lt;")
         text = _LINK.sub(r"\1./", text)  # an address such as javascript:… runs when it is clicked
