@@ -27,7 +27,8 @@
   .tml-explorer th, .tml-explorer td { text-align: left; padding: .1rem .5rem .1rem 0; border: 0;
     background: transparent; color: inherit; vertical-align: middle }
   .tml-explorer .tml-number { text-align: right; padding-right: .8rem; font-variant-numeric: tabular-nums; overflow-wrap: normal }
-  .tml-explorer td:nth-child(3) { width: 45% }
+  .tml-explorer th:nth-child(4) { min-width: 5.2rem }
+  .tml-explorer td:nth-child(3) { width: 40% }
   .tml-explorer td:nth-child(6) { width: 15% }
   .tml-explorer .tml-bar { display: block; height: .7em; min-width: 1px; background: currentColor }
   .tml-explorer .tml-scale { display: inline-block; width: 9rem; height: .8em; vertical-align: middle;

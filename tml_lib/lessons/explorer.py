@@ -213,7 +213,7 @@ def box(lm: LanguageModel, view: Explorer, text: str, *, stride: int = 1) -> Non
     import ipywidgets
     from IPython.display import display
 
-    wide = ipywidgets.Layout(width="100%", height="9em")
+    wide = ipywidgets.Layout(width="calc(100% - 4px)", height="9em")
     area = ipywidgets.Textarea(value=text, layout=wide)
     button = ipywidgets.Button(description="Probe this text", button_style="primary")
     said = ipywidgets.Label(f"{lm.name} reads the text after the question.")
