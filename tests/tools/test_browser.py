@@ -55,6 +55,12 @@ window.found = null;
 })().then(found => window.found = found, error => window.found = {error: String(error)});
 """
 
+# code and outputs that are wider than their place
+CUT = """
+return [...document.querySelectorAll('article pre')]
+  .filter(pre => pre.scrollWidth > pre.clientWidth + 1).map(pre => pre.textContent.slice(0, 80))
+"""
+
 pytestmark = pytest.mark.skipif(
     None in BINARIES.values(), reason="no Chromium with its driver on this machine"
 )
@@ -222,6 +228,7 @@ def test_the_site_shows_figures_formulas_and_no_error(driver, tmp_path):
             "return [...document.querySelectorAll('article img')].map(i => i.naturalWidth)"
         )
         assert min(sizes, default=1) > 0, page.name
+        assert driver.execute_script(CUT) == [], page.name
         assert (
             driver.execute_script("return document.querySelectorAll('mjx-merror').length") == 0
         ), page.name

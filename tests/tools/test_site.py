@@ -297,3 +297,11 @@ def test_the_checker_names_a_scripts_or_stylesheets_fault(planted, name, code, s
     (planted / name).write_text(code)
     with pytest.raises(ValueError, match=re.escape(said)):
         site.check(planted)
+
+
+def test_wide_code_and_outputs_wrap(small):
+    """What a browser does with it, tests/tools/test_browser.py looks at."""
+    out = small(_01_lesson="# Lesson")
+    sheet = (out / "_static" / "wide.css").read_text()
+    assert re.search(r"article pre \{[^}]*white-space: pre-wrap", sheet)
+    assert "wide.css" in (out / "01_lesson.html").read_text()

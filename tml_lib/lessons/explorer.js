@@ -10,8 +10,8 @@
   .tml-explorer button[aria-pressed="true"] { font-weight: bold; box-shadow: inset 0 -3px currentColor }
   .tml-explorer button svg { width: 26px; height: 8px; margin-right: .4rem; vertical-align: middle }
   .tml-explorer .tml-both { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; align-items: flex-start }
-  .tml-explorer .tml-both > div { flex: 1 1 min(24rem, 100%); min-width: 0 }
-  .tml-explorer pre { white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; max-height: 24rem;
+  .tml-explorer .tml-both > div { flex: 1 1 min(27rem, 100%); min-width: 0 }
+  .tml-explorer pre { white-space: pre-wrap; overflow-wrap: anywhere; word-break: normal; overflow-y: auto; max-height: 24rem;
     position: relative; margin: 0; padding: .5rem; font: 13px/1.9 monospace; color: inherit;
     background: transparent; border: 1px solid rgba(128, 128, 128, .5) }
   .tml-explorer pre span { cursor: pointer; padding: .15em 0 }
@@ -28,6 +28,7 @@
     background: transparent; color: inherit; vertical-align: middle }
   .tml-explorer .tml-number { text-align: right; padding-right: .8rem; font-variant-numeric: tabular-nums; overflow-wrap: normal }
   .tml-explorer th:nth-child(4) { min-width: 5.2rem }
+  .tml-explorer td svg { width: 30px; min-width: 30px; max-width: none }
   .tml-explorer td:nth-child(3) { width: 40% }
   .tml-explorer td:nth-child(6) { width: 15% }
   .tml-explorer .tml-bar { display: block; height: .7em; min-width: 1px; background: currentColor }

@@ -139,7 +139,9 @@ def _page(path: Path, front: str):
     content.metadata.pop("widgets", None)
     for cell in content.cells:
         if cell.cell_type == "markdown":
-            cell.source = _flat_links(cell.source, front)
+            # beside a notebook, README.md is that of notebooks/
+            text = cell.source.replace("](README.md", "](notebooks/README.md")
+            cell.source = _flat_links(text, front)
         else:
             _collapse(cell)
             cell.outputs = notebooks.without_widgets(cell.outputs)
@@ -154,8 +156,12 @@ def _flat_links(text: str, front: str) -> str:
     text = re.sub(r"!\[([^\]]*)\]\(https?:[^)]*\)", r"\1", text)
     text = text.replace("](notebooks/README.md", "](beside.md")
     text = re.sub(
-        r"\]\((?:\.\./|notebooks/)?(README\.md|\d\d_\w+\.ipynb|\w+\.(?:svg|png))", r"](\1", text
+        r"\]\((?:\.\./|notebooks/)?(README\.md|\d\d[a-z]?_\w+\.ipynb|\w+\.(?:svg|png))",
+        r"](\1",
+        text,
     )
+    # places have lower case on pages, as on GitHub; in JupyterLab they have the heading's
+    text = re.sub(r"(\]\([\w./]*#)([\w-]+)\)", lambda m: f"{m[1]}{m[2].lower()})", text)
     return text.replace(f"]({front}.ipynb", "](index.ipynb") if front else text
 
 
