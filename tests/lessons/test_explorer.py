@@ -211,3 +211,16 @@ def test_stored_views_are_written_by_the_script_of_today():
     assert len(views) == 3
     for data in views:
         assert data["text/html"] == explorer.html(data[explorer.MIME]), "execute notebook 18 again"
+
+
+def test_own_texts_are_the_stored_ones_of_this_model_and_question_alone(tiny_lm):
+    record = ledger.read_evidence(notebooks.stored_evidence() / "trajectories.small.json")
+    asked = trajectories.study_questions(3, seed=1)
+    how = {"tries": 0, "max_tokens": 8}
+    wanted = next(k for k in range(3) if record["sampled"][k] is not None)
+    same = dataclasses.replace(tiny_lm, name=record["settings"]["model"])
+    found = explorer.own_texts(same, asked[: wanted + 1], seed=1, **how)
+    assert found.wrong.text == record["sampled"][wanted]
+    for lm, seed in ((tiny_lm, 1), (same, 2)):
+        assert explorer.own_texts(lm, asked[: wanted + 1], seed=seed, **how).wrong is None
+    assert explorer.own_texts(tiny_lm, asked[:1], seed=1, tries=1, max_tokens=2).samples == 1

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tml_lib import files
+from tml_lib import files, runtime
 from tml_lib.lessons import names
 from tml_lib.records import ProbeCurve, Question, Trajectory
 
@@ -139,15 +139,16 @@ def own_texts(
     """What the model wrote to the last of these questions: `tries` new samples; with tries=0 those
     that come with the question, or that stored evidence keeps of this model, if any.
     """
-    from tml_lib.lessons import boxes, notebooks
+    from tml_lib.claims import ledger
     from tml_lib.studies import trajectories
 
     if tries:
         how = {"seed": seed, "tries": tries, "max_tokens": max_tokens}
         return trajectories.own_samples(lm, questions[-1:], **how)[0]
     n, drawn = len(questions), questions[-1].id.startswith(f"gsm_symbolic/{seed}/")
-    for path in sorted(notebooks.stored_evidence().glob("trajectories.*.json")) * drawn:
-        record = boxes.read(path.stem)
+    stored = runtime.project_root() / "notebooks" / "evidence"
+    for path in sorted(stored.glob("trajectories.*.json")) * drawn:
+        record = ledger.read_evidence(path)
         said = record["settings"]
         same = (said["model"], said["seed"], said.get("data", "")) == (lm.name, seed, "")
         if same and n <= said["n_questions"] and "sampled" in record:
