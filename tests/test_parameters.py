@@ -35,7 +35,7 @@ UNLIMITED = {
     for name, rule in parameters.RULES.items()
     if isinstance(rule, parameters.Number) and rule.most == float("inf")
 }
-ZERO_MEANS_NONE = {"seed", "near", "tries", "study_seeds", "tiny_seeds", "study_questions"}
+ZERO_MEANS_NONE = {"seed", "place", "near", "tries", "study_seeds", "tiny_seeds", "study_questions"}
 ZERO_MEANS_NONE |= {"llm_questions", "lora_rank", "max_tokens", "most_tokens"}
 
 

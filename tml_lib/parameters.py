@@ -164,6 +164,7 @@ RULES: dict[str, Rule] = {
     "entry": Found("the name of an entry in tml_lib/claims/published.toml", _entry, ()),
     "seed": Number(0, 2**31 - 1),
     "near": NONE_OR_MORE,
+    "place": Number(0, 1000),  # of a question: as many are drawn
     "grid": Number(3, odd=True),
     "update": Number(1, 16),  # samples of a group of 16
     "statements": Number(1, 7),  # of a chain: a program has 16 letters for two chains
@@ -206,6 +207,10 @@ EXCEPTIONS: dict[str, dict[str, Rule]] = {
     "preset model adapter data n_questions stride tries thinking max_tokens seed evidence_dir": {
         "preset": _TEXT,
         **_budgets("n_questions", "stride"),
+    },
+    "preset model adapter data place stride tries thinking max_tokens seed": {
+        "preset": _TEXT,
+        **_budgets("stride"),
     },
     "preset model n_questions grid stride study_seeds seed evidence_dir": _budgets(
         "n_questions", "grid", "stride"

@@ -80,7 +80,10 @@ def test_entries_have_words_colours_and_marks():
 
 
 MEET = {
-    "conditions": [("gold", "corrupted", "sampled", "own_right", "foreign", "shuffled", "copying")],
+    "conditions": [
+        ("gold", "corrupted", "sampled", "own_right", "foreign", "shuffled", "copying"),
+        ("gold", "own_right", "sampled", "corrupted", "foreign", "own_text"),
+    ],
     "arms": [
         ("base", "none", "short", "plain", "long"),
         ("base", "cold", "warm", "zero", "long", "short"),

@@ -151,7 +151,9 @@ def test_cells_are_short_and_few(book):
 
 @each_book
 def test_exercises_are_checked_by_the_module_of_the_notebooks_name(book):
-    source, name = "\n".join(cell.source for cell in cells(book)), book.subject
+    # a solution is a cell, or stands folded in the text
+    text = [*cells(book), *cells(book, "markdown")]
+    source, name = "\n".join(cell.source for cell in text), book.subject
     if book is BOOKS[0]:  # has no exercises
         assert "exercises" not in source
         return
@@ -263,6 +265,7 @@ def test_stored_outputs_show_figures_and_no_machine(book):
     )
     assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
     assert not re.search(r"/(home|root|tmp|work|Users)/", json.dumps(outputs))
+    assert not re.search("IProgress|widget-view", json.dumps(outputs)), "bars and boxes"
     assert book.path.stat().st_size < 2_000_000
 
 

@@ -1,5 +1,5 @@
-"""In a real browser: JupyterLab runs two notebooks to their end, and the site's pages show their
-figures and formulas.
+"""In a real browser: JupyterLab runs notebooks to their end, the site's pages show their figures
+and formulas, and the view of a trajectory moves.
 
 Needs Chromium and its driver (Debian: `apt-get install chromium chromium-driver`); without them
 these tests are skipped. TML_SCREENSHOTS names a folder for what was seen.
@@ -18,15 +18,19 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from selenium import webdriver
+from selenium.webdriver import ActionChains
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tml_lib.lessons import notebooks
+from tml_lib.lessons import explorer, notebooks
+from tml_lib.records import ProbeCurve, Question
 from tml_lib.tools import site
 
 FLAGS = (
@@ -36,6 +40,7 @@ FLAGS = (
 FLAGS += "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1200,1600"
 BINARIES = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
 BOOKS = ("00_start_here", "05a_probing_trajectories")
+TRY_IT = "18_try_it"
 RUN_ALL = """
 const app = window.jupyterapp, panel = app.shell.currentWidget;
 window.found = null;
@@ -48,6 +53,12 @@ window.found = null;
     .filter(cell => cell.cell_type === 'code');
   return {status: panel.sessionContext.session.kernel.status, cells};
 })().then(found => window.found = found, error => window.found = {error: String(error)});
+"""
+
+# code and outputs that are wider than their place
+CUT = """
+return [...document.querySelectorAll('article pre')]
+  .filter(pre => pre.scrollWidth > pre.clientWidth + 1).map(pre => pre.textContent.slice(0, 80))
 """
 
 pytestmark = pytest.mark.skipif(
@@ -74,7 +85,7 @@ def lab(tmp_path_factory):
     """
     folder, settings = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("settings")
     small = yaml.safe_load((notebooks.folder() / "params.yaml").read_text(encoding="utf8"))
-    for name in BOOKS:
+    for name in (*BOOKS, TRY_IT):
         book = load_notebook_node(str(notebooks.folder() / f"{name}.ipynb"))
         nbformat.write(parameterize_notebook(book, small[name]), folder / f"{name}.ipynb")
     # every cell stays in the page
@@ -217,6 +228,7 @@ def test_the_site_shows_figures_formulas_and_no_error(driver, tmp_path):
             "return [...document.querySelectorAll('article img')].map(i => i.naturalWidth)"
         )
         assert min(sizes, default=1) > 0, page.name
+        assert driver.execute_script(CUT) == [], page.name
         assert (
             driver.execute_script("return document.querySelectorAll('mjx-merror').length") == 0
         ), page.name
@@ -324,3 +336,127 @@ def test_the_browser_finds_a_page_that_runs_such_a_name(driver, tmp_path):
     (tmp_path / "page.html").write_text(f"<!doctype html><title>a</title>{NAME}")
     driver.get((tmp_path / "page.html").as_uri())
     WebDriverWait(driver, 10).until(lambda d: d.execute_script("return window.hit === 1"))
+
+
+# --- the view of a trajectory ---------------------------------------------------------------------
+
+WORDS = ("She has $5 ", "and $6, ", f"{QUESTION} ", "so 17, ", "then 11.")
+
+
+def view():
+    """A view of two trajectories with numbers of its own, the second a token shorter."""
+    candidates = (explorer.Candidate("11", "right", 2), explorer.Candidate(NAME, "wrong", 1))
+    curves = {}
+    for kind, n in (("gold", 5), ("foreign", 4)):
+        places, numbers = np.arange(n + 1), np.linspace(2.0, 0.5, n + 1)
+        curves[kind] = [
+            ProbeCurve(places, numbers + k, n, one.answer, WORDS[:n], stated_at=4 - 4 * k or None)
+            for k, one in enumerate(candidates)
+        ]
+    question = Question("q", QUESTION, "11", "t")
+    return explorer.Explorer(question, NAME, candidates, curves)
+
+
+def readout(driver, place=0):
+    return driver.execute_script(
+        "return document.querySelectorAll('.tml-readout')[arguments[0]].textContent", place
+    )
+
+
+@pytest.fixture
+def shown(driver, tmp_path):
+    (tmp_path / "view.html").write_text(explorer.page(view().data()), encoding="utf8")
+    driver.get((tmp_path / "view.html").as_uri())
+    return driver
+
+
+def test_the_cursor_moves_by_keys_slider_click_and_mouse(shown):
+    find = shown.find_element
+    assert readout(shown).startswith("After 4 of 5 tokens: L̂ = 0.800 nats per token. ΔL̂ of this")
+    assert "−0.300 (the right answer became likelier)" in readout(shown)
+    text, slider = find("css selector", "pre"), find("css selector", "input[type=range]")
+    text.send_keys(Keys.ARROW_LEFT)
+    assert readout(shown).startswith("After 3 of 5")
+    text.send_keys(Keys.HOME)
+    assert readout(shown).startswith("After 0 of 5 tokens: L̂ = 2.000 nats per token. Nothing")
+    slider.send_keys(Keys.ARROW_RIGHT)
+    assert readout(shown).startswith("After 1 of 5")
+    assert slider.get_attribute("aria-valuetext").startswith("After 1 of 5 tokens: L̂ = 1.700")
+    find("css selector", "pre span:nth-child(2)").click()
+    assert readout(shown).startswith("After 2 of 5")
+    chart = find("css selector", ".tml-chart")
+    edge = chart.size["width"] // 2 - 20
+    ActionChains(shown).move_to_element_with_offset(chart, edge, 0).perform()
+    assert readout(shown).startswith("After 5 of 5 tokens: L̂ = 0.500")
+    rows = [row.text.split() for row in shown.find_elements("css selector", "tbody tr")]
+    assert rows[0] == ["11", "right", "0.500", "36.8", "%"]
+    assert rows[1][-4:] == ["wrong", "1.500", "22.3", "%"]
+
+
+def test_a_button_shows_another_trajectory_at_the_same_place(shown):
+    gold, foreign = shown.find_elements("css selector", ".tml-explorer button")
+    assert (gold.get_attribute("aria-pressed"), foreign.text) == (
+        "true",
+        "control: another question's trajectory",
+    )
+    foreign.click()
+    assert foreign.get_attribute("aria-pressed") == "true"
+    assert readout(shown).startswith("After 4 of 4")
+    text = shown.execute_script("return document.querySelector('pre').textContent")
+    assert text == "".join(WORDS[:4])
+
+
+def test_the_view_runs_nothing_and_fits_narrow_windows(shown):
+    assert shown.execute_script("return window.hit === undefined")
+    words = shown.execute_script("return document.body.innerText")
+    assert NAME in words
+    assert QUESTION in words
+    assert "</script><script>window.hit=1</script>" in words
+    assert shown.execute_script("return document.querySelectorAll('img').length") == 0
+    for width in (1280, 700, 360):
+        shown.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+        )
+        wide = "return document.documentElement.scrollWidth"
+        assert shown.execute_script(wide) <= width
+    shown.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_several_views_on_a_page_move_apart(driver, tmp_path):
+    part = explorer.html(view().data())
+    (tmp_path / "two.html").write_text(f"<!doctype html><body>{part}{part}", encoding="utf8")
+    driver.get((tmp_path / "two.html").as_uri())
+    first, second = driver.find_elements("css selector", "pre")
+    second.send_keys(Keys.HOME)
+    assert readout(driver, 0).startswith("After 4 of 5")
+    assert readout(driver, 1).startswith("After 0 of 5")
+    first.send_keys(Keys.END)
+    assert readout(driver, 0).startswith("After 5 of 5")
+
+
+def test_in_jupyterlab_the_view_moves_and_the_box_probes_a_text(lab, driver):
+    found = run_all(driver, lab, f"{TRY_IT}.ipynb")
+    assert found.get("status") == "idle", found.get("error")
+    outputs = [output for cell in found["cells"] for output in cell["outputs"]]
+    assert [output for output in outputs if output["output_type"] == "error"] == []
+    views = "return document.querySelectorAll('.tml-explorer[data-ready] pre').length"
+    WebDriverWait(driver, 60).until(lambda d: d.execute_script(views) >= 3)
+    typeset = "return document.querySelectorAll('.tml-explorer mjx-container').length"
+    assert driver.execute_script(typeset) == 0, "a sum of dollars is no formula"
+    text = driver.find_elements("css selector", ".tml-explorer pre")[0]
+    text.send_keys(Keys.HOME)
+    assert readout(driver).startswith("After 0 of")
+    text.send_keys(Keys.ARROW_RIGHT)
+    assert not readout(driver).startswith("After 0 of")
+    area = driver.find_element("css selector", ".widget-textarea textarea")
+    area.clear()
+    area.send_keys("I know nothing.")
+    driver.find_element("css selector", ".widget-button").click()
+    second = "return document.querySelectorAll('.tml-explorer pre')[1].textContent"
+    WebDriverWait(driver, 120).until(lambda d: d.execute_script(second) == "I know nothing.")
+    if folder := os.environ.get("TML_SCREENSHOTS"):
+        for k, where in enumerate((".tml-explorer", ".widget-textarea")):
+            script = "document.querySelector(arguments[0]).scrollIntoView({block: 'start'})"
+            driver.execute_script(script, where)
+            driver.save_screenshot(str(Path(folder) / f"{TRY_IT}_view_{k}.png"))

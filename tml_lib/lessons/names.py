@@ -60,6 +60,7 @@ CONDITIONS: Group = {  # trajectories that a model reads
     "foreign_own": Style("control: its right sample of another question", GREY, "-.", "D"),
     "shuffled": Style("control: gold steps shuffled", GREEN, "--", "p"),
     "copying": Style("control: unrelated text ending in the answer", ORANGE, ":", "h"),
+    "own_text": Style("a text of your own", GREEN, "-", "P"),
 }
 _RANDOM = Style("random steps", GREY, ":", "x")
 _GRADIENT = Style("gradient step, equally long", ORANGE, "--", "s")

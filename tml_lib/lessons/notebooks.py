@@ -326,9 +326,11 @@ def _html(path: Path) -> str:
 
     book = files.notebook(path, "run the notebook again")
     for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs = without_widgets(cell.outputs)
         for output in cell.get("outputs", []):
             make_harmless(output.get("data", {}))
-    book.metadata.pop("widgets", None)  # progress bars, whose labels may hold anything
+    book.metadata.pop("widgets", None)  # whose labels may hold anything
     return HTMLExporter(embed_images=True).from_notebook_node(book)[0]
 
 
@@ -338,11 +340,17 @@ _LINK = re.compile(r"(?m)(\]\(|^ {0,3}\[[^\]]+\]:)\s*(?!https?://|#|\d\d[a-z]?_\
 
 def make_harmless(data: dict) -> None:
     """What a browser would run in an output becomes text: a model's name or a question may hold
-    anything. The kit's own outputs are text, pictures and Markdown without HTML; a reader's HTML is
-    in the notebook itself, and its page shows the text beside it.
+    anything. The kit's own outputs are text, pictures, Markdown without HTML, and the view of a
+    trajectory, which is written anew from its data; a reader's HTML is in the notebook itself, and
+    its page shows the text beside it.
     """
+    from tml_lib.lessons import explorer
+
     for kind in ("text/html", "image/svg+xml", "application/javascript", "text/latex"):
         data.pop(kind, None)
+    view = data.pop(explorer.MIME, None)
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # not the kit's
+        data["text/html"] = explorer.html(view)
     if "text/markdown" in data:
         text = re.sub(r"&(?=[#\w])", "&amp;", data["text/markdown"]).replace("<", "&lt;")
         text = _LINK.sub(r"\1./", text)  # an address such as javascript:… runs when it is clicked
@@ -448,12 +456,22 @@ def store(result: Result, out: Path) -> None:
     runtime.write_text(folder() / f"{result.name}.ipynb", nbformat.writes(done) + "\n")
 
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def without_widgets(outputs: list) -> list:
+    """A cell's outputs less the widgets (progress bars, boxes), which are nothing without
+    a kernel.
+    """
+    return [output for output in outputs if WIDGET not in output.get("data", {})]
+
+
 def _without_errors(outputs: list) -> list:
-    """A cell's outputs less what it wrote to standard error; what that had cut in two is
-    one again.
+    """A cell's outputs less widgets and what it wrote to standard error; what these had cut in two
+    is one again.
     """
     kept = []
-    for output in outputs:
+    for output in without_widgets(outputs):
         if output.output_type == "stream" and output.name == "stderr":
             continue
         if kept and output.output_type == kept[-1].output_type == "stream":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tml_lib import runtime
 from tml_lib.claims import ledger
-from tml_lib.lessons import names
+from tml_lib.lessons import explorer, names
 from tml_lib.records import Interval
 
 _STYLE = """
@@ -33,8 +33,12 @@ COUNTED = (
 _HEADS = ("test", "compared with", "claimed", "estimate [95 % interval]", "n", "verdict")
 
 
-def write(path: Path, evidence: Path, question: str, method: str) -> Path:
-    """Write the page of an evidence file; every text of model and data is escaped."""
+def write(
+    path: Path, evidence: Path, question: str, method: str, look: explorer.Explorer | None = None
+) -> Path:
+    """Write the page of an evidence file; every text of model and data is escaped. look: one of its
+    questions, to move through.
+    """
     record, rows = ledger.read_evidence(evidence), ledger.rows_of(evidence)
     settings = record["settings"]
     title = f"{settings.get('model', 'a model')}: {record['study']} ({record['scale']})"
@@ -48,6 +52,7 @@ def write(path: Path, evidence: Path, question: str, method: str) -> Path:
             f'<p><img src="{image}" alt="{_text(alt)}"></p>'
             for alt, image in _figures(record, rows)
         ],
+        *([] if look is None else ["<h2>One question</h2>", explorer.html(look.data())]),
         f"<p>{_text(_cut(record))}</p>",
         "<h2>Settings</h2>",
         _table(("setting", "value"), sorted(settings.items())),

@@ -45,8 +45,13 @@ SETTINGS = {
     # the menu could fetch speech rules from elsewhere
     "mathjax3_config": {"options": {"enableMenu": False}},
 }
-# code has up to 128 columns
-WIDE = "@media (min-width: 84em) { .content { width: min(60em, 100vw - 38em); } }\n"
+# wide pages for code of 88 columns and outputs of 128; what is wider still wraps
+WIDE = """
+@media (min-width: 67em) { .content { width: min(60em, 100vw - 22em); } }
+@media (min-width: 84em) { .content { width: min(60em, 100vw - 38em); } }
+article pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+article .highlight pre { font-size: 0.8em; }
+"""
 # attributes; srcset holds several
 _ADDRESSES = ("href", "xlink:href", "src", "poster", "action", "data")
 _STYLE_LOADS = re.compile(r"""(?:@import\s*(?:url\()?|url\()\s*["']?([^"')\s;]+)""")
@@ -139,6 +144,7 @@ def _page(path: Path, front: str):
             cell.source = _flat_links(text, front)
         else:
             _collapse(cell)
+            cell.outputs = notebooks.without_widgets(cell.outputs)
             _link_outputs(cell, front)
     return content
 

@@ -215,7 +215,8 @@ SUBJECTS = {
 
 def run(options) -> int:
     """Make a subject's evidence and its page; 0 where both are written."""
-    from tml_lib.lessons import page
+    from tml_lib.claims import ledger
+    from tml_lib.lessons import explorer, page
     from tml_lib.lm import presets
     from tml_lib.studies import lora, trajectories
 
@@ -245,7 +246,10 @@ def run(options) -> int:
         )
     evidence = subject.make(lm, options, folder, {"scale": scale, "command": command})
     shown = folder / f"{options.subject}.html"
-    page.write(shown, evidence, subject.question, subject.method)
+    look = None
+    if options.subject == "trajectories":
+        look = explorer.of_study(lm, ledger.read_evidence(evidence))
+    page.write(shown, evidence, subject.question, subject.method, look)
     print(f"{evidence}\n{shown}")
     return 0
 
