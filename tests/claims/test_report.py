@@ -103,13 +103,15 @@ def test_evidence_of_another_scale_has_a_column_and_a_second_file_its_say():
     assert line.count("(`pass`, claimed above 0.05): ") == 3
 
 
+PLANNED = {"T1"}  # claims whose rules stand and whose evidence does not yet
+
+
 def test_every_claim_has_a_verdict_or_a_reason_at_every_scale(table):
     done = {(row.claim, row.scale) for row in table}
     for claim, item in ledger.claims().items():
         assert item["reported"].strip()
-        assert any((claim, scale) in done for scale in item["scales"]), (
-            f"{claim} has no evidence at all"
-        )
+        stored = any((claim, scale) in done for scale in item["scales"])
+        assert stored == (claim not in PLANNED), f"{claim} has evidence: {stored}"
         if claim[0] == "C" and "published" not in item["scales"]:
             assert (claim, "gpu") in done or report.why_not(claim, "gpu")
             for scale in ("tiny", "small"):

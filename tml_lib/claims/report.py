@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from tml_lib.claims import ledger
 from tml_lib.claims.ledger import Row
 
-SCALES = ("tiny", "small", "small-sft", "half", "medium", "medium-sft", "gpu", "published")
+SCALES = ("tiny", "small", "small-sft", "medium", "medium-sft", "gpu", "published")
 CHAPTERS = {  # of the argument, and the claims that belong to each
     "Does the likelihood of the answer fall along a trajectory?": (
         "C1",

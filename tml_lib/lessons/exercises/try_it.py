@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 
 
+@checker
 def check_times_likelier(attempt: Callable | None) -> bool | None:
     """Exercise: times_likelier(right, wrong), each a pair (L̂ in nats per token, |a| tokens): how
     many times likelier the right answer is than the wrong one.
