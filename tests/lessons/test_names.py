@@ -88,7 +88,7 @@ MEET = {
         ("base", "none", "short", "plain", "long"),
         ("base", "cold", "warm", "zero", "long", "short"),
         ("base", "answers", "gold"),
-        ("before", "GRPO", "DPO"),
+        ("before", "GRPO", "DPO", "DPO, rate × 3"),
     ],
     "methods": [("maml", "fomaml", "reptile", "anil", "joint")],
     "updates": [tuple(names.UPDATES)],

@@ -109,7 +109,7 @@ ARMS: Group = {  # models by what they were trained on
     "before": Style("before", GREY, "--", "o"),
     "GRPO": Style("GRPO", PURPLE, "--", "X"),
     "DPO": Style("DPO", GREEN, ":", "<"),
-    "DPO, rate × 3": Style("DPO, rate × 3", GREEN, "-", ">"),
+    "DPO, rate × 3": Style("DPO, rate × 3", ORANGE, "-.", ">"),
 }
 METHODS: Group = {  # of meta-learning
     "maml": Style("MAML", BLUE),
