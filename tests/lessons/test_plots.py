@@ -161,7 +161,7 @@ def test_seed_bands_show_means_over_seeds_and_tell_lines_apart():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
         "SFT, long trajectories",
         "SFT, short trajectories",
-        "mean and 95 % band, 1 or 2 seeds",
+        "95 % band, 1 or 2 seeds",
     ]
 
 

@@ -34,9 +34,7 @@ def seed_bands(
             low, high = [i.low for i in found], [i.high for i in found]
             ax.fill_between(x, low, high, color=style.colour, alpha=0.18, lw=0)
     counts = sorted({len(table) for table in tables.values()})
-    note = (
-        f"mean and 95 % band, {' or '.join(map(str, counts))} seeds" if counts != [1] else "1 seed"
-    )
+    note = "1 seed" if counts == [1] else f"95 % band, {' or '.join(map(str, counts))} seeds"
     if note not in ax.get_legend_handles_labels()[1]:
         ax.plot([], [], " ", label=note)
     if legend:
