@@ -254,7 +254,9 @@ def html(data: dict) -> str:
     }
     scale = {"likelier": names.BLUE, "less": names.VERMILION, "black": names.BLACK}
     # '<' and '&' as escapes: no text ends the script element, or begins one
-    held = json.dumps(data | {"styles": looks, "colours": scale}, allow_nan=False)
+    # in an order of its own: a stored notebook sorts the keys of the data
+    held = data | {"styles": looks, "colours": scale}
+    held = json.dumps(held, allow_nan=False, sort_keys=True)
     held = held.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     first = data["conditions"][0]
     said = (data["question"], f"{_name(first['kind'])}: {_falls(first)}. {_STILL}")
