@@ -253,10 +253,10 @@ def html(data: dict) -> str:
         for kind, style in styles.items()
     }
     scale = {"likelier": names.BLUE, "less": names.VERMILION, "black": names.BLACK}
-    # '<' and '&' as escapes: no text ends the script element, or begins one
-    # in an order of its own: a stored notebook sorts the keys of the data
+    # keys in order, as a stored notebook has them
     held = data | {"styles": looks, "colours": scale}
     held = json.dumps(held, allow_nan=False, sort_keys=True)
+    # '<' and '&' as escapes: no text ends the script element, or begins one
     held = held.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     first = data["conditions"][0]
     said = (data["question"], f"{_name(first['kind'])}: {_falls(first)}. {_STILL}")
