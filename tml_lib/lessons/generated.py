@@ -167,14 +167,10 @@ def needs(name: str) -> str:
     costs = held["notebooks"].get(name, {})
     (book,) = [book for book in notebooks.discover() if book.name == name]
     if book.preset:
-        parts = [
-            f"`{p}` {_cost(costs[p])}" if p in costs else f"`{p}` not measured yet"
-            for p in book.presets
-        ]
+        parts = [f"`{p}` {_cost(costs[p])}" for p in book.presets if p in costs]
     else:
-        parts = [
-            f"{_cost(costs['any'])}, no pretrained model" if "any" in costs else "not measured yet"
-        ]
+        parts = [f"{_cost(costs['any'])}, no pretrained model"] if "any" in costs else []
+    parts = parts or ["not measured yet"]
     return (
         f"**Measured time and peak memory:** {'; '.join(parts)} (on"
         f" {held['machine'] or 'no machine yet'}).{links(name)}"

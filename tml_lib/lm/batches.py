@@ -2,7 +2,7 @@
 
 From the fastest way to the slowest: left-padded in one batch, in batches of one length from the
 model's state, in such batches anew at each token, and row by row. The first that is exact for the
-model is taken; It is checked at first use, on random rows (`obstacle`) and on a real batch
+model is taken. It is checked at first use, on random rows (`obstacle`) and on a real batch
 (`fault`).
 """
 

@@ -1,20 +1,20 @@
 """The parameter update that equals a trajectory, constructed exactly (RaML Proposition 2.1 for a
 whole LLM).
 
-Take the sequence *without* the trajectory, I ⊕ q ⊕ template ⊕ answer, of T tokens. In layer ℓ let M
+Take the sequence *without* the trajectory, I ⊕ q ⊕ template ⊕ answer, of T tokens. In layer ℓ let H
 (T × d_ff) be the inputs of the block's output projection (W_down of the MLP), and let D (T × d) be
 zero, but on the |a| rows that predict the answer's tokens: there D is the layer's output at the
-same tokens *with* the trajectory in context, minus its output now. Whenever M has full row rank, M
+same tokens *with* the trajectory in context, minus its output now. Whenever H has full row rank, H
 ΔWᵀ = D has a solution, and the smallest one is
 
-    ΔW = Dᵀ (Mᵀ)† = U V,   U = D[rows]ᵀ (d × |a|),   V = (M†)ᵀ[rows] (|a| × d_ff).
+    ΔW = Dᵀ (Hᵀ)† = U V,   U = D[rows]ᵀ (d × |a|),   V = (H†)ᵀ[rows] (|a| × d_ff).
 
 So one static ΔW of rank at most |a| makes every answer token's output what it was with the
 trajectory in context, and leaves all other rows, the prompt's, as they were. Applied to the last
 layer, or to all layers in order, it gives the with-trajectory logits.
 
 Deviations from the paper: its proof changes W_q, W_k and W_v and does not go through as printed
-(notebook `01_theory`); we change one projection of the MLP. With `protect=False` M is the answer's
+(notebook `01_theory`); we change one projection of the MLP. With `protect=False` H is the answer's
 rows alone: the prompt's may then change, the answer's logits are as exact, and in the last layer no
 exact update of that projection is smaller.
 """
@@ -48,16 +48,16 @@ class LayerUpdate:
     U: torch.Tensor  # (d, r) float64, on the CPU
     V: torch.Tensor  # (r, d_ff) float64, on the CPU
     weight_norm: float  # ‖W‖_F
-    rows: int | None = None  # T, the rows of M; None where nothing was solved for (a gradient)
-    # rank of M at the model's precision; below `rows` the update need not do what was asked
+    rows: int | None = None  # T, the rows of H; None where nothing was solved for (a gradient)
+    # rank of H at the model's precision; below `rows` the update need not do what was asked
     row_rank: int | None = None
-    condition: float | None = None  # of M, over its non-zero singular values
-    # largest |M ΔWᵀ - D|, relative to the largest entry of the wanted output
+    condition: float | None = None  # of H, over its non-zero singular values
+    # largest |H ΔWᵀ - D|, relative to the largest entry of the wanted output
     residual: float | None = None
 
     @property
     def exact(self) -> bool:
-        """Whether M had full row rank, so that M ΔWᵀ = D holds to rounding."""
+        """Whether H had full row rank, so that H ΔWᵀ = D holds to rounding."""
         return self.rows is not None and self.row_rank == self.rows
 
     @property
@@ -221,7 +221,7 @@ def trajectory_update(
     layers: 'last', 'all', or layer numbers (negative ones count from the end); exact logits need
     the last one. protect: leave prompt and template rows unchanged (else the smallest update that
     serves the answer's rows). Each layer says whether its update is exact (`exact`: it is not where
-    T > d_ff or M is rank-deficient) and gives its `residual`. Raises ValueError as `answers.encode`
+    T > d_ff or H is rank-deficient) and gives its `residual`. Raises ValueError as `answers.encode`
     does, for layers that do not exist, a context that is too long, and, by name, for models whose
     blocks are of another build.
     """
@@ -262,13 +262,13 @@ def update_from_ids(
 
     def correct(k, out):
         actual = hidden(out)[0]
-        D, M = (
+        D, H = (
             wanted[k].cpu().double() - actual[-count:].cpu().double(),
             inputs.pop(k).cpu().double(),
         )
-        U, V, report = smallest_update(M, D, protect, torch.finfo(actual.dtype).eps)
+        U, V, report = smallest_update(H, D, protect, torch.finfo(actual.dtype).eps)
         report["residual"] /= float(wanted[k].abs().max())
-        effect = M @ V.T @ U.T
+        effect = H @ V.T @ U.T
         made.append(LayerUpdate(k, names[k], U, V, weight_norm(model, names[k]), **report))
         changed = (actual.cpu().double() + effect).to(actual.dtype).to(actual.device)[None]
         return (changed, *out[1:]) if isinstance(out, tuple) else changed
@@ -287,21 +287,21 @@ def update_from_ids(
 
 
 def smallest_update(
-    M: torch.Tensor,
+    H: torch.Tensor,
     D: torch.Tensor,
     protect: bool,
     precision: float = torch.finfo(torch.float64).eps,
 ) -> tuple[torch.Tensor, torch.Tensor, dict]:
-    """The smallest ΔW = U V with M ΔWᵀ = D on the last |a| rows and, with `protect`, zero on the
+    """The smallest ΔW = U V with H ΔWᵀ = D on the last |a| rows and, with `protect`, zero on the
     others.
 
-    M: (T, d_ff); D: (|a|, d). Returns U (d, |a|), V (|a|, d_ff) and a report: rows, row_rank and
-    condition of M, and the largest absolute residual. V depends on M alone. Where M lacks full row
+    H: (T, d_ff); D: (|a|, d). Returns U (d, |a|), V (|a|, d_ff) and a report: rows, row_rank and
+    condition of H, and the largest absolute residual. V depends on H alone. Where H lacks full row
     rank this is the least-squares solution.
-    precision: relative rounding of M's entries; rows that it cannot tell apart do not count for the
+    precision: relative rounding of H's entries; rows that it cannot tell apart do not count for the
     rank.
     """
-    asked = M if protect else M[-len(D) :]
+    asked = H if protect else H[-len(D) :]
     left, values, right = torch.linalg.svd(asked, full_matrices=False)
     told_apart = int((values > values[0] * max(asked.shape) * precision).sum())
     kept = values > values[0] * max(asked.shape) * torch.finfo(torch.float64).eps
@@ -357,7 +357,7 @@ def gradient_update(
     layers: str | Sequence[int] = "last",
 ) -> Update:
     """-∇L of the trajectory-free answer loss with respect to the same weights, as factors: U = -gᵀ
-    (d × T), V = M.
+    (d × T), V = H.
 
     L is the mean negative log-likelihood of the answer's own tokens after I ⊕ q ⊕ template, in nats
     per token; g is its gradient at the projection's output. `scaled` gives a step of any length.

@@ -5,7 +5,7 @@ geometry.
 RaML's Eq. 4 says that it grows by a pseudo-gradient step per token. Nothing below the projection
 changes, so all updates of the path share their right factor, ΔW_i = D_iᵀ V, and D_i is read off one
 packed pass of `probe`: the last layer's output on the answer's rows. With K = M_R M_Rᵀ (M_R: the
-answer's rows of M) and g = ∂L/∂(those outputs), (|a| × d) like D,
+answer's rows of H) and g = ∂L/∂(those outputs), (|a| × d) like D,
 
     ∇L = gᵀ M_R,   ‖∇L‖² = tr(gᵀ K g),   ⟨ΔW, ∇L⟩ = tr(Dᵀ g)  (V M_Rᵀ = I),   ‖ΔW‖² = tr(Dᵀ (V Vᵀ)
     D),
@@ -49,7 +49,7 @@ class ParameterPath:
     # (n, |a|, d) float64: the last layer's output on the rows that predict the answer
     states: torch.Tensor
     start: torch.Tensor  # (|a|, d) float64: the same without any trajectory, θ'_0 = θ
-    inputs: torch.Tensor  # (T, d_ff) float64: M, the projection's inputs without the trajectory
+    inputs: torch.Tensor  # (T, d_ff) float64: H, the projection's inputs without the trajectory
     targets: torch.Tensor  # (|a|,) the answer's token ids
     layer: int
     module: str
@@ -141,13 +141,13 @@ def path_from_ids(
             hook.remove()
     # before them: the check of a model's first use
     states = torch.cat(seen)[-len(nll) * count :].view(len(nll), count, -1)
-    # 2. without the trajectory: M, and where the path starts
+    # 2. without the trajectory: H, and where the path starts
     held = {}
     projection = model.get_submodule(names[-1])
     with torch.inference_mode():
         hooks = [
             projection.register_forward_pre_hook(
-                lambda _m, args: held.__setitem__("M", args[0][0].cpu().double())
+                lambda _m, args: held.__setitem__("H", args[0][0].cpu().double())
             ),
             blocks[-1].register_forward_hook(
                 lambda _m, _i, out: held.__setitem__("start", hidden(out)[0, -count:])
@@ -155,11 +155,11 @@ def path_from_ids(
         ]
         run(model, [*prompt, *suffix.ids[:-1]], 1, hooks)
     targets = torch.tensor(suffix.ids[suffix.start :])
-    start, M = held["start"].cpu().double().clone(), held["M"].clone()
+    start, H = held["start"].cpu().double().clone(), held["H"].clone()
     where, size = np.asarray(positions, dtype=int), weight_norm(model, names[-1])
     precision = torch.finfo(next(model.parameters()).dtype).eps
     return ParameterPath(
-        where, nll, states, start, M, targets, len(blocks) - 1, names[-1], size, precision
+        where, nll, states, start, H, targets, len(blocks) - 1, names[-1], size, precision
     )
 
 
