@@ -25,6 +25,7 @@ from tml_lib.claims.stats import bootstrap_interval, clustered_interval, nested_
 from tml_lib.records import Arms, Interval
 
 SCHEMA = 1
+ENOUGH = {"questions": 64, "seeds": 1}  # for a verdict at a scale that claims.toml does not name
 INTERVAL_SEED = 20250526  # the bootstrap's own seed: the day of the paper
 AGAIN = (
     "make it again with the command in its 'command' field (the notebook that writes it runs it"
@@ -33,7 +34,9 @@ AGAIN = (
 _FIELDS = dict.fromkeys(("study", "scale", "command", "protocol", "rules_hash"), str)
 _FIELDS |= {"schema": int, "settings": dict, "versions": dict, "values": dict}
 _FIELDS |= {"wall_seconds": float}
-_ACCURACY = re.compile(r"\bright\b|Pass@|accuracy")
+_KINDS = "CMGT"  # the paper's claims; the kit's own on meta-learning, written descent, transfer
+# a claim's verdict is the first of these that one of its decisive tests has
+_SETTLES = ("stale", "incomplete", "too few", "floor", "contradicted")
 
 Values = Mapping[str, Sequence[Sequence[float] | Arms]]  # test ('C1.trend') -> seeds -> questions
 
@@ -91,28 +94,36 @@ def _rules_file(path: Path) -> dict:
     return files.table(path, files.COMMITTED)
 
 
-def floor() -> float:
-    """The share of right answers that the better arm of a comparison of accuracies needs: the lower
-    end of its interval is no smaller.
+def least_accuracy() -> float:
+    """A comparison of accuracies counts only where the low end of the better arm's interval is at
+    least this share of right answers; below it the verdict is 'floor'.
     """
     return _rules_file(Path(__file__).parent / "claims.toml")["floor"]
 
 
-def compares_accuracies(test: dict) -> bool:
-    """Whether a test's rule compares shares of right answers, Pass@k or mG-Pass@k of two arms."""
-    return test["unit"] == "share" and bool(_ACCURACY.search(test["estimand"]))
+def compares_accuracies(test: str) -> bool:
+    """Whether a test ('C3.optimum') compares shares of right answers, Pass@k or mG-Pass@k of two
+    arms, as claims.toml lists them.
+    """
+    return test in _rules_file(Path(__file__).parent / "claims.toml")["accuracies"]
 
 
 @functools.cache
 def _parsed(path: Path) -> dict[str, dict]:
     held = _rules_file(path)
     found = {key: item for key, item in held.items() if isinstance(item, dict)}
-    return dict(
-        sorted(
-            found.items(),
-            key=lambda pair: ("CMGT".index(pair[0][0]), int(re.sub(r"\D", "", pair[0])), pair[0]),
+    return {claim: found[claim] for claim in sorted(found, key=_order)}
+
+
+def _order(claim: str) -> tuple[int, int, str]:
+    """Claims by kind, then by number, then by letter. ValueError for an id of another form."""
+    parts = re.fullmatch(rf"([{_KINDS}])(\d+)([a-z]*)", claim)
+    if parts is None:
+        raise ValueError(
+            f"claim {claim!r} in claims.toml: an id is a letter of {_KINDS}, a number and, if need"
+            " be, a small letter, as in C4a"
         )
-    )
+    return _KINDS.index(parts[1]), int(parts[2]), parts[3]
 
 
 def rules() -> dict[tuple[str, str], dict]:
@@ -135,19 +146,15 @@ def rules_hash(names: list[str]) -> str:
     """Hash of the rules of the named tests ('C1.trend', ...): 16 hexadecimal digits. A label is
     wording and not covered.
     """
-    known = {
-        f"{claim}.{test['name']}": test
-        for claim, item in claims().items()
-        for test in item["tests"]
-    }
+    known = {f"{claim}.{test['name']}": test for claim, test in _all_tests(claims())}
     if missing := sorted(set(names) - set(known)):
         raise ValueError(
             f"test {missing[0]!r} has no rule: write it into claims.toml before running it"
         )
-    rules = {
+    covered = {
         name: {key: x for key, x in known[name].items() if key != "label"} for name in sorted(names)
     }
-    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @functools.cache
@@ -335,12 +342,17 @@ def _all_tests(known: dict[str, dict]) -> list[tuple[str, dict]]:
     return [(claim, test) for claim, item in known.items() for test in item["tests"]]
 
 
-def _rows_of(record: dict, evidence: str, known: dict[str, dict]) -> list[Row]:
+def _is_current(record: dict) -> bool:
+    """Whether a record was made under the rules and with the measurement of today."""
     try:
-        current = record["protocol"] == protocol(record["study"])
-        current = current and record["rules_hash"] == rules_hash(list(record["values"]))
+        same = record["protocol"] == protocol(record["study"])
+        return same and record["rules_hash"] == rules_hash(list(record["values"]))
     except ValueError:  # a study or a rule that the evidence names is gone
-        current = False
+        return False
+
+
+def _rows_of(record: dict, evidence: str, known: dict[str, dict]) -> list[Row]:
+    current = _is_current(record)
     tests = [
         (claim, test)
         for claim, test in _all_tests(known)
@@ -350,37 +362,38 @@ def _rows_of(record: dict, evidence: str, known: dict[str, dict]) -> list[Row]:
     tables = [record["values"][f"{claim}.{test['name']}"] for claim, test in tests]
     for (claim, test), (interval, kept) in zip(tests, _intervals(tables, record), strict=True):
         questions = min(len(seed) for seed in kept)
-        needed = known[claim]["scales"].get(record["scale"], {"questions": 64, "seeds": 1})
+        needed = known[claim]["scales"].get(record["scale"], ENOUGH)
+        enough = questions >= needed["questions"] and len(kept) >= needed["seeds"]
         better, low = _better(record.get("arms", {}).get(f"{claim}.{test['name']}", []))
+        armed = better is not None or not compares_accuracies(f"{claim}.{test['name']}")
+        now = verdict(interval, test["side"], test["threshold"])
         before = ""
-        if questions < needed["questions"] or len(kept) < needed["seeds"]:
-            found_verdict = "too few"
-        elif not current or (compares_accuracies(test) and better is None):
-            found_verdict = "stale"
-        else:
-            found_verdict = verdict(interval, test["side"], test["threshold"])
-            if better is not None and not (low is not None and low >= floor()):
-                found_verdict, before = "floor", found_verdict
+        if not (current and armed):
+            now = "stale"
+        elif not enough:
+            now = "too few"
+        elif better is not None and not (low is not None and low >= least_accuracy()):
+            now, before = "floor", now
         found.append(
             Row(
-                claim,
-                test["name"],
-                record["scale"],
-                test["estimand"],
-                test["unit"],
-                interval.estimate,
-                interval.low,
-                interval.high,
-                len(kept),
-                questions,
-                test["control"],
-                test["decisive"],
-                found_verdict,
-                evidence,
-                cut_share(record),
-                better,
-                low,
-                before,
+                claim=claim,
+                test=test["name"],
+                scale=record["scale"],
+                estimand=test["estimand"],
+                unit=test["unit"],
+                estimate=interval.estimate,
+                low=interval.low,
+                high=interval.high,
+                n_seeds=len(kept),
+                n_questions=questions,
+                control=test["control"],
+                decisive=test["decisive"],
+                verdict=now,
+                evidence=evidence,
+                cut=cut_share(record),
+                better=better,
+                better_low=low,
+                before=before,
             )
         )
     return found
@@ -431,8 +444,9 @@ def _named(path: Path) -> str:
 
 
 def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:
-    """Verdict per (claim, scale, evidence file): holds where all decisive tests hold, floor where
-    one is, contradicted where one is and none is floor.
+    """Verdict per (claim, scale, evidence file): holds where all decisive tests hold; else the
+    first of stale, incomplete (a decisive test is missing), too few, floor and contradicted that
+    one of them has; else inconclusive.
     """
     settings: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in table:
@@ -445,8 +459,7 @@ def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:
         if verdicts == {"holds"}:
             out[key] = "holds"
         else:
-            order = ("stale", "incomplete", "too few", "floor", "contradicted")
-            out[key] = next((v for v in order if v in verdicts), "inconclusive")
+            out[key] = next((v for v in _SETTLES if v in verdicts), "inconclusive")
     return out
 
 
@@ -456,11 +469,14 @@ def to_json(table: list[Row]) -> str:
 
 
 def to_text(table: list[Row]) -> str:
-    """The table for a terminal: claims by title, tests by label, and the claims' verdicts below."""
+    """The table for a terminal: claims by title, their tests by label, the decisive ones first, and
+    the claims' verdicts below.
+    """
     heads = f"{'scale':11}{'estimate':>9}  {'[95 % interval]':20}{'unit':16}{'n':11}verdict"
     known, tests, above = claims(), rules(), (None, None)
     lines = [f"      {heads}"] if table else []
-    for row in table:
+    places = list(dict.fromkeys(row.claim for row in table))
+    for row in sorted(table, key=lambda row: (places.index(row.claim), not row.decisive)):
         test = tests[row.claim, row.test]
         if row.claim != above[0]:
             lines.append(f"{known[row.claim]['title']} ({row.claim})")
@@ -471,10 +487,22 @@ def to_text(table: list[Row]) -> str:
         interval = f"[{row.low:.3f}, {row.high:.3f}]"
         numbers = f"{row.estimate:9.3f}  {interval:20}{row.unit:16}"
         lines.append(f"      {row.scale:11}{numbers}n = {row.count + ' ':7}{row.said}")
-    lines.append(
-        "* decisive test, the others explain; n: seeds × questions, or questions; cut:"
-        " share of the samples that had not ended at the greatest number of tokens"
-    )
-    for (claim, scale, evidence), found in summary(table).items():
-        lines.append(f"{known[claim]['title']} ({claim}) at scale {scale}: {found} ({evidence})")
+    lines.append(_note(table))
+    verdicts = summary(table)
+    for (claim, scale, evidence), found in verdicts.items():
+        alike = sum((claim, scale) == key[:2] for key in verdicts) > 1
+        source = f" ({evidence})" if alike else ""
+        lines.append(f"{known[claim]['title']} ({claim}) at scale {scale}: {found}{source}")
     return "\n".join(lines)
+
+
+def _note(table: list[Row]) -> str:
+    """What the signs in a printed table mean, as far as it has them."""
+    parts = ["n: seeds × questions, or questions"]
+    if any(row.decisive for row in table):
+        parts.insert(0, "* decisive test, the others explain")
+    if any(row.cut is not None for row in table):
+        parts.append(
+            "cut: share of the samples that had not ended at the greatest number of tokens"
+        )
+    return "; ".join(parts)

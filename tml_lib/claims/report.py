@@ -7,21 +7,15 @@ measured.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tml_lib.claims import ledger
 from tml_lib.claims.ledger import Row
 
-SCALES = ("tiny", "small", "small-sft", "medium", "medium-sft", "gpu", "published")
+SCALES = ("tiny", "small", "small-sft", "half", "medium", "medium-sft", "gpu", "published")
 CHAPTERS = {  # of the argument, and the claims that belong to each
-    "Does the likelihood of the answer fall along a trajectory?": (
-        "C1",
-        "C2",
-        "T1",
-        "C3",
-        "C6",
-        "C12",
-    ),
+    "Does the loss of the answer fall along a trajectory?": ("C1", "C2", "T1", "C3", "C6", "C12"),
     "Is a trajectory a gradient step?": ("C11", "C11g", "C11t", "G1", "G2", "G3"),
     "Is training on trajectories an outer loop? SFT": ("C4a", "C4s", "C7", "C9", "C10"),
     "Rewards and samples: GRPO": ("C4b", "C5", "C5s", "C8", "C13"),
@@ -108,17 +102,23 @@ def why_not(claim: str, scale: str) -> str:
     return item.get("absent", {}).get(scale, "")
 
 
+def ordered(scales: Iterable[str]) -> list[str]:
+    """Scales in the order of SCALES, each once; others follow by name."""
+    known = {scale: k for k, scale in enumerate(SCALES)}
+    return sorted(set(scales), key=lambda scale: (known.get(scale, len(SCALES)), scale))
+
+
 def overview(table: list[Row]) -> str:
     """Markdown, a line per claim: the paper's number, and verdict, estimate and interval of the
     settling test at each scale.
 
-    Where several evidence files speak of one claim and scale, each has its say. Other scales than
-    SCALES follow.
+    Scales without a verdict have no column. Where several evidence files speak of one claim and
+    scale, each has its say.
     """
     found: dict[tuple[str, str], list[Settled]] = {}
     for item in settled(table):
         found.setdefault((item.claim, item.scale), []).append(item)
-    scales = [*SCALES, *sorted({scale for _, scale in found} - set(SCALES))]
+    scales = ordered({scale for _, scale in found})
     lines = [f"| claim | paper | {' | '.join(scales)} |", "|---" * (2 + len(scales)) + "|"]
     for claim, item in ledger.claims().items():
         cells = [_cell(found.get((claim, scale), []), why_not(claim, scale)) for scale in scales]

@@ -31,6 +31,17 @@ class Sentence:
         """What the ledger says of its claims, where it says anything."""
         return [x for x in found if x.claim in self.claims and x.verdict != "floor"]
 
+    def tested(self, found: list[report.Settled]) -> str:
+        """The sizes of the models that it was tested on; where they disagree, each model with its
+        verdicts, in the order of the claims.
+        """
+        scales = _scales(found, self)
+        if self.verdict != DISAGREE:
+            return ", ".join(dict.fromkeys(size(scale) for scale in scales))
+        verdicts = {(item.claim, item.scale): item.verdict for item in self.decided(found)}
+        said = {s: [verdicts.get((c, s), "no verdict") for c in self.claims] for s in scales}
+        return "; ".join(f"{words(scale)}: {', '.join(each)}" for scale, each in said.items())
+
     def faults(self, found: list[report.Settled]) -> list[str]:
         """What of the ledger speaks against the sentence; none where it is borne out."""
         own = self.decided(found)
@@ -78,6 +89,11 @@ FINDINGS = (
                 "holds",
             ),
             Sentence(
+                "Along the path of such changes, token by token, the answer's loss falls",
+                ("C12",),
+                "holds",
+            ),
+            Sentence(
                 "Training on trajectories works as the paper says: long ones teach more than short"
                 " ones, and many per question teach more than one",
                 ("C4a", "C7"),
@@ -103,8 +119,8 @@ FINDINGS = (
         "contradicted",
         (
             Sentence(
-                "That change is no gradient descent: its steps hardly point along the gradient of"
-                " the answer's loss, and what it changes does not help similar questions",
+                "That change of the weights is no gradient descent: its steps hardly point along"
+                " the gradient of the answer's loss, and it does not help similar questions",
                 ("C11g", "C11t"),
                 "contradicted",
             ),
@@ -124,12 +140,12 @@ FINDINGS = (
         reach=(0, 1),
     ),
     Finding(
-        "What nobody knows yet.",
+        "What is open.",
         "inconclusive",
         (
             Sentence(
-                "Does the right answer become likelier along a right trajectory, and not along a"
-                " wrong one? The models tested disagree",
+                "Does the right answer become likelier along a right trajectory (first verdict),"
+                " and not along a wrong one (second verdict)? The models tested disagree",
                 ("C1", "C2"),
                 DISAGREE,
             ),
@@ -175,8 +191,8 @@ def text(table: list[Row]) -> str:
                     f"the ledger does not bear out {sentence.text!r} ({'; '.join(faults)}): say in"
                     " tml_lib/lessons/findings.py what it does"
                 )
-            sizes = ", ".join(dict.fromkeys(size(scale) for scale in _scales(found, sentence)))
-            said.append(sentence.text + (f" ({sizes})." if sizes else "."))
+            tested = sentence.tested(found)
+            said.append(sentence.text + (f" ({tested})." if tested else "."))
         lines.append(" ".join(said))
     every = [sentence for finding in FINDINGS for sentence in finding.sentences]
     tested = {scale for sentence in every for scale in _scales(found, sentence)}
@@ -185,17 +201,15 @@ def text(table: list[Row]) -> str:
 
 
 def _scales(found: list[report.Settled], sentence: Sentence) -> list[str]:
-    own = {item.scale for item in sentence.decided(found)}
-    return [scale for scale in report.SCALES if scale in own]
+    return report.ordered(item.scale for item in sentence.decided(found))
 
 
 def rows(finding: Finding, table: list[Row]) -> list[tuple[str, Row]]:
     """What the picture of a finding shows: each test at each scale, with its name in words."""
-    order = {scale: k for k, scale in enumerate(report.SCALES)}
-    shown = []
+    scales, shown = report.ordered(row.scale for row in table), []
     for test, name in finding.tests.items():
-        own = [row for row in table if f"{row.claim}.{row.test}" == test and row.scale in order]
-        own.sort(key=lambda row: order[row.scale])
+        own = [row for row in table if f"{row.claim}.{row.test}" == test]
+        own.sort(key=lambda row: scales.index(row.scale))
         shown += [(name.format(words(row.scale)), row) for row in own]
     return shown
 

@@ -257,14 +257,16 @@ def ways_table() -> str:
 
 
 def ledger_table() -> str:
-    """Each claim's verdict from the stored evidence, a column per scale."""
+    """Verdicts from the stored evidence: a row per claim that has one, a column per scale."""
     found = {(item.claim, item.scale): item.verdict for item in report.settled(_stored())}
-    scales = [scale for scale in report.SCALES if any(scale == held for _, held in found)]
+    scales, asked = report.ordered(scale for _, scale in found), {claim for claim, _ in found}
     lines = [
         f"| claim | {' | '.join(f'`{scale}`' for scale in scales)} |",
         "|---" * (1 + len(scales)) + "|",
     ]
     for claim, item in ledger.claims().items():
+        if claim not in asked:
+            continue
         cells = [
             f"**{found[claim, scale]}**" if (claim, scale) in found else "–" for scale in scales
         ]

@@ -17,9 +17,11 @@ from tml_lib.lessons.plots.drawing import at_left
 
 
 def forest(table: list[Row]) -> Figure:
-    """Each test's estimate with its interval beside the threshold that its rule names; a panel per
-    claim, unit and size of effect, under the claim's title.
+    """Each decisive test's estimate with its interval beside the threshold that its rule names; a
+    panel per claim, unit and size of effect, under the claim's title. Where no test is decisive,
+    all are drawn.
     """
+    given, table = table, [row for row in table if row.decisive] or table
     panels: dict[tuple[str, str, bool], list[Row]] = {}  # effects beyond 1 get one of their own
     for row in table:
         panels.setdefault((row.claim, row.unit, abs(row.estimate) > 1), []).append(row)
@@ -44,12 +46,10 @@ def forest(table: list[Row]) -> Figure:
         titled.add(claim)
         title = f"{ledger.claims()[claim]['title']} ({claim})"
         at_left(ax, textwrap.fill(title, 92), 1.0, (0, 5), va="bottom", weight="bold", fontsize=8)
-    figure.suptitle(
-        "Estimate and 95 % interval. Circle: decisive test; diamond: it explains. Tick with arrow:"
-        " threshold and side claimed.",
-        fontsize=7.5,
-        color=names.DARK,
-    )
+    said = "Estimate and 95 % interval. Tick with arrow: threshold and side claimed."
+    if left := len(given) - len(table):
+        said += f" Decisive tests; {left} more explain."
+    figure.suptitle(said, fontsize=7.5, color=names.DARK)
     return figure
 
 

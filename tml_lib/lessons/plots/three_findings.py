@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tml_lib.claims import ledger
 from tml_lib.claims.ledger import Row
 from tml_lib.lessons import findings, names
 from tml_lib.lessons.plots.drawing import at_left
@@ -14,6 +15,7 @@ from tml_lib.lessons.plots.drawing import at_left
 def three_findings(table: list[Row]) -> Figure:
     """A panel per finding; everything in it is said in words beside it."""
     shown = [findings.rows(finding, table) for finding in findings.FINDINGS]
+    whole = {key[:2]: verdict for key, verdict in ledger.summary(table).items()}
     figure, axes = plt.subplots(
         len(shown),
         1,
@@ -22,21 +24,25 @@ def three_findings(table: list[Row]) -> Figure:
         layout="constrained",
     )
     for ax, finding, rows in zip(axes, findings.FINDINGS, shown, strict=True):
-        _panel(ax, finding, rows)
+        _panel(ax, finding, rows, whole)
     return figure
 
 
-def _panel(ax: Axes, finding: findings.Finding, rows: list[tuple[str, Row]]) -> None:
+def _panel(
+    ax: Axes, finding: findings.Finding, rows: list[tuple[str, Row]], whole: dict[tuple, str]
+) -> None:
+    """whole: the claims' verdicts, by claim and scale."""
     at = findings.threshold(finding)
     for y, (_, row) in enumerate(rows):
-        _test(ax, y, row, f"{row.claim}.{row.test}" in finding.compared)
+        compared = f"{row.claim}.{row.test}" in finding.compared
+        _test(ax, y, row, compared, whole.get((row.claim, row.scale), row.verdict))
     ax.axvline(0, zorder=0, **names.REFERENCE)
     ax.axvline(at, zorder=0, **names.DASHED)
     note = {"xytext": (3, 1), "textcoords": "offset points", "fontsize": 7, "color": names.DARK}
     ax.annotate("smallest effect that matters", (at, -0.6), va="bottom", **note)
     edges = [0, at, *finding.reach, *(x for _, row in rows for x in (row.low, row.high))]
     low, room = min(edges), max(edges) - min(edges)
-    right = 0.04 if finding.reach else 0.3  # room for words
+    right = 0.04 if finding.reach else 0.45  # room for words
     ax.set(xlim=(low - 0.04 * room, low + (1 + right) * room), ylim=(len(rows) - 0.4, -0.6))
     ax.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=7.5)
     ax.set_xlabel(finding.axis, fontsize=7.5)
@@ -47,13 +53,16 @@ def _panel(ax: Axes, finding: findings.Finding, rows: list[tuple[str, Row]]) -> 
     at_left(ax, finding.title, 1.0, (0, 14), va="bottom", **title)
 
 
-def _test(ax: Axes, y: float, row: Row, compared: bool) -> None:
-    """A test's estimate and interval, and its verdict in words."""
+def _test(ax: Axes, y: float, row: Row, compared: bool, whole: str) -> None:
+    """A test's estimate and interval, and its verdict in words; whole: its claim's verdict, which
+    is told where it is another.
+    """
     verdict = names.style(names.VERDICTS, row.verdict)
     colour, marker = (names.GREY, "o") if compared else (verdict.colour, verdict.marker)
     ax.plot([row.low, row.high], [y, y], color=colour, lw=2.5, solid_capstyle="butt")
     ax.plot(row.estimate, y, marker, color=colour, ms=6.5)
     said = f"{row.estimate:.2f}".replace("-", "−") + ("" if compared else f", {verdict.name}")
+    said += "" if compared or whole == row.verdict else f" (its claim: {whole})"
     style = {"va": "center", "fontsize": 8, "color": colour}
     style["bbox"] = {"fc": "white", "ec": "none", "pad": 0.5}
     ax.annotate(said, (row.high, y), (6, 0), textcoords="offset points", **style)
