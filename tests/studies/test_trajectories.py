@@ -84,6 +84,9 @@ def test_text_is_not_given_to_what_reads_programs():
 
 def test_evidence_of_another_set_has_a_scale_of_its_own():
     assert trajectories.scale_name("small") == "small"
+    assert trajectories.scale_name("medium", model="qwen2.5-coder-0.5b-instruct") == "half"
+    assert trajectories.scale_name("gpu", model="qwen2.5-coder-1.5b-instruct") == "medium"
+    assert trajectories.scale_name("gpu", model="a/folder") == "gpu"
     assert trajectories.scale_name("gpu", "aime24=a/folder", tuned=True) == "gpu-aime24-sft"
 
 

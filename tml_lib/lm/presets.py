@@ -100,6 +100,7 @@ def preset(name: str) -> Preset:
 REPLAYED = (
     ("small", EMBEDDED_NAME),
     ("small-sft", f"{EMBEDDED_NAME}+sft"),
+    ("half", "qwen2.5-coder-0.5b-instruct"),
     ("medium", PRESETS["medium"].model),
 )
 

@@ -21,7 +21,7 @@ import numpy as np
 from tml_lib.claims.stats import pass_at_k
 from tml_lib.data import gsm
 from tml_lib.data.tiny import Row
-from tml_lib.lm import adapters, models, presets, sampling
+from tml_lib.lm import adapters, fetching, models, presets, sampling
 from tml_lib.lm.answers import grade
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
@@ -260,11 +260,13 @@ def _table(records: Sequence[dict], questions: Sequence[Question], counted) -> e
 
 @functools.lru_cache(maxsize=2)
 def replayed(name: str, dtype: str = "") -> LanguageModel:
-    """A preset's own model by its name in evidence, with the shipped adapter where that ends in
-    '+sft'. dtype: in place of the preset's.
+    """A model that the kit knows by its content, by its name in evidence: one that `fetch` brings,
+    or SmolLM2, with the shipped adapter where the name ends in '+sft'. dtype: in place of the
+    preset's.
     """
-    preset = next(scale.partition("-")[0] for scale, held in presets.REPLAYED if held == name)
-    return load(preset, adapter="stored" if name.endswith("+sft") else "", dtype=dtype)
+    if name in fetching.known():
+        return load("medium", model=name, dtype=dtype)
+    return load("small", adapter="stored" if name.endswith("+sft") else "", dtype=dtype)
 
 
 def _again(evidence: dict, place: int) -> dict[str, float]:

@@ -25,7 +25,7 @@ from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.landscape import path_losses, path_plane
 from tml_lib.measure.parameter_paths import parameter_path
 from tml_lib.records import Question
-from tml_lib.studies import engine, program_probes, trajectories
+from tml_lib.studies import engine, lora, program_probes, trajectories
 from tml_lib.studies.engine import Study
 
 KINDS = ("gold", "corrupted", "foreign", "shuffled")
@@ -203,9 +203,9 @@ STUDY = program_probes.of_reasoners("paths", path_record, QUESTIONS)
 
 
 def _text_again(evidence: dict, place: int) -> dict[str, float]:
-    settings = evidence["settings"]
-    preset, n = evidence["scale"].partition("-")[0], len(evidence["templates"])
-    lm, asked = material(preset, "", n, settings["seed"], dtype="float32")
+    settings, n = evidence["settings"], len(evidence["templates"])
+    lm = lora.replayed(settings["model"], "float32")
+    asked = text_material(lm, n, settings["seed"])
     return text_record(asked[place], Path(), lm=lm, stride=settings["stride"])
 
 

@@ -282,9 +282,10 @@ def make_evidence(
         return program_probes.STUDY.evidence(range(seeds), folder, command=command)
     if not seeds:
         return None
+    model, _, tuned = made.lm.name.partition("+")
     said = {
         "command": runtime.run_command("07", settings),
-        "scale": trajectories.scale_name(preset, data, made.lm.name.endswith("+sft")),
+        "scale": trajectories.scale_name(preset, data, bool(tuned), model),
     }
     asked = questions(n, seed, data)
     return text_evidence(made.lm, asked, folder, seed=seed, max_tokens=max_tokens, **said)

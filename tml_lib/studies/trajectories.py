@@ -18,7 +18,7 @@ import numpy as np
 
 from tml_lib.claims.stats import trend
 from tml_lib.data import gsm, hub
-from tml_lib.lm import models, sampling
+from tml_lib.lm import models, presets, sampling
 from tml_lib.lm.answers import encode, extract, grade, token_ids
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
@@ -98,11 +98,12 @@ def check_data(data: str, preset: str) -> None:
         )
 
 
-def scale_name(preset: str, data: str = "", tuned: bool = False) -> str:
-    """What evidence calls its scale: the preset, the set where it is one of the paper's, 'sft' with
-    an adapter.
+def scale_name(preset: str, data: str = "", tuned: bool = False, model: str = "") -> str:
+    """What evidence calls its scale: that of the model where the kit knows it by name, else the
+    preset; the set where it is one of the paper's; 'sft' with an adapter.
     """
-    return "-".join([preset, *filter(None, [data.partition("=")[0]]), *["sft"] * tuned])
+    scale = {known: scale for scale, known in presets.REPLAYED}.get(model, preset)
+    return "-".join([scale, *filter(None, [data.partition("=")[0]]), *["sft"] * tuned])
 
 
 def build_conditions(

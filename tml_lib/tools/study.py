@@ -234,7 +234,8 @@ def run(options) -> int:
     chosen = {"model": options.model, "adapter": options.adapter, "dtype": subject.dtype}
     chosen["thinking"] = options.thinking
     lm = lora.load(options.preset, **chosen)
-    scale = trajectories.scale_name(options.preset, options.data, bool(options.adapter))
+    named = options.preset, options.data, bool(options.adapter), options.model
+    scale = trajectories.scale_name(*named)
     folder = Path(options.out or _folder(options.subject, lm.name))
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", "tml_lib", *options.words])
