@@ -110,8 +110,8 @@ FINDINGS = (
         {
             "C4a.tokens_greedy": "long trajectories instead of short ones\n({})",
             "C7.greedy": "32 trajectories per question instead of one\n({})",
-            "C5.greedy": "imitation before reward, instead of reward alone\n({})",
-            "C5s.greedy": "imitation before reward, instead of reward alone\n({})",
+            "C5.greedy": "imitation before reward, not reward alone\n({})",
+            "C5s.greedy": "imitation before reward, not reward alone\n({})",
         },
     ),
     Finding(

@@ -42,7 +42,7 @@ def _panel(
     ax.annotate("smallest effect that matters", (at, -0.6), va="bottom", **note)
     edges = [0, at, *finding.reach, *(x for _, row in rows for x in (row.low, row.high))]
     low, room = min(edges), max(edges) - min(edges)
-    right = 0.04 if finding.reach else 0.45  # room for words
+    right = 0.04 if finding.reach else 0.4  # room for words
     ax.set(xlim=(low - 0.04 * room, low + (1 + right) * room), ylim=(len(rows) - 0.4, -0.6))
     ax.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=7.5)
     ax.set_xlabel(finding.axis, fontsize=7.5)
@@ -62,7 +62,7 @@ def _test(ax: Axes, y: float, row: Row, compared: bool, whole: str) -> None:
     ax.plot([row.low, row.high], [y, y], color=colour, lw=2.5, solid_capstyle="butt")
     ax.plot(row.estimate, y, marker, color=colour, ms=6.5)
     said = f"{row.estimate:.2f}".replace("-", "−") + ("" if compared else f", {verdict.name}")
-    said += "" if compared or whole == row.verdict else f" (its claim: {whole})"
+    said += "" if compared or whole == row.verdict else f"\n(its claim: {whole})"
     style = {"va": "center", "fontsize": 8, "color": colour}
     style["bbox"] = {"fc": "white", "ec": "none", "pad": 0.5}
     ax.annotate(said, (row.high, y), (6, 0), textcoords="offset points", **style)
