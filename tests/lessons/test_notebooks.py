@@ -201,13 +201,6 @@ def test_one_exercise_is_an_experiment_and_the_others_formulas(book):
     assert "" in kinds
 
 
-def shares_kept():
-    """What notebook 02 measures live, from its stored evidence: shots -> share of the loss."""
-    path = notebooks.stored_evidence() / "sinusoids.tiny.json"
-    many = [record["by_shots"] for record in ledger.read_evidence(path)["records"]]
-    return {int(k): sum(r[k][5] / r[k][0] for r in many) / len(many) for k in many[0]}
-
-
 @pytest.mark.parametrize("book", CHECKED, ids=lambda book: book.name)
 def test_solutions_satisfy_their_checkers(book, monkeypatch):
     """Each block of code is executed with the notebook's imports and calls a checker, or is an
@@ -228,8 +221,7 @@ def test_solutions_satisfy_their_checkers(book, monkeypatch):
             monkeypatch.setattr(
                 module, check, lambda *a, real=real: passed.add((real.__name__, real(*a)))
             )
-            scope = {"measured": shares_kept()}
-            exec("\n".join([*imports, block]), scope)
+            exec("\n".join([*imports, block]), {})
             monkeypatch.undo()
     assert passed == {(check, True) for check in checkers(name)}
 
