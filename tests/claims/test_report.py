@@ -214,7 +214,7 @@ def test_the_coverage_table_links_to_notebooks():
     ("change", "message"),
     [
         ({"how": "glanced at"}, "how='glanced at'"),
-        ({"where": ("01_theory", "No such heading")}, "no heading 'No such heading'"),
+        ({"where": ("01a_theory", "No such heading")}, "no heading 'No such heading'"),
         ({"where": ("99_none", "Direction")}, "notebook '99_none'"),
         ({"how": "not covered", "note": "", "claims": ()}, "does not say why"),
         ({"how": "tested", "claims": ()}, "no claim is named"),

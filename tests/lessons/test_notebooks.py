@@ -50,7 +50,8 @@ def test_every_notebook_has_its_small_parameters_and_no_other():
 
 
 GPU_CASES = {
-    "01": ("updates", {"n_questions": 1, "stride": 16}),
+    "01a": ("", {}),
+    "01b": ("updates", {"n_questions": 1, "stride": 16}),
     "05a": ("", {"data": "orz_14b"}),
     "05b": ("trajectories", {"n_questions": 1, "tries": 0, "stride": 16, "data": "orz_14b"}),
     "06": ("paths", {"n_questions": 2, "grid": 3, "stride": 8}),
@@ -200,13 +201,6 @@ def test_one_exercise_is_an_experiment_and_the_others_formulas(book):
     assert "" in kinds
 
 
-def shares_kept():
-    """What notebook 02 measures live, from its stored evidence: shots -> share of the loss."""
-    path = notebooks.stored_evidence() / "sinusoids.tiny.json"
-    many = [record["by_shots"] for record in ledger.read_evidence(path)["records"]]
-    return {int(k): sum(r[k][5] / r[k][0] for r in many) / len(many) for k in many[0]}
-
-
 @pytest.mark.parametrize("book", CHECKED, ids=lambda book: book.name)
 def test_solutions_satisfy_their_checkers(book, monkeypatch):
     """Each block of code is executed with the notebook's imports and calls a checker, or is an
@@ -227,8 +221,7 @@ def test_solutions_satisfy_their_checkers(book, monkeypatch):
             monkeypatch.setattr(
                 module, check, lambda *a, real=real: passed.add((real.__name__, real(*a)))
             )
-            scope = {"measured": shares_kept()}
-            exec("\n".join([*imports, block]), scope)
+            exec("\n".join([*imports, block]), {})
             monkeypatch.undo()
     assert passed == {(check, True) for check in checkers(name)}
 
@@ -285,7 +278,7 @@ def test_costs_are_kept_under_the_preset_that_was_run(monkeypatch):
     monkeypatch.setattr(generated, "measured", lambda: {"notebooks": {}})
     monkeypatch.setattr(generated, "record", lambda **parts: kept.update(parts["notebooks"]))
     names = {book.number: book for book in BOOKS}
-    settings = {"02": {}, "05a": {"seed": 3}, "01": {"preset": "gpu"}}
+    settings = {"02": {}, "05a": {"seed": 3}, "01a": {"preset": "gpu"}}
     generated.record_notebooks(
         [
             notebooks.Result(names[k].name, True, 1.0, 2.0, parameters)
@@ -295,14 +288,14 @@ def test_costs_are_kept_under_the_preset_that_was_run(monkeypatch):
     assert {name.partition("_")[0]: list(costs) for name, costs in kept.items()} == {
         "02": ["any"],
         "05a": ["small"],
-        "01": ["gpu"],
+        "01a": ["gpu"],
     }
     assert kept[names["05a"].name]["small"] == {
         "seconds": 1.0,
         "memory_mb": 2.0,
         "settings": {"seed": 3},
     }
-    assert "settings" not in kept[names["01"].name]["gpu"], "the preset is the key"
+    assert "settings" not in kept[names["01a"].name]["gpu"], "the preset is the key"
 
 
 @pytest.mark.parametrize(
@@ -571,7 +564,7 @@ def test_a_parameter_goes_to_the_notebooks_that_declare_it(tiny_books):
 
 def test_a_preset_of_other_questions_is_refused_by_notebook():
     books = [book for book in notebooks.discover() if book.preset]
-    assert {book.number for book in books} >= {"01", "05a", "05b"}
+    assert {book.number for book in books} >= {"01a", "01b", "05a", "05b"}
     every = ["small", "medium", "gpu", "tiny"]
     assert all(book.presets == (every if book.any_preset else every[:-1]) for book in books)
     with pytest.raises(
@@ -579,7 +572,7 @@ def test_a_preset_of_other_questions_is_refused_by_notebook():
         match=r"notebook 0\d[a-z]?_\w+ does not ask the questions of preset 'tiny': give it small",
     ):
         notebooks.check_given([book for book in books if not book.any_preset], {"preset": "tiny"})
-    assert notebooks.discover()[2].presets == []
+    assert notebooks.discover()[3].presets == []
 
 
 def test_storing_outputs_drops_progress_and_run_metadata(tiny_books, tmp_path):

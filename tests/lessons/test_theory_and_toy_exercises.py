@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tml_lib.lessons.exercises import gradient_descent_written_out, theory, toy_maml
+from tml_lib.lessons.exercises import (
+    gradient_descent_written_out,
+    theory,
+    toy_maml,
+    update_or_descent,
+)
 
 
 def rank_one(x, W, target):
@@ -155,17 +160,59 @@ def test_meta_gradient_checker(attempt, right, says, capsys):
     assert says in capsys.readouterr().out
 
 
+def best_start(power=2, factor=2, outer=True):
+    def attempt(c, m, inner_lr):
+        weight = c**outer * (1 - factor * inner_lr * c) ** power
+        return np.sum(weight * m) / np.sum(weight)
+
+    return attempt
+
+
 @pytest.mark.parametrize(
     ("attempt", "right", "says"),
     [
         (None, None, "not attempted"),
-        ({1: 0.9, 10: 0.15}, True, "within a factor of 2"),
-        ({1: 0.9, 10: 0.9}, False, "off by a factor of 9.0 at 10 shots"),
-        ({1: 0.9}, False, "[10] are missing"),
+        (best_start(), True, "right"),
+        (best_start(power=0), False, "before adapting"),
+        (best_start(power=1), False, "square"),
+        (best_start(factor=1), False, "2 c (w - m)"),
+        (best_start(outer=False), False, "the factor c"),
+        (lambda c, m, lr: c * m, False, "one number"),
+        (lambda c, m, lr: 0.0, False, "the derivative"),
     ],
 )
-def test_support_size_checker(attempt, right, says, capsys):
-    assert toy_maml.check_support_size(attempt, {1: 1.0, 10: 0.1}) is right
+def test_best_start_checker(attempt, right, says, capsys):
+    assert toy_maml.check_best_start(attempt) is right
+    assert says in capsys.readouterr().out
+
+
+def step_cosine(sign=-1, before=1.0, lengths=True, matrices=True):
+    def attempt(D_before, D_after, H_a, g):
+        D = D_after - before * D_before
+        S, gradient = (np.linalg.pinv(H_a) @ D).T, g.T @ H_a
+        if not matrices:
+            S, gradient = D, g
+        size = np.linalg.norm(S) * np.linalg.norm(gradient) if lengths else 1.0
+        return sign * np.sum(S * gradient) / size
+
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("attempt", "right", "says"),
+    [
+        (None, None, "not attempted"),
+        (step_cosine(), True, "right"),
+        (step_cosine(sign=1), False, "the sign"),
+        (step_cosine(before=0.0), False, "its change since token i-1"),
+        (step_cosine(lengths=False), False, "divide by both lengths"),
+        (step_cosine(matrices=False), False, "made with H_a"),
+        (lambda D_before, D_after, H_a, g: g, False, "one number"),
+        (lambda D_before, D_after, H_a, g: 2.0, False, "check H_a"),
+    ],
+)
+def test_step_cosine_checker(attempt, right, says, capsys):
+    assert update_or_descent.check_step_cosine(attempt) is right
     assert says in capsys.readouterr().out
 
 

@@ -14,7 +14,7 @@ trajectory in context, and leaves all other rows, the prompt's, as they were. Ap
 layer, or to all layers in order, it gives the with-trajectory logits.
 
 Deviations from the paper: its proof changes W_q, W_k and W_v and does not go through as printed
-(notebook `01_theory`); we change one projection of the MLP. With `protect=False` H is the answer's
+(notebook `01a_theory`); we change one projection of the MLP. With `protect=False` H is the answer's
 rows alone: the prompt's may then change, the answer's logits are as exact, and in the last layer no
 exact update of that projection is smaller.
 """

@@ -1,5 +1,5 @@
-"""Checkers for the exercises on MAML on toy tasks: the inner loop, the meta-gradient, and what a
-larger support set brings.
+"""Checkers for the exercises on MAML on toy tasks: the best start, the inner loop, the
+meta-gradient.
 """
 
 from __future__ import annotations
@@ -101,28 +101,32 @@ def check_meta_gradient(attempt: Callable | None) -> bool | None:
 
 
 @checker
-def check_support_size(attempt: dict[int, float] | None, measured: dict[int, float]) -> bool | None:
-    """Exercise: predict, by number of shots, the query loss after the inner loop as a share of the
-    loss before it.
-
-    Right where every prediction lies within a factor of 2 of what is measured.
+def check_best_start(attempt: Callable | None) -> bool | None:
+    """Exercise: best_start(c, m, inner_lr), the w with the lowest mean of c (w' - m)² after one
+    inner step w' = w - 2 inner_lr c (w - m); c, m: (tasks,).
     """
     if attempt is None:
         return say("not attempted")
-    if missing := sorted(set(measured) - set(attempt)):
-        return say(
-            f"not yet: predict a share for every number of shots, {missing} are missing", False
-        )
-    for shots, share in measured.items():
-        print(f"{shots:3d} shots: predicted {attempt[shots]:.2f}, measured {share:.2f}")
-    off = max(measured, key=lambda shots: abs(np.log(max(attempt[shots], 1e-9) / measured[shots])))
-    factor = float(np.exp(abs(np.log(max(attempt[off], 1e-9) / measured[off]))))
-    if factor <= 2:
-        return say(
-            f"right: every share within a factor of 2 (worst: {factor:.1f}, at {off} shots)", True
-        )
+    c, m, inner_lr = np.array([4.0, 0.5, 1.5]), np.array([-1.0, 2.0, 0.5]), 0.1
+    got = np.asarray(attempt(c, m, inner_lr), dtype=float)
+    if got.shape != ():
+        return say(f"not yet: the start is one number, yours has shape {got.shape}", False)
+
+    def mean_by(weight: np.ndarray) -> float:
+        return float(np.sum(weight * m) / np.sum(weight))
+
+    left = 1 - 2 * inner_lr * c  # of the distance to the minimum, after one step
+    mistakes = {
+        "this is the best start before adapting": mean_by(c),
+        "the loss is the square of what is left of the distance": mean_by(c * left),
+        "the gradient of c (w - m)² is 2 c (w - m)": mean_by(c * (1 - inner_lr * c) ** 2),
+        "the loss after the step still has the factor c": mean_by(left**2),
+    }
+    if np.isclose(got, mean_by(c * left**2)):
+        return say("right: a mean of the minima, weighted by what one step leaves undone", True)
+    for hint, wrong in mistakes.items():
+        if np.isclose(got, wrong):
+            return say(f"not yet: {hint}", False)
     return say(
-        f"not yet: off by a factor of {factor:.1f} at {off} shots; how many numbers describe one"
-        " sinusoid?",
-        False,
+        "not yet: write w' - m as a number times (w - m), then set the derivative to 0", False
     )

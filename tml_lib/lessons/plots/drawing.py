@@ -31,7 +31,7 @@ def idea() -> Figure:
             ["question", "θ", "θ'₁", "θ'₂", "answer NLL L̂"],
         ),
     )
-    steps = (("−η∇L(support)", "−η∇L(support)"), ("token t₁", "token t₂"))
+    steps = (("−α∇L(support)", "−α∇L(support)"), ("token t₁", "token t₂"))
     loops = (
         "outer loop: change θ so that the adapted θ' solves the query",
         "outer loop: train θ through the trajectory",
