@@ -248,5 +248,9 @@ def relative_changes(ax: Axes, rows: list[list], marks: tuple[str, ...]) -> Axes
     ax.set(
         xscale="log", yscale="log", xlabel="L̂ before the token (nats per token)", ylabel="|ΔL̂| / L̂"
     )
+    ax.axhline(1, zorder=0, **names.DOTTED)
+    note = {"fontsize": 7, "color": names.DARK, "va": "bottom", "xytext": (3, 5)}
+    place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points"}
+    ax.annotate("ratio 1: a fall of L̂ to zero", (0, 1), **place, **note)
     ax.legend(fontsize=8, loc="lower left")
     return ax
