@@ -96,7 +96,7 @@ def test_bench_json_is_only_rows(capsys, monkeypatch):
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(notebooks, "new_run", lambda: pytest.fail("a run was started"))
+    monkeypatch.setattr(notebooks, "new_run", lambda *_: pytest.fail("a run was started"))
     assert cli.main(arguments) == 2
     assert message in capsys.readouterr().err
 
