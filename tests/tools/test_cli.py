@@ -137,6 +137,24 @@ def test_verify_refuses_a_study_without_evidence(capsys):
     assert "'nope' has no stored evidence" in capsys.readouterr().err
 
 
+def test_verify_replays_the_record_that_is_named(capsys):
+    assert cli.main(["verify", "rl", "published", "--record", "seed 1", "--within", "1"]) == 0
+    _, *lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["rl.tiny.json"]
+    assert "seed 1 " in lines[0]
+
+
+def test_verify_lists_the_records_where_one_is_unknown(capsys):
+    arguments = ["verify", "rl", "published", "trajectories", "--record", "seed 99"]
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert (
+        "no record 'seed 99' can be replayed here. There are: published.published.json: all" in said
+    )
+    assert "; rl.tiny.json: seed 0 to seed " in said
+    assert "trajectories.small.json: question 0 to question 143" in said
+
+
 @pytest.mark.parametrize("words", [["verify", "--records"], ["study", "paths", "--n"]])
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "many"])
 def test_counts_are_checked_where_they_are_given(words, value, capsys):

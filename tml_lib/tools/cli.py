@@ -151,6 +151,12 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument(
         "--records", type=_count, default=1, help="records drawn for each way of replay (default 1)"
     )
+    again.add_argument(
+        "--record",
+        default="",
+        metavar="NAME",
+        help="replay this record alone, by its name in the table, such as 'question 7'",
+    )
     again.add_argument("--seed", type=int, default=0, help="which records are drawn (default 0)")
     again.add_argument(
         "--within",
