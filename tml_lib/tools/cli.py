@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tml_lib", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(
         required=True,
-        metavar="run|list|check|fetch|study|bench|report|verify|site|plan|sweep|checkpoints",
+        metavar="run|list|check|fetch|study|bench|report|verify|site|class|plan|sweep|checkpoints",
     )
     run = commands.add_parser("run", help="execute notebooks headless into runs/<time>/")
     run.add_argument(
@@ -173,6 +173,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     pages.add_argument("--out", type=Path, help="folder (default: runs/site)")
     pages.set_defaults(command=_site)
+    copies = commands.add_parser(
+        "class", help="copies of the notebooks without outputs and solutions, for a class"
+    )
+    copies.add_argument("--out", type=Path, help="a new folder (default: runs/class)")
+    copies.set_defaults(command=_class)
     plan = commands.add_parser(
         "plan",
         help="what claims cost at the paper's scale or on a free T4: tokens, memory, GPU-hours",
@@ -440,6 +445,14 @@ def _site(options) -> int:
     from tml_lib.tools import site
 
     print(f"open {_short(site.build(options.out))}")
+    return 0
+
+
+def _class(options) -> int:
+    from tml_lib.tools import classroom
+
+    out = _short(classroom.build(options.out))
+    print(f"open them with `{_short(Path(sys.executable))} -m jupyter lab --notebook-dir={out}`")
     return 0
 
 
