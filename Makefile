@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab site bench verify medium checkpoints
+.PHONY: help setup run test lab site class bench verify medium checkpoints
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -47,6 +47,9 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 
 site: $(STAMP)  ## the kit as a website in runs/site/, the report its front page; no network needed (ARGS="--out DIR")
 	$(BIN)/python -m tml_lib site $(ARGS)
+
+class: $(STAMP)  ## copies of the notebooks in runs/class/, without outputs and solutions, for a class (ARGS="--out DIR")
+	$(BIN)/python -m tml_lib class $(ARGS)
 
 bench: $(STAMP)  ## speed of probe, path, meta-gradients, sampling, SFT and landscape against the usual ways (ARGS="path", ...)
 	$(BIN)/python -m tml_lib bench $(ARGS)

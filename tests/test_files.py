@@ -109,6 +109,11 @@ READERS = {
         lambda p: notebooks._finished(p.parent.parent, "05_a", {}),
         "delete it, and `run --resume` executes the notebook again",
     ),
+    "what a run was begun with": (
+        lambda f: f / "run.json",
+        lambda p: notebooks.begun_with(p.parent),
+        "start a new run, without --resume",
+    ),
     "a notebook": (lambda f: f / "05_a.ipynb", notebooks._describe, "back from git"),
     "a notebook as such": (lambda f: f / "a.ipynb", lambda p: files.notebook(p, "no"), "no"),
     "measured.json": (lambda f: f / "measured.json", measured, "back from git"),

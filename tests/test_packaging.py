@@ -158,6 +158,7 @@ def test_make_help_lists_every_target():
         "checkpoints",
         "medium",
         "site",
+        "class",
         "verify",
     }
 

@@ -24,6 +24,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "notebooks" / "README.md",
+    ROOT / "notebooks" / "TEACHING.md",
     *sorted((ROOT / "notebooks").glob("*.ipynb")),
 ]
 TEXTS = [
@@ -123,6 +124,15 @@ def dead(path) -> list[str]:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_relative_links_lead_to_files_and_to_places_in_them(path):
     assert dead(path) == []
+
+
+def test_the_exercises_that_the_page_for_teachers_sets_exist():
+    folder = ROOT / "notebooks"
+    named = set(re.findall(r"\b(\d\d[a-z]?)\.(\d)\b", prose(folder / "TEACHING.md")))
+    assert len(named) > 10
+    for number, exercise in sorted(named):
+        (book,) = folder.glob(f"{number}_*.ipynb")
+        assert f"**{exercise}." in prose(book), (number, exercise)
 
 
 def test_the_search_for_dead_links_finds_them(tmp_path):

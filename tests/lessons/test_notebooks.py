@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 
 import nbformat
 import papermill
@@ -29,6 +30,7 @@ from tml_lib.data import hub
 from tml_lib.lessons import generated, notebooks
 from tml_lib.lm import models
 from tml_lib.studies import lora, rl, supervised, toy_maml, written_descent
+from tml_lib.tools import cli
 
 BOOKS = notebooks.discover()
 SMALL = yaml.safe_load((notebooks.folder() / "params.yaml").read_text(encoding="utf8"))
@@ -433,7 +435,7 @@ from tml_lib.lessons import notebooks
 from tml_lib.tools import cli
 books, out = map(Path, sys.argv[1:])
 notebooks.folder = lambda: books
-notebooks.new_run = lambda: out
+notebooks.new_run = lambda *_: out
 sys.exit(cli.main(["run", "-p", "wait", "120"]))
 """
 
@@ -452,7 +454,7 @@ def test_sigterm_ends_papermill_and_its_kernel_and_keeps_what_finished(tiny_book
         child.send_signal(signal.SIGTERM)
         said = child.communicate(timeout=60)[1].decode()
     assert child.returncode == 143
-    assert "what had finished is kept, and `python -m tml_lib run --resume` resumes" in said
+    assert f"kept in {os.path.relpath(out)}, and `python -m tml_lib run --resume` resumes" in said
     assert psutil.wait_procs(below, timeout=5)[1] == []
     assert (out / "00_quick.ipynb").is_file()
     assert not (out / "01_slow.ipynb").exists()
@@ -495,10 +497,53 @@ def test_a_notebook_cut_short_does_not_hide_why(tmp_path, written, tail, said):
 def test_runs_that_begin_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "project_root", lambda: tmp_path)
     monkeypatch.setattr(time, "strftime", lambda form: "20260101-000000")
-    made = [notebooks.new_run() for _ in range(3)]
+    made = [notebooks.new_run(BOOKS, {}) for _ in range(3)]
     assert len(set(made)) == 3
     assert notebooks.newest_run() == made[-1]
     assert all((folder / "evidence").is_dir() for folder in made)
+
+
+def test_a_run_is_resumed_with_what_it_was_begun_with(tiny_books, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runtime, "project_root", lambda: tmp_path)
+    executed = []
+
+    def execute(book, settings, out, *_):
+        executed.append((book.name, settings, out))
+        (out / f"{book.name}.ipynb").touch()
+        result = notebooks.Result(book.name, True, 1.0, 1, settings)
+        runtime.write_text(out / "state" / f"{book.name}.json", json.dumps(asdict(result)))
+        if len(executed) == 1:
+            raise KeyboardInterrupt
+        return result
+
+    tiny_book(notebooks.folder(), "02_other", "print(2)")
+    monkeypatch.setattr(notebooks, "_execute", execute)
+    monkeypatch.setattr(notebooks, "stored_evidence", lambda: tmp_path / "none")
+    assert cli.main(["run", "01", "00", "-p", "wait", "3", "--jobs", "1"]) == 130
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"kept in {os.path.relpath(folder)}, and `python -m" in capsys.readouterr().err
+    for disagreeing in (
+        ["00"],
+        ["-p", "wait", "4"],
+        ["02"],
+        ["-p", "wait", "3", "-p", "seed", "1"],
+    ):
+        assert cli.main(["run", "--resume", *disagreeing]) == 2
+        said = capsys.readouterr().err
+        assert "was begun with `python -m tml_lib run 01 00 -p wait 3`: `python -m" in said
+    assert cli.main(["run", "--resume", "00", "01", "-p", "wait", "3"]) == 0, "they agree"
+    assert cli.main(["run", "--resume"]) == 0
+    both = [("01_slow", {"wait": 3}, folder), ("00_quick", {"wait": 3}, folder)]
+    assert executed == both, "each once, into one folder"
+
+
+def test_an_interrupt_before_a_run_begins_promises_nothing(tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(notebooks, "new_run", interrupt)
+    assert cli.main(["run", "00"]) == 130
+    assert "interrupted; the same command begins anew" in capsys.readouterr().err
 
 
 def test_the_index_of_a_run_escapes_names_and_messages(tmp_path):

@@ -96,7 +96,7 @@ def test_bench_json_is_only_rows(capsys, monkeypatch):
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(notebooks, "new_run", lambda: pytest.fail("a run was started"))
+    monkeypatch.setattr(notebooks, "new_run", lambda *_: pytest.fail("a run was started"))
     assert cli.main(arguments) == 2
     assert message in capsys.readouterr().err
 
@@ -135,6 +135,24 @@ def test_verify_prints_rows_and_fails_where_a_number_differs(capsys, monkeypatch
 def test_verify_refuses_a_study_without_evidence(capsys):
     assert cli.main(["verify", "nope"]) == 2
     assert "'nope' has no stored evidence" in capsys.readouterr().err
+
+
+def test_verify_replays_the_record_that_is_named(capsys):
+    assert cli.main(["verify", "rl", "published", "--record", "seed 1", "--within", "1"]) == 0
+    _, *lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["rl.tiny.json"]
+    assert "seed 1 " in lines[0]
+
+
+def test_verify_lists_the_records_where_one_is_unknown(capsys):
+    arguments = ["verify", "rl", "published", "trajectories", "--record", "seed 99"]
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert (
+        "no record 'seed 99' can be replayed here. There are: published.published.json: all" in said
+    )
+    assert "; rl.tiny.json: seed 0 to seed " in said
+    assert "trajectories.small.json: question 0 to question 143" in said
 
 
 @pytest.mark.parametrize("words", [["verify", "--records"], ["study", "paths", "--n"]])

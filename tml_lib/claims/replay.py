@@ -89,18 +89,28 @@ def verify(
     records: int = 1,
     seed: int = 0,
     within: float = math.inf,
+    record: str = "",
 ) -> Iterator[Check]:
     """Draw `records` records for each way of replay that takes at most `within` seconds, and
-    compare number by number.
+    compare number by number. record: the name of the only one to replay, in place of a draw; no
+    check where the evidence has no such record.
     """
     evidence = ledger.read_evidence(path)
     for replay in replays:
         names = list(replay.names(evidence)) if replay.seconds <= within else []
         draw = random.Random(f"{seed}/{Path(path).name}/{replay.kind}")
-        for name in draw.sample(names, min(records, len(names))):
+        drawn = draw.sample(names, min(records, len(names)))
+        for name in [name for name in names if name == record] if record else drawn:
             for test, (stored, replayed) in replay.again(evidence, name).items():
                 limit = tolerance(evidence["study"], replay.kind, test, stored)
                 yield Check(Path(path).name, name, replay.kind, test, stored, replayed, limit)
+
+
+def records_of(path: Path, replays: Sequence[Replay], *, within: float = math.inf) -> list[str]:
+    """The names of all records that `verify` can replay of an evidence file."""
+    evidence = ledger.read_evidence(path)
+    names = [name for r in replays if r.seconds <= within for name in r.names(evidence)]
+    return list(dict.fromkeys(names))
 
 
 def to_text(checks: Sequence[Check]) -> str:

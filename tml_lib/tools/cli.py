@@ -40,23 +40,31 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options)
     except KeyboardInterrupt as error:
-        again = (
-            "`python -m tml_lib run --resume` resumes"
-            if options.command is _run
-            else "the same command resumes"
-        )
-        print(f"\ninterrupted; what had finished is kept, and {again}", file=sys.stderr)
+        print(f"\ninterrupted; {_what_is_kept(options)}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
     except (ValueError, TypeError, LookupError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
+def _what_is_kept(options) -> str:
+    """What an interrupted command leaves, and how to resume it."""
+    if options.command in (_study, _sweep, _fetch):
+        return "what had finished is kept, and the same command resumes"
+    if options.command is not _run or options.out is None:
+        return "the same command begins anew"
+    again = "python -m tml_lib run --resume" + " --store" * options.store
+    return (
+        f"what had finished is kept in {_short(options.out)}, and `{again}` resumes the newest run"
+        " with its notebooks and settings"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tml_lib", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(
         required=True,
-        metavar="run|list|check|fetch|study|bench|report|verify|site|plan|sweep|checkpoints",
+        metavar="run|list|check|fetch|study|bench|report|verify|site|class|plan|sweep|checkpoints",
     )
     run = commands.add_parser("run", help="execute notebooks headless into runs/<time>/")
     run.add_argument(
@@ -71,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a notebook parameter",
     )
     run.add_argument(
-        "--resume", action="store_true", help="resume the newest run: finished notebooks are kept"
+        "--resume",
+        action="store_true",
+        help="resume the newest run, with the notebooks and settings that it was begun with",
     )
     run.add_argument("--jobs", type=_count, help="notebooks side by side (default: one per core)")
     run.add_argument(
@@ -79,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="maintainers: put outputs and measured costs into notebooks/",
     )
-    run.set_defaults(command=_run)
+    run.set_defaults(command=_run, out=None)
     listing = commands.add_parser(
         "list", help="list the notebooks, their parameters and the presets"
     )
@@ -141,6 +151,12 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument(
         "--records", type=_count, default=1, help="records drawn for each way of replay (default 1)"
     )
+    again.add_argument(
+        "--record",
+        default="",
+        metavar="NAME",
+        help="replay this record alone, by its name in the table, such as 'question 7'",
+    )
     again.add_argument("--seed", type=int, default=0, help="which records are drawn (default 0)")
     again.add_argument(
         "--within",
@@ -157,6 +173,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     pages.add_argument("--out", type=Path, help="folder (default: runs/site)")
     pages.set_defaults(command=_site)
+    copies = commands.add_parser(
+        "class", help="copies of the notebooks without outputs and solutions, for a class"
+    )
+    copies.add_argument("--out", type=Path, help="a new folder (default: runs/class)")
+    copies.set_defaults(command=_class)
     plan = commands.add_parser(
         "plan",
         help="what claims cost at the paper's scale or on a free T4: tokens, memory, GPU-hours",
@@ -256,18 +277,21 @@ def _run(options) -> int:
     from tml_lib.lessons import generated
 
     began = time.perf_counter()
-    books = notebooks.select(options.notebook)
-    settings = notebooks.check_given(books, _given(options.p))
+    books, given = notebooks.select(options.notebook), _given(options.p)
+    if options.resume:
+        options.out, books, given = notebooks.resumed(options.notebook, given)
+    settings = notebooks.check_given(books, given)
     for name in {settings[book.name].get("preset", book.preset) for book in books} - {""}:
         if presets.is_converted(presets.preset(name).model):
             from tml_lib.lm import models
 
             # converted here once rather than by two notebooks at the same time
             models.prepare(name)
-    out = notebooks.newest_run() if options.resume else notebooks.new_run()
+    out = options.out = options.out or notebooks.new_run(books, given)
     print(f"{len(books)} notebooks into {_short(out)}", file=sys.stderr)
     results = notebooks.run(books, settings, out, jobs=options.jobs)
     index = notebooks.write_index(out, results)
+    everything = books == notebooks.discover()
     seconds = time.perf_counter() - began
     if options.store:
         own = {
@@ -279,9 +303,9 @@ def _run(options) -> int:
             if result.ok and result.name in own:  # at another preset only the costs are kept
                 notebooks.store(result, out)
         generated.record_notebooks([r for r in results if r.ok])
-        if not options.notebook and not options.resume:
+        if everything and not options.resume:
             generated.record(commands={"run": round(seconds)})
-    print(ledger.to_text(_shown(books, out, everything=not options.notebook)))
+    print(ledger.to_text(_shown(books, out, everything=everything)))
     failed = [result.name for result in results if not result.ok]
     print(
         f"\n{len(results) - len(failed)} of {len(results)} notebooks finished in {seconds:.0f} s."
@@ -421,6 +445,14 @@ def _site(options) -> int:
     from tml_lib.tools import site
 
     print(f"open {_short(site.build(options.out))}")
+    return 0
+
+
+def _class(options) -> int:
+    from tml_lib.tools import classroom
+
+    out = _short(classroom.build(options.out))
+    print(f"open them with `{_short(Path(sys.executable))} -m jupyter lab --notebook-dir={out}`")
     return 0
 
 

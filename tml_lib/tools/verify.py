@@ -6,14 +6,15 @@ import json
 import math
 import sys
 import time
+from pathlib import Path
 
 from tml_lib.claims import ledger, replay
 from tml_lib.lessons import notebooks
 
 
 def run(options) -> int:
-    """Replay records of the studies named (all by default); 0 where every number lies within its
-    tolerance.
+    """Replay records of the studies named (all by default), or the one record named; 0 where every
+    number lies within its tolerance.
     """
     from tml_lib.studies.replays import REPLAYS
 
@@ -29,10 +30,17 @@ def run(options) -> int:
     wanted = [
         path for path in paths if not options.study or path.name.split(".")[0] in options.study
     ]
+    if options.record:
+        wanted = _with_record(wanted, options.record, within)
     for k, path in enumerate(wanted):
         began, study = time.perf_counter(), ledger.read_evidence(path)["study"]
         found = replay.verify(
-            path, REPLAYS[study], records=options.records, seed=options.seed, within=within
+            path,
+            REPLAYS[study],
+            records=options.records,
+            seed=options.seed,
+            within=within,
+            record=options.record,
         )
         try:
             checks += found
@@ -48,6 +56,31 @@ def run(options) -> int:
         )
     _show(checks, options.json)
     return 0 if all(check.ok for check in checks) else 1
+
+
+def _with_record(paths: list[Path], record: str, within: float) -> list[Path]:
+    """The evidence files that have a record of that name; ValueError where none has, with the names
+    that there are.
+    """
+    from tml_lib.studies.replays import REPLAYS
+
+    held = {
+        path: replay.records_of(path, REPLAYS[ledger.read_evidence(path)["study"]], within=within)
+        for path in paths
+    }
+    if not any(record in names for names in held.values()):
+        there = "; ".join(f"{path.name}: {_listed(names)}" for path, names in held.items())
+        raise ValueError(f"no record {record!r} can be replayed here. There are: {there}")
+    return [path for path, names in held.items() if record in names]
+
+
+def _listed(names: list[str]) -> str:
+    """Records' names, shortened where many differ in their number only."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(name.rstrip("0123456789"), []).append(name)
+    said = [of if len(of) < 3 else [f"{of[0]} to {of[-1]}"] for of in kinds.values()]
+    return ", ".join(name for group in said for name in group) or "none"
 
 
 def _show(checks: list[replay.Check], as_json: bool) -> None:
