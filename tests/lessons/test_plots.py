@@ -29,7 +29,7 @@ def close_figures():
 
 
 def test_curve_draws_the_values_and_the_statement(curve):
-    ax = plots.curve(plt.figure().add_subplot(), curve, alpha=0.5)
+    ax = plots.curve(plt.figure().add_subplot(), curve, smoothing=0.5)
     drawn = [line.get_ydata() for line in ax.lines]
     np.testing.assert_array_equal(drawn[0], curve.answer_nll)
     assert drawn[1][1] == pytest.approx(3.05)

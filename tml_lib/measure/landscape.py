@@ -10,7 +10,7 @@ projected on their own first two principal directions, over the loss in that ver
 lies in the last layer's output projection. There an update ΔW = Dᵀ V adds D to the layer's output
 on the answer's rows, so a point of the plane costs a head and no more.
 
-Deviations from the paper: weights are written as θ + α₁ d₁ + α₂ d₂ beside the model's own, which
+Deviations from the paper: weights are written as θ + u₁ d₁ + u₂ d₂ beside the model's own, which
 are never touched, so that not a bit of them changes (adding and subtracting in place drifts); many
 questions share a pass; the Gaussian numbers of a 16-bit model are rounded to steps of 1/32.
 """
@@ -141,7 +141,7 @@ def random_plane(model: torch.nn.Module, seed: int, *, scaling: str = "filter") 
 
 @contextlib.contextmanager
 def displaced(model: torch.nn.Module, plane: Plane) -> Iterator:
-    """A function that puts the model at θ + α₁ d₁ + α₂ d₂. Each module has its displaced weights
+    """A function that puts the model at θ + u₁ d₁ + u₂ d₂. Each module has its displaced weights
     for the time of its forward pass only, so that one module's are in memory beside the model's
     own; after a pass, also one that an exception ended, its own tensors are back.
     """
@@ -207,7 +207,7 @@ def landscape(
     batch_size: int = 16,
     progress: bool = False,
 ) -> Landscape:
-    """L̂ of every question's answer at θ + α₁ d₁ + α₂ d₂ for α₁ in `first`, α₂ in `second`, in nats
+    """L̂ of every question's answer at θ + u₁ d₁ + u₂ d₂ for u₁ in `first`, u₂ in `second`, in nats
     per token.
 
     trajectories: one per question to stand in context; none by default, as in the paper. The

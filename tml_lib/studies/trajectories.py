@@ -357,11 +357,13 @@ def by_condition(
     tables: Sequence[dict[str, dict]], kinds: Sequence[str]
 ) -> dict[str, list[ProbeCurve]]:
     """The curves of the right answer by kind, of the questions that have it. tables: the 'curves'
-    of records, or of evidence.
+    of records, or of evidence. A corrupted text that states the right answer by chance is left out,
+    as in the tests.
     """
+    found = {kind: [curve_of({"curves": held}, kind) for held in tables] for kind in kinds}
     return {
-        kind: [curve for held in tables if (curve := curve_of({"curves": held}, kind))]
-        for kind in kinds
+        kind: [c for c in curves if c and (kind != "corrupted" or c.stated_at is None)]
+        for kind, curves in found.items()
     }
 
 

@@ -15,6 +15,7 @@ from tml_lib.lessons import names
 from tml_lib.records import ProbeCurve
 
 NLL_LABEL = "answer NLL L̂ (nats per token)"
+FEWEST = 8  # questions: the mean of fewer is drawn without a band
 
 
 def curve(
@@ -23,12 +24,13 @@ def curve(
     *,
     kind: str = "gold",
     label: str | None = None,
-    alpha: float | None = None,
+    smoothing: float | None = None,
 ) -> Axes:
     """L̂ against the number of trajectory tokens read, with a mark where the answer is first
     stated.
 
-    alpha: also draw the exponential moving average that the paper's notebook plots (0.01 there).
+    smoothing: also draw the exponential moving average that the paper's notebook plots, in which a
+    new value has this weight (0.01 there).
     """
     style = names.style(names.CONDITIONS, kind)
     ax.plot(
@@ -37,24 +39,25 @@ def curve(
         lw=1.6,
         **(style.line | ({"label": label} if label else {})),
     )
-    if alpha is not None:
-        smoothed = smooth(curve.answer_nll, alpha)
+    if smoothing is not None:
+        smoothed = smooth(curve.answer_nll, smoothing)
         ax.plot(
             curve.positions,
             smoothed,
             color=names.GREY,
             lw=2.5,
-            label=f"moving average, α = {alpha:g}",
+            label=f"moving average, new values weigh {smoothing:g}",
         )
     if curve.stated_at is not None:
         ax.axvline(curve.stated_at, color=style.colour, lw=0.9, ls=(0, (1, 2)))
         ax.annotate(
-            "answer first stated",
-            (curve.stated_at, ax.get_ylim()[1]),
-            xytext=(-4, -4),
+            "answer stated →",
+            (curve.stated_at, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2),
             textcoords="offset points",
-            ha="right",
-            va="top",
+            ha="center" if curve.stated_at < 0.85 * curve.length else "right",
+            va="bottom",
             fontsize=8,
             color=style.colour,
         )
@@ -117,7 +120,7 @@ def bands(
     ax: Axes, groups: dict[str, list[ProbeCurve]], *, seed: int = 0, points: int = 41
 ) -> Axes:
     """Mean L̂ over questions against the fraction of the trajectory read, with 95 % bootstrap
-    bands, by condition; one without curves is left out.
+    bands (from `FEWEST` questions on), by condition; one without curves is left out.
     """
     grid = np.linspace(0, 1, points)
     for kind, curves in groups.items():
@@ -180,12 +183,12 @@ def differences(
 
 
 def _band(ax: Axes, grid: np.ndarray, table: np.ndarray, style: names.Style, seed: int) -> None:
-    """The mean over rows of a (questions, grid) table with its interval, resampling questions; one
-    row has none.
+    """The mean over rows of a (questions, grid) table with its interval, resampling questions; few
+    rows have none.
     """
     line = style.called(f"{style.name} (n = {len(table)})").line
-    ax.plot(grid, table.mean(0), lw=1.8, **line)
-    if len(table) < 2:
+    ax.plot(grid, table.mean(0), lw=1.8, marker=style.marker, ms=4, markevery=8, **line)
+    if len(table) < FEWEST:
         return
     intervals = [bootstrap_interval(column, seed=seed, n_resamples=999) for column in table.T]
     low, high = [i.low for i in intervals], [i.high for i in intervals]

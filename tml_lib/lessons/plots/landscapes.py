@@ -10,7 +10,7 @@ from tml_lib.lessons.plots.curves import NLL_LABEL
 from tml_lib.records import Landscape
 
 
-def surface(ax: Axes, found: Landscape, *, top: float | None = None, unit: str = "α") -> Axes:
+def surface(ax: Axes, found: Landscape, *, top: float | None = None, unit: str = "u") -> Axes:
     """Mean L̂ over a landscape's questions as filled contours, with a scale; top: losses above it
     look alike.
     """
