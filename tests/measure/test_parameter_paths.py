@@ -192,7 +192,7 @@ def test_answer_loss_equals_the_models_own(llama, count):
 
 def test_packing_in_pieces_does_not_matter(llama, monkeypatch):
     whole = path_from_ids(llama, PROMPT, TRAJECTORY, SUFFIX, WHERE)
-    monkeypatch.setattr(probe, "ROWS_PER_PASS", {"cpu": 12})
+    monkeypatch.setattr(probe, "TOKENS_PER_PASS", {"cpu": 12})
     pieces = path_from_ids(models.random_model("llama").double(), PROMPT, TRAJECTORY, SUFFIX, WHERE)
     torch.testing.assert_close(pieces.states, whole.states, rtol=0, atol=1e-4)
     assert pieces.positions.tolist() == WHERE

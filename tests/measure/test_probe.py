@@ -53,7 +53,7 @@ def packed(
         trajectory,
         suffixes,
         positions,
-        **{"rows_per_pass": 40, "way": "packed"} | settings,
+        **{"tokens_per_pass": 40, "way": "packed"} | settings,
     )[0]
 
 
@@ -93,7 +93,7 @@ def test_the_naive_loop_equals_log_probabilities_summed_by_hand(random_model):
 def test_packed_equals_naive_at_every_position(random_model, model_type, tied):
     model = random_model(model_type, tie_word_embeddings=tied)
     own, whole = prefix_nll(
-        model, PROMPT, TRAJECTORY, SUFFIXES, EVERY, whole_suffix=True, rows_per_pass=40
+        model, PROMPT, TRAJECTORY, SUFFIXES, EVERY, whole_suffix=True, tokens_per_pass=40
     )
     assert_close(own, naive(model))
     assert_close(whole, naive(model, whole_suffix=True))
@@ -114,15 +114,15 @@ def test_packed_equals_naive_under_either_attention(random_model, attention):
 def test_packed_equals_naive_for_all_lengths(random_model, prompt, length, rows):
     model, trajectory = random_model("llama"), IDS[100 : 100 + length]
     where = sorted({0, length // 2, length})
-    found = packed(model, IDS[:prompt], trajectory, positions=where, rows_per_pass=rows)
+    found = packed(model, IDS[:prompt], trajectory, positions=where, tokens_per_pass=rows)
     assert_close(found, naive(model, IDS[:prompt], trajectory, positions=where))
 
 
 @pytest.mark.parametrize("rows", [1, 7, 23, 64, 4096])
-def test_the_result_does_not_depend_on_rows_per_pass(random_model, rows):
+def test_the_result_does_not_depend_on_tokens_per_pass(random_model, rows):
     assert_close(
-        packed(random_model("llama"), rows_per_pass=rows),
-        packed(random_model("llama"), rows_per_pass=None),
+        packed(random_model("llama"), tokens_per_pass=rows),
+        packed(random_model("llama"), tokens_per_pass=None),
     )
 
 

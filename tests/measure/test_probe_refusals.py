@@ -40,10 +40,16 @@ def test_nan_weights_are_named():
         _values(model)
 
 
-@pytest.mark.parametrize("answers", [5, [5], None])
+@pytest.mark.parametrize("answers", [5, [5], ["5", 5], {"5"}, None])
 def test_answers_that_are_no_text_are_named(answers):
-    with pytest.raises(ValueError, match="is no text"):
+    with pytest.raises(TypeError, match="is no text"):
         probe(None, "q", "t", answers)
+
+
+def test_suffixes_that_are_missing_are_named():
+    model = LlamaForCausalLM(LlamaConfig(**TINY))
+    with pytest.raises(ValueError, match=r"suffixes=\[\] leaves nothing to score"):
+        prefix_nll(model, [1, 2], [3, 4], [], [0, 2])
 
 
 def test_an_unknown_way_is_named():

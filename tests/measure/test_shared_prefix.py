@@ -55,7 +55,9 @@ def plain(given, query, key, value, **settings):
 
 
 def request(count=40, rows=40):
-    return Request(IDS[:7], IDS[7 : 7 + count], SUFFIXES, np.arange(count + 1), rows_per_pass=rows)
+    return Request(
+        IDS[:7], IDS[7 : 7 + count], SUFFIXES, np.arange(count + 1), tokens_per_pass=rows
+    )
 
 
 # --- attention ------------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ def test_half_precision_is_as_near_to_the_exact_values_as_the_naive_loop_is():
 @pytest.mark.parametrize("where", [range(0, 60, 7), [0, 1, 40, 41], [50]])
 def test_gaps_between_prefixes_are_part_of_the_trunk_or_read_apart(where):
     model = models.random_model("llama").eval()
-    few = Request(IDS[:30], IDS[30:90], SUFFIXES, np.array(where), rows_per_pass=48)
+    few = Request(IDS[:30], IDS[30:90], SUFFIXES, np.array(where), tokens_per_pass=48)
     with torch.inference_mode():
         found = packed.packed_nll(model, few, shared=True).own
     for k, suffix in enumerate(SUFFIXES):

@@ -2,6 +2,7 @@
 and finite differences; any module and loss; errors; learning.
 """
 
+import itertools
 import math
 
 import pytest
@@ -228,8 +229,28 @@ def test_any_module_and_loss_agree_with_unrolled_autograd(method, norm):
     torch.testing.assert_close(list(found.values()), list(wanted), rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("adapts", [["4.weight"], iter(["4.weight"]), [], None])
+def test_the_inner_loop_moves_the_named_parameters_at_every_step(adapts):
+    """Names may come from a generator; no names move nothing, and None moves all."""
+    model, tasks = maml_mlp.as_module(network()), batch()
+    theta = maml.parameters(model)
+    moving = {"4.weight"} if adapts else set(theta) if adapts is None else set()
+    points = maml.inner_loop(
+        maml.task_loss(model),
+        theta,
+        tasks.support_x[0],
+        tasks.support_y[0],
+        inner_lr=LR,
+        steps=3,
+        adapts=adapts,
+    )
+    assert len(points) == 4
+    for before, after in itertools.pairwise(points):
+        assert {name for name in theta if not torch.equal(before[name], after[name])} == moving
+
+
 def test_a_model_whose_second_derivatives_vmap_gets_wrong_is_refused():
-    with pytest.raises(ValueError, match=r"LayerNorm.*use nn\.GroupNorm"):
+    with pytest.raises(ValueError, match=r"LayerNorm.*nn\.GroupNorm"):
         maml.task_loss(nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5)))
 
 
@@ -297,6 +318,15 @@ def test_divergence_names_the_inner_learning_rate(path):
     )
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("settings", [{"method": "joint", "steps": 5}, {"steps": 0}])
+def test_without_inner_steps_no_inner_loop_is_blamed(path, settings):
+    theta = [Layer(*(part * math.nan for part in layer)) for layer in network()]
+    with pytest.raises(FloatingPointError, match="is nan and no inner step was taken") as told:
+        PATHS[path](theta, batch(), inner_lr=LR, **settings)
+    assert "inner_lr" not in str(told.value)
+
+
 @pytest.mark.parametrize("method", maml.METHODS)
 def test_training_lowers_the_loss_that_it_trains(method):
     def sample(draw):
@@ -348,7 +378,7 @@ def test_a_meta_gradient_that_overflows_stops_the_training(monkeypatch):
 
     monkeypatch.setattr(maml_mlp, "meta_gradient", overflowing)
     start = network(dtype=torch.float32)
-    with pytest.raises(FloatingPointError, match=r"length is inf with inner_lr=0\.02"):
+    with pytest.raises(FloatingPointError, match=r"norm is inf with inner_lr=0\.02"):
         maml_mlp.meta_train(
             start,
             lambda draw: batch(dtype=torch.float32),
@@ -364,3 +394,15 @@ def test_nothing_is_trained_in_no_steps():
         maml_mlp.meta_train(
             network(), lambda draw: batch(), meta_steps=0, inner_lr=LR, steps=1, seed=0
         )
+
+
+def test_training_ends_within_its_schedule():
+    def trained(**outer):
+        return maml_mlp.meta_train(
+            network(), lambda draw: batch(), inner_lr=LR, steps=1, seed=0, **outer
+        )[1]
+
+    assert trained(meta_steps=4, stop=2) == trained(meta_steps=4)[:2]
+    for stop in (5, -1):
+        with pytest.raises(ValueError, match=rf"stop={stop} lies outside .* meta_steps=4"):
+            trained(meta_steps=4, stop=stop)

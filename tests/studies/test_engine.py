@@ -10,7 +10,7 @@ import pytest
 from tml_lib.claims import ledger, replay
 from tml_lib.data import gsm
 from tml_lib.lm import fetching, presets
-from tml_lib.studies import engine
+from tml_lib.studies import checkpoint, engine
 from tml_lib.studies.engine import Study
 
 
@@ -87,14 +87,18 @@ def test_another_setting_protocol_or_model_starts_afresh(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"records": []}', '{"seconds": 1}', "[" * 10_000]
+    "text",
+    [
+        *("", "{", "[]", "null", '{"records": []}', '{"seconds": 1}', "[" * 10_000),
+        '{"seconds": 1, "records": {}, "seconds_of": {"0": "long"}}',
+    ],
 )
 def test_a_damaged_checkpoint_is_named_with_what_to_do(study, tmp_path, text):
     one, _, _ = study
     one.run([0], tmp_path)
-    (checkpoint,) = tmp_path.glob("*.checkpoint")
-    checkpoint.write_text(text)
-    with pytest.raises(ValueError, match=rf"{checkpoint.name} is damaged .*: delete it, and its"):
+    (kept,) = tmp_path.glob("*.checkpoint")
+    kept.write_text(text)
+    with pytest.raises(ValueError, match=rf"{kept.name} is damaged .*: delete it, and its"):
         one.run([0], tmp_path)
 
 
@@ -133,12 +137,61 @@ def test_values_of_questions_are_one_seed_and_keep_what_is_missing():
     assert math.isnan(found[0][1])
 
 
+def test_settings_in_another_order_are_the_same_settings(tmp_path):
+    made = []
+    one = Study("probes", lambda item, folder, **settings: made.append(item) or {})
+    one.run([0], tmp_path, a=1, b={"c": 2, "d": 3})
+    one.run([0], tmp_path, b={"d": 3, "c": 2}, a=1)
+    assert made == [0]
+
+
+def test_seconds_are_those_of_the_records_that_are_asked_for(study, tmp_path):
+    one, _, _ = study
+    both = one.run([0, 1], tmp_path)
+    parts = [one.run([item], tmp_path).seconds for item in (0, 1)]
+    assert all(part > 0 for part in parts)
+    assert both.seconds == pytest.approx(sum(parts))
+
+
+def test_a_checkpoint_of_an_older_version_is_read_on(study, tmp_path, monkeypatch):
+    """It was named by its settings' order, and knew the sum of its records' seconds only."""
+    one, made, _ = study
+    one.run([0, 1], tmp_path)
+    (newer,) = tmp_path.glob("*.checkpoint")
+    names = []
+
+    def place(folder, study, key):
+        names.append(checkpoint.digest(key))
+        return newer
+
+    monkeypatch.setattr(checkpoint, "place", place)
+    one.run([0], tmp_path)
+    monkeypatch.undo()
+    held = json.loads(newer.read_text())
+    newer.unlink()
+    older = tmp_path / f"probes-{names[0]}.checkpoint"
+    older.write_text(json.dumps({"seconds": 8.0, "records": held["records"]}))
+    assert one.run([1, 0], tmp_path).seconds == 8.0
+    assert one.run([1], tmp_path).seconds == 4.0
+    assert 4.0 < one.run([0, 2], tmp_path).seconds < 8.0
+    assert made == [0, 1, 2]
+    assert list(tmp_path.glob("*.checkpoint")) == [older]
+
+
+def test_a_study_without_values_writes_no_evidence(tmp_path):
+    one = Study("probes", lambda item, folder: {})
+    with pytest.raises(ValueError, match="probes has no values"):
+        one.write(one.run([0], tmp_path), tmp_path, command="a test")
+
+
 SHARED = """
 import os, sys, time
 from pathlib import Path
 from tml_lib.studies import engine
 def record(item, folder):
     time.sleep(0.02)
+    with open(folder / "made", "a") as file:
+        file.write(f"{item}\\n")
     return {"item": item}
 study = engine.Study("trajectories", record=record, values=engine.by_question(
     lambda found, settings: {"C1.fall": float(found["item"])}
@@ -160,17 +213,21 @@ def test_counts_of_cut_samples_are_found_in_all_parts_of_records():
 
 
 def test_processes_that_share_a_checkpoint_and_evidence_are_all_right(tmp_path):
-    """Three at once, one in the other order: no record is lost, and the evidence is whole."""
+    """Three at once, one in the other order: each record is made once, none is lost, and the
+    evidence is whole.
+    """
     command = [sys.executable, "-c", SHARED, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    (checkpoint,) = tmp_path.glob("*.checkpoint")
-    held = json.loads(checkpoint.read_text())
+    (kept,) = tmp_path.glob("*.checkpoint")
+    held = json.loads(kept.read_text())
+    made = (tmp_path / "made").read_text().split()
+    assert sorted(map(int, made)) == list(range(20))
     assert sorted(record["item"] for record in held["records"].values()) == list(range(20))
     found = ledger.read_evidence(tmp_path / "trajectories.tiny.json")
     assert sorted(found["values"]["C1.fall"][0]) == [float(k) for k in range(20)]
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {checkpoint.name, "trajectories.tiny.json", ".lock"}, "no temporary file is left"
+    left = {path.name for path in tmp_path.iterdir()} - {"made"}
+    assert left == {kept.name, "trajectories.tiny.json", ".lock"}, "no temporary file is left"
 
 
 def test_a_text_study_is_made_again_only_by_a_model_that_the_kit_knows_and_has(

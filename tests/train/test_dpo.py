@@ -329,9 +329,9 @@ def test_pairs_that_cannot_be_trained_on_are_refused(start, pairs, tmp_path):
         ([], "0 pairs for 6 steps of 4"),
         (
             [*pairs[:-1], (prompt, [5] * 300, rejected)],
-            f"pair 23 has {len(prompt) + 300} tokens, more than the context of 256",
+            f"pair 23 takes {len(prompt) + 300} tokens, but LlamaForCausalLM's context holds 256",
         ),
-        ([*pairs[:-1], (prompt, chosen, [5] * 300)], "more than the context of 256"),
+        ([*pairs[:-1], (prompt, chosen, [5] * 300)], "context holds 256: cut long trajectories"),
         ([([], chosen, rejected), *pairs[1:]], "pair 0 has an empty prompt or continuation"),
         ([(prompt, chosen, []), *pairs[1:]], "pair 0 has an empty prompt or continuation"),
         ([(prompt, chosen, chosen), *pairs[1:]], "pair 0 prefers a continuation to itself"),

@@ -471,8 +471,8 @@ def test_rewards_without_variance_warn_once_and_move_nothing(long, questions, tm
         (
             {"most_tokens": 250},
             (
-                r"question 'programs/train/0/0' has \d+ tokens, which with most_tokens=250 exceed"
-                r" the context of 256"
+                r"question 'programs/train/0/0' \(\d+ tokens\) with most_tokens=250 takes \d+"
+                r" tokens, but LlamaForCausalLM's context holds 256: lower most_tokens"
             ),
         ),
     ],

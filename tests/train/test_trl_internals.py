@@ -79,7 +79,7 @@ def trainer(reasoner, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trl")
     rows = [grpo._row(reasoner, question, 12) for question in programs.questions(4)]
     trainer = Spy(
-        grpo._copy(reasoner, SETTINGS),
+        grpo._trainable_copy(reasoner, SETTINGS),
         reasoner,
         reward,
         kept=SETTINGS.kept,
@@ -87,7 +87,7 @@ def trainer(reasoner, tmp_path_factory):
         args=grpo._arguments(reasoner, folder, SETTINGS, SETTINGS.prompts),
         train_dataset=Dataset.from_list(rows),
     )
-    with grpo._steps_kept(trainer, folder):
+    with grpo._quietly():
         trainer.train()
     yield trainer
     adapters.without_patches(reasoner)

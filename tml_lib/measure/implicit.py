@@ -36,7 +36,7 @@ from tml_lib.lm import placed
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Suffix, encode
 from tml_lib.lm.blocks import choose_layers, find_blocks, frozen, hidden, run, watch
 from tml_lib.lm.models import LanguageModel
-from tml_lib.measure.probe import check_model
+from tml_lib.measure.limits import check_model
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 
+from tml_lib.lm.context import check_context
 from tml_lib.lm.exactness import longrope_limit
 
 
@@ -22,13 +23,8 @@ def sliding_window(config) -> int | None:
 
 def check_length(model: torch.nn.Module, tokens: int) -> None:
     """Raise ValueError where a model's context does not hold that many tokens."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    # XLNet says -1: as long as you like
-    if limit is not None and 0 < limit < tokens:
-        raise ValueError(
-            f"prompt, trajectory and answer take {tokens} tokens, but {type(model).__name__}'s"
-            f" context holds {limit}: shorten the trajectory or take a model with a longer context"
-        )
+    step = "shorten the trajectory or take a model with a longer context"
+    check_context(model, tokens, "prompt, trajectory and answer take", step)
 
 
 def partial_attention(model: torch.nn.Module, tokens: int) -> str | None:

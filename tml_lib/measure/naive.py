@@ -16,6 +16,7 @@ from tqdm import tqdm
 from tml_lib.lm.answers import Suffix
 from tml_lib.lm.exactness import keeps_rows
 from tml_lib.lm.placed import device_of
+from tml_lib.runtime import TOKENS_PER_PASS
 
 
 class PrefixNLL(NamedTuple):
@@ -36,7 +37,7 @@ class Request:
     suffixes: Sequence[Suffix]
     positions: np.ndarray  # (n,) increasing, in 0..|t|
     whole_suffix: bool = False  # also score the templates
-    rows_per_pass: int = 256  # most tokens of a packed pass
+    tokens_per_pass: int = TOKENS_PER_PASS["cpu"]  # most of a packed pass, trunk and branches
     progress: bool = False
 
     @property

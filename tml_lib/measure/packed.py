@@ -42,8 +42,8 @@ def packed_nll(model: torch.nn.Module, request: Request, *, shared: bool = False
     own, whole = request.unread, request.unread
     cache = roomy_cache(columns=widest_pass(request)[0])
     with request.bar() as bar:
-        for past, chunk in _chunks(roots, len(tree.ids), request.rows_per_pass):
-            _read(model, text[:past], cache, rows=request.rows_per_pass)
+        for past, chunk in _chunks(roots, len(tree.ids), request.tokens_per_pass):
+            _read(model, text[:past], cache, rows=request.tokens_per_pass)
             rows = _branch_rows(text, past, roots[chunk], tree)
             nll = _branch_pass(model, rows, cache, shared=shared)
             for k, suffix in enumerate(tree.scored):
@@ -61,7 +61,7 @@ def widest_pass(request: Request) -> tuple[int, int, int]:
     """
     roots = request.positions + len(request.prompt) - 1
     branch = len(_suffix_tree(request.suffixes, request.whole_suffix).ids)
-    chunks = [chunk for _, chunk in _chunks(roots, branch, request.rows_per_pass)]
+    chunks = [chunk for _, chunk in _chunks(roots, branch, request.tokens_per_pass)]
     return max(
         (int(roots[c.stop - 1]) + 1 + (c.stop - c.start) * branch, c.start, c.stop - 1)
         for c in chunks

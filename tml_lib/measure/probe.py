@@ -4,13 +4,14 @@ The paper runs one forward pass per prefix. Here there are three ways, from the 
 slowest, and `ways` takes the fastest that is exact for a model: packed passes (`packed`), forked
 states (`forked`) and the paper's own loop (`naive`).
 
-Deviation from the paper: none in what is computed (equal to the naive loop to rounding, which tests
-hold).
+Deviation from the paper: none in what is computed. Tests check that every way equals the naive loop
+up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 import torch
@@ -22,12 +23,24 @@ from tml_lib.lm.exactness import SlowerWay, evaluating
 from tml_lib.lm.models import LanguageModel
 from tml_lib.lm.placed import device_of
 from tml_lib.measure import ways
-from tml_lib.measure.limits import check_length, check_model
+from tml_lib.measure.limits import check_length
 from tml_lib.measure.naive import PrefixNLL, Request, naive_nll
 from tml_lib.records import ProbeCurve
-from tml_lib.runtime import ROWS_PER_PASS
+from tml_lib.runtime import OTHER_TOKENS_PER_PASS, TOKENS_PER_PASS
 
-__all__ = ["PrefixNLL", "SlowerWay", "check_model", "naive_nll", "prefix_nll", "probe"]
+__all__ = ["PrefixNLL", "SlowerWay", "naive_nll", "prefix_nll", "probe"]
+
+
+@overload
+def probe(
+    lm: LanguageModel, prompt: str, trajectory: str, answers: str, **settings
+) -> ProbeCurve: ...
+
+
+@overload
+def probe(
+    lm: LanguageModel, prompt: str, trajectory: str, answers: Sequence[str], **settings
+) -> list[ProbeCurve]: ...
 
 
 def probe(
@@ -46,34 +59,30 @@ def probe(
     """L̂_i = -1/|a| Σ_j log p_θ(a^j | I, q, t_{≤i}, template, a^{<j}) for i = 0..|t| (RaML Alg. 3),
     in nats per token.
 
-    answers: one candidate, or several (a list of curves comes back). stride: probe every stride-th
-    prefix; the first, the last and the one before the answer is first stated are always probed.
-    positions: exactly these instead.
-    whole_suffix: also the mean over template and answer tokens (about a fifth slower). progress:
-        show a bar.
-    way: 'packed', 'forked' or 'naive' insists on one; by default the fastest way that is exact is
-        taken, and a `SlowerWay` warning names it where that is not 'packed'.
+    I: instruction and q: question, together the prompt; t: trajectory of |t| tokens; a: answer of
+    |a| tokens.
+    answers: one candidate, for which a curve comes back, or several, for which a list does.
+    stride: probe every stride-th prefix. The first, the last and the one before the answer is
+        first stated are always probed.
+    positions: exactly these instead, in any order; repeated ones count once.
+    template: the text between trajectory and answer.
+    whole_suffix: also the mean over template and answer tokens (about a fifth slower).
+    progress: show a bar.
+    way: 'packed', 'forked' or 'naive' insists on one. By default the fastest exact way is taken,
+        and a `SlowerWay` warning names it where that is not 'packed'.
+
     The model is read where it lies and in its own dtype: load it in another where that is wanted.
-    Raises ValueError for an unsound stride or position, a seam that is no token boundary, an empty
-    answer, a context that is too long, or a way by name that does not suit the model.
+    Raises TypeError for answers that are no strings and positions that are no whole numbers;
+    ValueError for an unsound stride or position, a seam that is no token boundary, an empty answer,
+    a context that is too long, or a way by name that does not suit the model.
     """
-    listed = isinstance(answers, Sequence) and all(isinstance(a, str) for a in answers)
-    if not listed:
-        raise ValueError(
-            f"answers={answers!r} is no text: give one answer as a string, such as '5', or a list"
-            " of strings"
-        )
-    candidates = [answers] if isinstance(answers, str) else list(answers)
-    if not candidates:
-        raise ValueError("answers=[] leaves nothing to probe: give at least one candidate answer")
+    candidates = _candidates(answers)
     encoded = encode(lm.tokenizer, prompt, trajectory, candidates, template)
-    length = len(encoded.trajectory)
-    stated = []
-    for answer in candidates:
-        offset = first_mention(trajectory, answer)
-        stated.append(None if offset is None else encoded.tokens_before(offset))
-    chosen = _positions(length, stride, positions, stated)
-    own, whole = prefix_nll(
+    offsets = [first_mention(trajectory, answer) for answer in candidates]
+    # the last prefix before each answer's first statement
+    stated_at = [None if at is None else encoded.tokens_before(at) for at in offsets]
+    chosen = _positions(len(encoded.trajectory), stride, positions, stated_at)
+    answer_nll, suffix_nll = prefix_nll(
         lm.model,
         encoded.prompt,
         encoded.trajectory,
@@ -85,30 +94,43 @@ def probe(
     )
     curves = [
         ProbeCurve(
-            chosen,
-            own[k],
-            length,
-            answer,
-            encoded.tokens,
-            whole[k] if whole_suffix else None,
-            stated[k],
+            positions=chosen,
+            answer_nll=answer_nll[k],
+            length=len(encoded.trajectory),
+            answer=answer,
+            tokens=encoded.tokens,
+            suffix_nll=suffix_nll[k] if whole_suffix else None,
+            stated_at=stated_at[k],
         )
         for k, answer in enumerate(candidates)
     ]
     return curves[0] if isinstance(answers, str) else curves
 
 
+def _candidates(answers: str | Sequence[str]) -> list[str]:
+    """The answers as a list; TypeError where one is no string, ValueError for an empty list."""
+    candidates = [answers] if isinstance(answers, str) else answers
+    if not isinstance(candidates, Sequence) or not all(isinstance(a, str) for a in candidates):
+        raise TypeError(
+            f"answers={answers!r} is no text: give one answer as a string, such as '5', or a list"
+            " of strings"
+        )
+    if not candidates:
+        raise ValueError("answers=[] leaves nothing to probe: give at least one candidate answer")
+    return list(candidates)
+
+
 def _positions(
-    length: int, stride: int, positions: Sequence[int] | None, stated: list[int | None]
+    length: int, stride: int, positions: Sequence[int] | None, stated_at: list[int | None]
 ) -> np.ndarray:
     """The (n,) increasing prefixes that `probe` reads, in 0..length; ValueError as there."""
     checks.whole(stride=stride)
     if stride < 1:
         raise ValueError(f"stride={stride} must be at least 1: 1 probes after every token")
     if positions is None:
-        always = {length, *(s for s in stated if s is not None)}
+        always = {length, *(i for i in stated_at if i is not None)}
         return np.array(sorted({*range(0, length + 1, stride), *always}))
-    chosen = np.unique(_whole(positions))
+    chosen = np.unique(_integers(positions))
     if not len(chosen) or chosen[0] < 0 or chosen[-1] > length:
         raise ValueError(
             f"positions={_shown(positions)} must be some of 0..{length}, the trajectory's length in"
@@ -117,7 +139,7 @@ def _positions(
     return chosen
 
 
-def _whole(positions: Sequence[int]) -> np.ndarray:
+def _integers(positions: Sequence[int]) -> np.ndarray:
     """Positions as an array; TypeError where they are no whole numbers."""
     found = np.asarray(positions)
     if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
@@ -142,23 +164,29 @@ def prefix_nll(
     positions: Sequence[int],
     *,
     whole_suffix: bool = False,
-    rows_per_pass: int | None = None,
+    tokens_per_pass: int | None = None,
     progress: bool = False,
     way: str = "",
 ) -> PrefixNLL:
     """Mean negative log-likelihood of each suffix after chosen prefixes, on token ids.
 
-    positions: (n,) increasing, in 0..|t|. rows_per_pass: most tokens of a packed pass, by default
-    what suits the model's device. way: as in `probe`.
+    positions: (n,) increasing, in 0..|t|.
+    tokens_per_pass: most tokens of a packed pass, trunk and branches together; by default what
+        suits the model's device.
+    way: as in `probe`.
+
     Returns `PrefixNLL`, each part (len(suffixes), n) in nats per token. The model, its dtype and
-    its modules' modes stay as they are. Raises ValueError as `probe` does.
+    its modules' modes stay as they are. Raises TypeError and ValueError as `probe` does.
     """
+    if not len(suffixes):
+        raise ValueError("suffixes=[] leaves nothing to score: give at least one suffix")
     if not len(prompt):
         raise ValueError(
             "prompt=[] leaves the first answer token without a context: give at least one prompt"
             " token"
         )
-    chosen, length = _whole(positions), len(trajectory)
+    chosen = _integers(positions)
+    length = len(trajectory)
     if not len(chosen) or chosen[0] < 0 or chosen[-1] > length or (np.diff(chosen) <= 0).any():
         raise ValueError(
             f"positions={_shown(positions)} must increase within 0..{length}, the trajectory's"
@@ -172,7 +200,7 @@ def prefix_nll(
         suffixes,
         chosen,
         whole_suffix=whole_suffix,
-        rows_per_pass=rows_per_pass or ROWS_PER_PASS.get(device, 1024),
+        tokens_per_pass=tokens_per_pass or TOKENS_PER_PASS.get(device, OTHER_TOKENS_PER_PASS),
         progress=progress,
     )
     with evaluating(model):

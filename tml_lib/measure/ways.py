@@ -106,7 +106,7 @@ def _check_text(model: torch.nn.Module) -> Request:
         trajectory,
         [Suffix(branch, start=1, answer="") for branch in branches],
         np.array([0, 1, 4, 5]),
-        rows_per_pass=8,  # 2 of the trunk and 2 * 3 nodes
+        tokens_per_pass=8,  # 2 of the trunk and 2 * 3 nodes
     )
 
 
@@ -306,6 +306,6 @@ def _cost(way: _Way, request: Request) -> float:
         passes = positions * len(request.suffixes)
         return prefixes * len(request.suffixes) + positions * suffixes + _PASS * passes
     if way.name == "packed":
-        return forked + _PASS * np.ceil(forked / request.rows_per_pass)
+        return forked + _PASS * np.ceil(forked / request.tokens_per_pass)
     passes = forked if way is _SINGLY else positions * (1 + len(request.suffixes))
     return forked + _PASS * passes

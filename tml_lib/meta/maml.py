@@ -1,8 +1,8 @@
 """MAML for any module and any loss: inner loop, meta-gradient, outer loop (RaML §2.2,
 Algorithm 1).
 
-Parameters are a dictionary from names to tensors, theta = dict(model.named_parameters()). The inner
-loop takes K gradient steps on a task's support set,
+Parameters are a dictionary from names to tensors, theta = parameters(model); buffers, as those of
+BatchNorm, stay the module's. The inner loop takes K gradient steps on a task's support set,
 
     theta_0 = theta,   theta_{k+1} = theta_k - inner_lr * grad L_support(theta_k),
 
@@ -20,7 +20,7 @@ the last layer only, in the inner loop.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch.func import functional_call, grad, vmap
@@ -30,8 +30,11 @@ from tqdm import tqdm
 from tml_lib.records import TaskBatch
 
 Parameters = dict[str, torch.Tensor]
-Loss = Callable[[Parameters, torch.Tensor, torch.Tensor], torch.Tensor]  # (theta, x, y) -> scalar
+# (theta, x (K, d), y (K, 1)) -> (): the loss of one task's K points
+Loss = Callable[[Parameters, torch.Tensor, torch.Tensor], torch.Tensor]
 Sampler = Callable[[torch.Generator], TaskBatch]
+# (theta, tasks) -> the loss of a meta-step (), and its gradient, one tensor per parameter
+GradientOf = Callable[[list[torch.Tensor], TaskBatch], tuple[torch.Tensor, Sequence[torch.Tensor]]]
 METHODS = ("maml", "fomaml", "reptile", "anil", "joint")
 
 
@@ -48,7 +51,8 @@ def task_loss(model: torch.nn.Module, loss: Callable = mse_loss) -> Loss:
     if any(isinstance(part, torch.nn.LayerNorm) for part in model.modules()):
         raise ValueError(
             "the model has LayerNorm, through which torch's vmap computes wrong second"
-            " derivatives: use nn.GroupNorm(1, width), which computes the same, or nn.RMSNorm"
+            " derivatives: use nn.RMSNorm, or nn.GroupNorm(1, width), which computes the same for"
+            " inputs (points, width)"
         )
     return lambda theta, x, y: loss(functional_call(model, theta, (x,)), y)
 
@@ -64,22 +68,29 @@ def inner_loop(
     second_order: bool = True,
     adapts: Iterable[str] | None = None,
 ) -> list[Parameters]:
-    """theta_0, ..., theta_K of one task, x and y its support set.
+    """theta_0, ..., theta_K of one task: K + 1 dictionaries, the first of them theta itself.
 
-    second_order=False treats the gradients as constants (FOMAML). adapts: names of the parameters
-    that move; all of them where it is None.
+    x (K, d), y (K, 1): the task's support points. second_order=False treats the gradients as
+    constants (FOMAML). adapts: names of the parameters that move; None: all; []: none.
     """
-    found = [theta]
+    names = list(theta) if adapts is None else list(adapts)
+    if not names:
+        return [theta] * (steps + 1)
+
+    def support_loss(moving: Parameters, current: Parameters) -> torch.Tensor:
+        return loss(current | moving, x, y)
+
+    points = [theta]
     for _ in range(steps):
-        theta = found[-1]
-        moving = {name: theta[name] for name in adapts or theta}
-        gradient = grad(lambda moving, theta=theta: loss({**theta, **moving}, x, y))(moving)
+        current = points[-1]
+        moving = {name: current[name] for name in names}
+        gradient = grad(support_loss)(moving, current)  # with respect to `moving`
         if not second_order:
             gradient = {name: part.detach() for name, part in gradient.items()}
         # theta_{k+1} = theta_k - inner_lr * grad L_support(theta_k)
         moved = {name: part - inner_lr * gradient[name] for name, part in moving.items()}
-        found.append({**theta, **moved})
-    return found
+        points.append(current | moved)
+    return points
 
 
 def meta_gradient(
@@ -91,21 +102,23 @@ def meta_gradient(
     steps: int,
     method: str = "maml",
 ) -> tuple[torch.Tensor, Parameters]:
-    """Mean query loss after the inner loop, and the direction in which the outer loop descends.
+    """Mean query loss after the inner loop, (), and the meta-gradient, which the outer loop steps
+    against; neither carries history.
 
     method: 'maml' (second order), 'fomaml' (first order), 'anil' (only the last layer adapts),
     'joint' (no inner loop: the mean loss of support and query points of all tasks), 'reptile'
-    (theta - mean of theta_K; the inner loop takes in support and query, so that its query loss is
-    no held-out one). Raises ValueError for a negative number of steps, an inner_lr that is not
-    finite and positive or an unknown method; FloatingPointError, naming inner_lr, where the loop
-    diverges.
+    (theta - mean of theta_K in the gradient's place; its inner loop is given support and query
+    points, so its query loss is not held out). Raises ValueError for a negative number of steps,
+    an inner_lr that is not finite and positive or an unknown method; FloatingPointError, naming
+    inner_lr, where the inner loop diverges.
     """
+    check_settings(inner_lr, steps, method)
+    steps = 0 if method == "joint" else steps
     settings = _inner_settings(theta, inner_lr=inner_lr, steps=steps, method=method)
-    both = all_points(batch)
     if method == "joint":
-        batch, settings["steps"] = both, 0
+        batch = TaskBatch(batch.support_x, batch.support_y, *all_points(batch))
     if method == "reptile":
-        batch = TaskBatch(both.query_x, both.query_y, batch.query_x, batch.query_y)
+        batch = TaskBatch(*all_points(batch), batch.query_x, batch.query_y)
 
     def query_loss(theta, support_x, support_y, query_x, query_y):
         adapted = inner_loop(loss, theta, support_x, support_y, **settings)[-1]
@@ -116,17 +129,14 @@ def meta_gradient(
     value = losses.mean()  # over the tasks
     check_finite(value.detach(), inner_lr, steps)
     if method == "reptile":
-        found = [(part - adapted[name].mean(0)).detach() for name, part in theta.items()]
+        gradients = [(part - adapted[name].mean(0)).detach() for name, part in theta.items()]
     else:
-        found = torch.autograd.grad(value, list(theta.values()))
-    return value.detach(), dict(zip(theta, found, strict=True))
+        gradients = torch.autograd.grad(value, list(theta.values()))
+    return value.detach(), dict(zip(theta, gradients, strict=True))
 
 
-def _inner_settings(
-    theta: Parameters, *, inner_lr: float, steps: int, method: str = "maml"
-) -> dict:
-    """What `inner_loop` is called with for a method, checked."""
-    check_settings(inner_lr, steps, method)
+def _inner_settings(theta: Parameters, *, inner_lr: float, steps: int, method: str) -> dict:
+    """What `inner_loop` is called with for a method."""
     return {
         "inner_lr": inner_lr,
         "steps": steps,
@@ -136,17 +146,26 @@ def _inner_settings(
 
 
 @torch.no_grad()
-def adaptation_curve(loss: Loss, theta: Parameters, batch: TaskBatch, **inner) -> torch.Tensor:
+def adaptation_curve(
+    loss: Loss,
+    theta: Parameters,
+    batch: TaskBatch,
+    *,
+    inner_lr: float,
+    steps: int,
+    method: str = "maml",
+) -> torch.Tensor:
     """Query loss of every task after 0..steps inner steps, (B, steps + 1); infinite where the loop
     diverged.
 
-    inner: inner_lr, steps and method as of `meta_gradient`, with the same errors.
+    method: only 'anil' makes a difference. Raises ValueError as `meta_gradient` does.
     """
-    settings = _inner_settings(theta, **inner)
+    check_settings(inner_lr, steps, method)
+    settings = _inner_settings(theta, inner_lr=inner_lr, steps=steps, method=method)
 
     def curve(x, y, query_x, query_y):
-        found = inner_loop(loss, theta, x, y, **settings)
-        return torch.stack([loss(parts, query_x, query_y) for parts in found])
+        points = inner_loop(loss, theta, x, y, **settings)
+        return torch.stack([loss(point, query_x, query_y) for point in points])
 
     return torch.nan_to_num(vmap(curve)(*_parts(batch)), nan=math.inf, posinf=math.inf)
 
@@ -164,26 +183,27 @@ def meta_train(
     """Train an initialisation on fresh task batches; returns it and the query loss at every
     meta-step.
 
-    outer: settings of `outer_loop`. Errors as `meta_gradient`.
+    outer: settings of `outer_loop` (meta_steps and seed; outer_lr, stop, progress). Errors as
+    `meta_gradient` and `outer_loop`.
     """
 
-    def direction(parts, batch):
+    def gradient_of(parts, batch):
         named = dict(zip(theta, parts, strict=True))
-        value, found = meta_gradient(
+        value, gradient = meta_gradient(
             loss, named, batch, inner_lr=inner_lr, steps=steps, method=method
         )
-        return value, list(found.values())
+        return value, list(gradient.values())
 
     check_settings(inner_lr, steps, method)
     trained, losses = outer_loop(
-        list(theta.values()), direction, sample, inner_lr=inner_lr, label=method, **outer
+        list(theta.values()), gradient_of, sample, inner_lr=inner_lr, label=method, **outer
     )
     return dict(zip(theta, trained, strict=True)), losses
 
 
 def outer_loop(
     theta: list[torch.Tensor],
-    direction: Callable[[list[torch.Tensor], TaskBatch], tuple[torch.Tensor, list[torch.Tensor]]],
+    gradient_of: GradientOf,
     sample: Sampler,
     *,
     meta_steps: int,
@@ -194,33 +214,40 @@ def outer_loop(
     label: str = "maml",
     progress: bool = False,
 ) -> tuple[list[torch.Tensor], list[float]]:
-    """Adam along `direction` on fresh task batches; returns the parameters and the loss of every
-    meta-step.
+    """Adam against the gradients on fresh task batches; returns the parameters and the loss of
+    every meta-step.
 
     sample: generator -> TaskBatch, as `lambda g: toy.sinusoids(25, 10, g)`. outer_lr: 0.016 suits
-    small tasks; on sinusoids some seeds diverge with it, and the study takes half. stop: leave off
-    after that many of the steps. inner_lr and label: for messages only.
+    small tasks; on sinusoids some seeds diverge with it, and the study takes half. stop: end after
+    this many steps of the schedule of meta_steps. inner_lr: named in errors. label: the progress
+    bar's. Raises ValueError for meta_steps below 1 or a stop outside 0..meta_steps,
+    FloatingPointError for a gradient that is not finite.
     """
     if meta_steps < 1:
         raise ValueError(f"meta_steps={meta_steps} trains nothing: take at least 1")
-    # apart from the stream of a network with the same seed
+    stop = meta_steps if stop is None else stop
+    if not 0 <= stop <= meta_steps:
+        raise ValueError(
+            f"stop={stop} lies outside the schedule of meta_steps={meta_steps}: give"
+            f" 0..{meta_steps}"
+        )
+    # so that tasks are not drawn from the numbers that initialised a network of the same seed
     draw = torch.Generator().manual_seed(10**6 + seed)
     theta = [part.detach().clone() for part in theta]
     optimiser = torch.optim.Adam(theta, lr=outer_lr)
-    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, meta_steps)
-    rounds, losses = range(meta_steps if stop is None else stop), []
-    for _ in tqdm(rounds, desc=label, unit="meta-step", disable=not progress, leave=False):
-        loss, gradient = direction(theta, sample(draw))
-        for part, step in zip(theta, gradient, strict=True):
-            part.grad = step
-        length = torch.nn.utils.clip_grad_norm_(theta, 1.0)
-        if not math.isfinite(float(length)):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, meta_steps)
+    losses = []
+    for _ in tqdm(range(stop), desc=label, unit="meta-step", disable=not progress, leave=False):
+        loss, gradients = gradient_of(theta, sample(draw))
+        for part, gradient in zip(theta, gradients, strict=True):
+            part.grad = gradient
+        norm = float(torch.nn.utils.clip_grad_norm_(theta, 1.0))
+        if not math.isfinite(norm):
             raise FloatingPointError(
-                f"the meta-gradient's length is {float(length)} with inner_lr={inner_lr}: take a"
-                " smaller one"
+                f"the meta-gradient's norm is {norm} with inner_lr={inner_lr}: take a smaller one"
             )
         optimiser.step()
-        rate.step()
+        schedule.step()
         losses.append(float(loss))
     return [part.detach() for part in theta], losses
 
@@ -231,11 +258,11 @@ def last_layer(theta: Parameters) -> list[str]:
     return [name for name in theta if name.rpartition(".")[0] == owner]
 
 
-def all_points(batch: TaskBatch) -> TaskBatch:
-    """The same tasks, with the support points among the query points as well, before them."""
+def all_points(batch: TaskBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (B, K + Q, d) and y (B, K + Q, 1) of the tasks' K support and Q query points together."""
     x = torch.cat([batch.support_x, batch.query_x], 1)
     y = torch.cat([batch.support_y, batch.query_y], 1)
-    return TaskBatch(batch.support_x, batch.support_y, x, y)
+    return x, y
 
 
 def check_settings(inner_lr: float, steps: int, method: str) -> None:
@@ -251,12 +278,20 @@ def check_settings(inner_lr: float, steps: int, method: str) -> None:
 
 
 def check_finite(loss: torch.Tensor, inner_lr: float, steps: int) -> None:
-    """FloatingPointError, naming inner_lr, where the inner loop has diverged."""
-    if not math.isfinite(float(loss)):
+    """FloatingPointError for a loss that is not finite; it names inner_lr where there was an inner
+    loop.
+    """
+    if math.isfinite(float(loss)):
+        return
+    if not steps:
         raise FloatingPointError(
-            f"the query loss is {float(loss)} after {steps} inner steps with inner_lr={inner_lr}:"
-            " the inner loop diverged; take a smaller inner_lr or fewer steps"
+            f"the query loss is {float(loss)} and no inner step was taken: the parameters or the"
+            " data are not finite, or too large; check them, or take a smaller outer_lr"
         )
+    raise FloatingPointError(
+        f"the query loss is {float(loss)} after {steps} inner steps with inner_lr={inner_lr}:"
+        " the inner loop diverged; take a smaller inner_lr or fewer steps"
+    )
 
 
 def _parts(batch: TaskBatch) -> tuple[torch.Tensor, ...]:

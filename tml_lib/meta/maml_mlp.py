@@ -2,14 +2,14 @@
 faster.
 
 A network is a list of layers (weight, bias); networks adapted to B tasks carry a leading task axis.
-By the chain rule the meta-gradient is a recursion back through the inner steps, in which H is the
-Hessian of the support loss:
+By the chain rule the meta-gradient v_0 is a recursion back through the inner steps, in which H is
+the Hessian of the support loss:
 
-    v_K = grad L_query(theta_K),   v_k = v_{k+1} - inner_lr * H(theta_k) v_{k+1},   meta-gradient =
-    v_0.
+    v_K = grad L_query(theta_K)
+    v_k = v_{k+1} - inner_lr * H(theta_k) v_{k+1},   k = K - 1, ..., 0
 
 First-order MAML leaves the H terms out. H v is computed by forward-over-reverse differentiation,
-written out for all tasks at once. Deviation from Finn et al. (2017), beside those of `maml`:
+written out for all tasks at once. Deviation from Finn et al. (2017), besides those of `maml`:
 weights start uniform in ±1/sqrt(in).
 """
 
@@ -176,19 +176,16 @@ def hessian_product(tapes: list[_Tape], v: Theta) -> Theta:
 def meta_gradient(
     theta: Theta, batch: TaskBatch, *, inner_lr: float, steps: int, method: str = "maml"
 ) -> tuple[torch.Tensor, Theta]:
-    """Mean query loss after the inner loop, and the direction in which the outer loop descends, by
-    the recursion above; methods and errors as `maml.meta_gradient`.
+    """Mean query loss after the inner loop, and the meta-gradient, which the outer loop steps
+    against, by the recursion above; methods and errors as `maml.meta_gradient`.
 
     Raises ValueError for a network with several outputs as well.
     """
     _check(theta, inner_lr, steps, method)
     steps = 0 if method == "joint" else steps
-    both = maml.all_points(batch)
-    x, y = batch.support_x, batch.support_y
-    if method == "reptile":
-        x, y = both.query_x, both.query_y
+    x, y = maml.all_points(batch) if method == "reptile" else (batch.support_x, batch.support_y)
     if method == "joint":
-        batch = both
+        batch = TaskBatch(batch.support_x, batch.support_y, *maml.all_points(batch))
     adapted, passed = per_task(theta, len(batch)), []
     frozen = len(theta) - 1 if method == "anil" else 0  # layers that the inner loop leaves alone
     for _ in range(steps):
@@ -258,19 +255,20 @@ def meta_train(
     """Train an initialisation on fresh task batches; returns it and the query loss at every
     meta-step.
 
-    outer: settings of `maml.outer_loop`. Errors as `meta_gradient`.
+    outer: settings of `maml.outer_loop` (meta_steps and seed; outer_lr, stop, progress). Errors as
+    `meta_gradient` and `maml.outer_loop`.
     """
 
-    def direction(parts, batch):
-        loss, found = meta_gradient(
+    def gradient_of(parts, batch):
+        loss, layers = meta_gradient(
             _layers(parts), batch, inner_lr=inner_lr, steps=steps, method=method
         )
-        return loss, [part for layer in found for part in layer]
+        return loss, [part for layer in layers for part in layer]
 
     _check(theta, inner_lr, steps, method)
     parts = [part for layer in theta for part in layer]
     trained, losses = maml.outer_loop(
-        parts, direction, sample, inner_lr=inner_lr, label=method, **outer
+        parts, gradient_of, sample, inner_lr=inner_lr, label=method, **outer
     )
     return _layers(trained), losses
 

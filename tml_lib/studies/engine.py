@@ -2,16 +2,15 @@
 
 An item is what one record is about: a seed, an arm, a question. A study says how a record is made,
 what its values are, what figures need of it, and how a stored record is made again; the rest is
-here. Records are kept in a checkpoint one by one, so an interrupted study resumes.
+here. Records are kept in a `checkpoint` one by one, so an interrupted study resumes, and several
+processes may share its work.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
+import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,14 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib import checks, files, runtime
+from tml_lib import checks, files
 from tml_lib.claims import ledger
 from tml_lib.claims.replay import ESTIMANDS, FIRST_STEPS, RECORD, Pairs, Replay
 from tml_lib.lm import adapters, presets
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Arms, Question
+from tml_lib.studies import checkpoint
 
-FIRST = 20  # losses that evidence keeps of a training, for replays
+FIRST = 20  # first losses of a training that evidence keeps, for replays
 
 # test ('C1.trend') -> seeds -> questions, or the accuracies that it compares
 Values = dict[str, list[list[float] | Arms]]
@@ -37,7 +37,7 @@ class Made:
     """The records of a study's items, in their order."""
 
     records: list[dict]
-    seconds: float  # spent on them, earlier runs included
+    seconds: float  # spent on these records, in earlier runs too
     settings: dict  # that they were made with
 
 
@@ -47,11 +47,13 @@ class Study:
 
     name: str  # in protocols.toml; evidence is <name>.<scale>.json
     record: Callable[..., dict]  # (item, folder, **settings, **inputs) -> JSON can hold it
-    values: Callable[[Sequence[dict], dict], Values] | None = None  # (records, settings)
+    # (records, settings) -> values; None: a study that only keeps records, and is never written
+    values: Callable[[Sequence[dict], dict], Values] | None = None
     keep: Callable[[Sequence[dict]], dict] = lambda records: {}  # evidence beside the values
     settings: dict = dataclasses.field(default_factory=dict)  # of `record`, where none are said
     said: Callable[[], dict] = dict  # constants that evidence names beside the settings
-    first_losses: Callable[[int], list[float]] | None = None  # seed -> FIRST losses of its training
+    # seed -> the FIRST losses of its training, which is begun for them; record k is then seed k
+    first_losses: Callable[[int], list[float]] | None = None
     replays: tuple[Replay, ...] = ()
     protocol: str = ""  # in protocols.toml, where it is not the name
 
@@ -62,38 +64,51 @@ class Study:
 
         settings: what JSON can hold, in place of the study's. inputs: by name, what `record` needs
         beside them (a model, questions). A checkpoint is found again by study, protocol, settings
-        and inputs; several processes may share one. progress: print a line per record. Raises
-        ValueError for a damaged checkpoint.
+        and inputs. Processes that share a folder divide the items: each makes those that are
+        neither kept nor being made, then waits for the others' records. progress: print a line
+        per record. Raises ValueError for a damaged checkpoint.
         """
         settings, inputs = self.settings | settings, inputs or {}
         key = {"study": self.name, "protocol": ledger.protocol(self.protocol or self.name)}
         key |= {"said": self.said(), "settings": _identity(settings), "inputs": _identity(inputs)}
         folder = checks.path(folder=folder)
-        checkpoint = folder / f"{self.name}-{_hash(key)}.checkpoint"
-        held, wanted = _read(checkpoint), [_hash(_identity(item)) for item in items]
-        start, done = time.perf_counter(), 0
-        for item, name in zip(items, wanted, strict=True):
+        kept = checkpoint.place(folder, self.name, key)
+        names = [checkpoint.digest(_identity(item)) for item in items]
+        held, start, done = checkpoint.read(kept), time.perf_counter(), 0
+        # twice: first what no other process is making, then what another left unfinished
+        for wait, (item, name) in itertools.product((False, True), zip(items, names, strict=True)):
             if name in held["records"]:
                 continue
-            began = time.perf_counter()
-            record = self.record(item, folder, **settings, **inputs)
-            record = files.plain(record, f"a record of {self.name}")
-            held = _keep(checkpoint, name, record, time.perf_counter() - began)
+            with checkpoint.claim(kept, name, wait=wait) as mine:
+                held = checkpoint.read(kept)  # other processes may have kept theirs since
+                if not mine or name in held["records"]:
+                    continue
+                began = time.perf_counter()
+                record = self.record(item, folder, **settings, **inputs)
+                record = files.plain(record, f"a record of {self.name}")
+                held = checkpoint.keep(kept, name, record, time.perf_counter() - began)
             done += 1
             if progress:
-                here = sum(name in held["records"] for name in wanted)
+                here = sum(name in held["records"] for name in names)
                 left = (time.perf_counter() - start) / done * (len(items) - here)
                 print(f"{self.name}: {here} of {len(items)}{_left(left)}", flush=True)
-        return Made([held["records"][name] for name in wanted], held["seconds"], settings)
+        records = [held["records"][name] for name in names]
+        return Made(records, checkpoint.seconds(held, names), settings)
 
     def write(self, made: Made, folder: Path, *, command: str, scale: str = "tiny", **more) -> Path:
-        """Write <name>.<scale>.json. more: further parts of the evidence, 'settings' among them."""
+        """Write <name>.<scale>.json. more: further parts of the evidence, 'settings' among them.
+
+        Where the study has `first_losses`, this trains: `losses_of` begins every seed's training
+        once more, which may take minutes. Raises ValueError for a study without values.
+        """
+        if self.values is None:
+            raise ValueError(f"study {self.name} has no values: its records make no evidence")
         settings = more.pop("settings", {"seeds": len(made.records)} | made.settings)
         kept = self.keep(made.records) | more
         if "cut" not in kept and (counts := cut_counts(made.records)):
             kept["cut"] = counts
         if self.first_losses:
-            kept["first_losses"] = [self.first_losses(seed) for seed in range(len(made.records))]
+            kept["first_losses"] = self.losses_of(made)
         return ledger.write_evidence(
             folder,
             self.name,
@@ -104,6 +119,12 @@ class Study:
             wall_seconds=made.seconds,
             extra=kept,
         )
+
+    def losses_of(self, made: Made) -> list[list[float]]:
+        """(seeds, FIRST): the first losses of the training behind each record, record k being seed
+        k. They are not in the records: each training is begun again, as a replay begins it.
+        """
+        return [self.first_losses(seed) for seed in range(len(made.records))]
 
     def write_asked(
         self, made: Made, lm: LanguageModel, asked: Sequence[Question], folder: Path, **more
@@ -134,37 +155,12 @@ def _identity(value):
     if isinstance(value, LanguageModel):
         return adapters.fingerprint(value.model)
     if dataclasses.is_dataclass(value):
-        return _hash(dataclasses.asdict(value))
+        return checkpoint.digest(dataclasses.asdict(value))
     if isinstance(value, list | tuple):
         return [_identity(part) for part in value]
     if isinstance(value, dict):
         return {str(key): _identity(part) for key, part in value.items()}
     return files.plain(value, "a setting")
-
-
-def _hash(value) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
-
-
-def _keep(checkpoint: Path, name: str, record: dict, seconds: float) -> dict:
-    """Add a record to what a checkpoint holds: other processes may have added theirs."""
-    with runtime.locked(checkpoint.parent, wait=True):
-        held = _read(checkpoint)
-        records = {name: record} | held["records"]
-        held = {"seconds": held["seconds"] + seconds, "records": records}
-        runtime.write_text(checkpoint, json.dumps(held))
-    return held
-
-
-def _read(checkpoint: Path) -> dict:
-    """What a checkpoint holds: 'seconds' spent, and 'records' by name."""
-    if not os.path.lexists(checkpoint):
-        return {"seconds": 0.0, "records": {}}
-    step = "delete it, and its records are made again"
-    held = files.table(checkpoint, step, {"seconds": float, "records": dict})
-    if not all(isinstance(record, dict | list) for record in held["records"].values()):
-        raise files.Unreadable(checkpoint, "is damaged (a record is no object or list)", step)
-    return held
 
 
 def first_of(found: Sequence[Question], n: int, seed: int) -> list[Question]:
@@ -204,6 +200,28 @@ def by_question(estimands: Callable[[dict, dict], dict[str, float]]) -> Callable
     return values
 
 
+def by_group(records: Sequence[dict], settings: dict) -> Values:
+    """Values where a record is a group of questions of one seed, and holds them under 'values'; no
+    estimands are needed, so this is itself a study's `values`.
+    """
+    tests = records[0]["values"]
+    return {test: [_joined([record["values"][test] for record in records])] for test in tests}
+
+
+def _joined(parts: Sequence) -> list[float] | Arms:
+    parts = [_floats(part) for part in parts]
+    if isinstance(parts[0], Arms):
+        return Arms(*np.concatenate([part.paired() for part in parts], axis=1))
+    return [x for part in parts for x in part]
+
+
+def _floats(numbers) -> list[float] | Arms:
+    """Numbers as a list; `Arms` as they are, or made again of what a record holds of them."""
+    if isinstance(numbers, dict):
+        return Arms(**numbers)
+    return numbers if isinstance(numbers, Arms) else np.asarray(numbers, dtype=float).tolist()
+
+
 def cut_counts(record) -> list[list[int]]:
     """The pairs (samples that were cut, samples) under the key 'cut' of records or their parts."""
     if isinstance(record, list | tuple):
@@ -224,26 +242,6 @@ def mean_rounded(table) -> list[float]:
     return rounded(table.mean(0))
 
 
-def by_group(records: Sequence[dict], settings: dict) -> Values:
-    """Values where a record is a group of questions of one seed, and holds them under 'values'."""
-    tests = records[0]["values"]
-    return {test: [_joined([record["values"][test] for record in records])] for test in tests}
-
-
-def _joined(parts: Sequence) -> list[float] | Arms:
-    parts = [_floats(part) for part in parts]
-    if isinstance(parts[0], Arms):
-        return Arms(*np.concatenate([part.paired() for part in parts], axis=1))
-    return [x for part in parts for x in part]
-
-
-def _floats(numbers) -> list[float] | Arms:
-    """Numbers as a list; `Arms` as they are, or made again of what a record holds of them."""
-    if isinstance(numbers, dict):
-        return Arms(**numbers)
-    return numbers if isinstance(numbers, Arms) else np.asarray(numbers, dtype=float).tolist()
-
-
 # --- replays --------------------------------------------------------------------------------------
 
 
@@ -253,7 +251,7 @@ def seeds_of(evidence: dict) -> list[str]:
 
 
 def questions_of(evidence: dict) -> list[str]:
-    """The questions of a text model's study, where `presets.is_replayed` says that it can be."""
+    """The questions of a text model's evidence; none where that model cannot be loaded here."""
     asked = evidence.get("templates", ())
     known = presets.is_replayed(evidence["scale"], evidence["settings"].get("model", ""))
     return [f"question {k}" for k in range(len(asked))] if known else []
@@ -273,21 +271,26 @@ def question_again(restore: Callable[[dict, int], dict[str, float]], seconds: fl
 
 
 def values_again(values: Callable[[dict], Values], seconds: float = 1) -> Replay:
-    """The values of a seed are computed again from the records that evidence keeps; of each test
-    the mean's place takes the number that lies farthest. Of accuracies that it compares, both means
-    over all seeds are compared too. values: evidence -> as `Study.values`.
+    """The values of a seed are computed again from the records that evidence keeps.
+
+    For each test one pair is reported: the value that differs most between stored and made again.
+    A value that is missing (NaN) on one side only counts as infinitely far. Where a test compares
+    two arms, the means of both arms over all seeds are reported as well. values: evidence -> as
+    `Study.values`.
     """
 
     def again(evidence: dict, name: str) -> Pairs:
-        seed, found = place_of(name), {}
+        seed = place_of(name)
+        pairs = {}
         for test, seeds in values(evidence).items():
-            found |= _arms_again(evidence, test, seeds)
+            pairs |= _arms_again(evidence, test, seeds)
             stored = np.array([_number(x) for x in evidence["values"][test][seed]])
             made = np.array(seeds[seed], dtype=float)
             missing = np.isnan(stored) != np.isnan(made)
-            far = int(np.where(missing, math.inf, np.nan_to_num(np.abs(stored - made))).argmax())
-            found[test] = (float(stored[far]), float(made[far]))
-        return found
+            distance = np.where(missing, math.inf, np.nan_to_num(np.abs(stored - made)))
+            farthest = int(distance.argmax())
+            pairs[test] = (float(stored[farthest]), float(made[farthest]))
+        return pairs
 
     return Replay(ESTIMANDS, seeds_of, again, seconds)
 
@@ -334,4 +337,5 @@ def place_of(name: str) -> int:
 
 
 def _number(value: float | None) -> float:
+    """A stored value; evidence holds null where none was measured."""
     return math.nan if value is None else value

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tml_lib import checks, files
 from tml_lib.lm import presets
-from tml_lib.runtime import ROWS_PER_PASS
+from tml_lib.runtime import TOKENS_PER_PASS
 
 # of a device's memory that may be filled (vLLM's default): the rest is the driver's, and fragments
 FILL = 0.9
@@ -319,11 +319,11 @@ def _phase(
 def _probed(stage: Stage, model: Shape, on: Device) -> Phase:
     """The trajectory is read once, and a copy of the suffix per prefix.
 
-    A pass holds ROWS_PER_PASS tokens; each attends to the text before it and to its own copy of the
-    suffix (see measure/shared_prefix.py).
+    A pass holds TOKENS_PER_PASS tokens; each attends to the text before it and to its own copy of
+    the suffix (see measure/shared_prefix.py).
     """
     prefixes = stage.positions or stage.length + 1
-    side = ROWS_PER_PASS["cpu" if on.name == "cpu" else "cuda"]
+    side = TOKENS_PER_PASS["cpu" if on.name == "cpu" else "cuda"]
     tokens = stage.prompt + stage.length + prefixes * (stage.suffix - 1)
     context = stage.prompt + stage.length / 2 + stage.suffix
     passes = stage.count * math.ceil(tokens / side)

@@ -25,6 +25,7 @@ from tml_lib import checks
 from tml_lib.lm import sampling
 from tml_lib.lm.adapters import copy_to_train, sharing, without_patches
 from tml_lib.lm.answers import token_ids
+from tml_lib.lm.context import check_context
 from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
 from tml_lib.train.runs import OuterRun, fit, in_given_order, opened, per_process, shared_arguments
@@ -75,7 +76,7 @@ def dpo(
     """
     check_tokenizer(without_patches(lm))
     pairs = [tuple(map(list, pair)) for pair in pairs]
-    _check(pairs, settings, lm.model.config.max_position_embeddings)
+    _check(pairs, settings, lm)
     pairs_each = per_process("batch", settings.batch)
     folder, began = checks.path(folder=folder), time.perf_counter()
     arguments = DPOConfig(
@@ -90,7 +91,7 @@ def dpo(
         return fit(trainer, lm, newest, folder=folder, began=began, name="dpo", on_log=on_log)
 
 
-def _check(pairs: list[Pair], settings: DPOSettings, context: int) -> None:
+def _check(pairs: list[Pair], settings: DPOSettings, lm: LanguageModel) -> None:
     """Raise ValueError for pairs that cannot be trained on, by number."""
     steps, batch = settings.steps, settings.batch
     if len(pairs) != steps * batch:
@@ -106,11 +107,8 @@ def _check(pairs: list[Pair], settings: DPOSettings, context: int) -> None:
         if chosen == rejected:
             raise ValueError(f"pair {k} prefers a continuation to itself: leave it out")
         longest = len(prompt) + max(len(chosen), len(rejected))
-        if longest > context:
-            raise ValueError(
-                f"pair {k} has {longest} tokens, more than the context of {context}: cut or leave"
-                " out long trajectories"
-            )
+        step = "cut long trajectories, or leave them out"
+        check_context(lm.model, longest, f"pair {k} takes", step)
 
 
 def _trainer(

@@ -2,15 +2,15 @@
 RL', Fig. 9, Eq. 21).
 
 Each of P questions of a step gets a group of G samples o_i with rewards r_i. A sample's advantage
-is A_i = (r_i - mean r) / (std r + 1e-4), the standard deviation with G - 1 below, both over all G.
-A step follows the gradient of
+is A_i = (r_i - mean r) / (std r + 1e-4), with mean and sample standard deviation (G - 1 in the
+denominator) over all G. A step goes against the gradient of
 
-    L = -1/(P n) Σ_q Σ_{i kept} 1/|o_i| Σ_t min(ρ A_i, clip(ρ, 0.8, 1.2) A_i),   ρ = p_θ(o_it | ...)
-    / p_old(o_it | ...)
+    L = -1/(P n) Σ_q Σ_{i kept} 1/|o_i| Σ_t min(ρ A_i, clip(ρ, 0.8, 1.2) A_i)
+    with ρ = p_θ(o_it | q, o_i<t) / p_old(o_it | q, o_i<t),   p_old: the weights that sampled,
 
 over n of the G (Fig. 9): a mean over a sample's tokens, then over the kept samples. It is trl's
-loss_type='grpo', as Shao et al. (2024, arXiv 2402.03300) write it: what a sample weighs depends
-neither on the others' lengths nor on how many are kept beside it. trl's default, 'dapo', divides by
+loss_type='grpo', as Shao et al. (2024, arXiv 2402.03300) write it: the weight of a sample depends
+neither on the others' lengths nor on how many others are kept. trl's default, 'dapo', divides by
 the number of tokens of the whole step instead.
 
 Why the loss stays near 0 while the model learns: samples serve for one step, so ρ = 1, nothing is
@@ -22,7 +22,7 @@ frac_reward_zero_std (share of groups without variance, which teach nothing),
 completions/mean_length (tokens, end token included), completions/clipped_ratio (share of samples
 cut off), clip_ratio/region_mean (share of tokens whose ρ is clipped), entropy and, where beta > 0,
 kl (nats per token, over kept samples), seconds_sampling, seconds_scoring (reward, reference model),
-seconds_update (of the last step).
+seconds_update (of the last step before the entry; the others are means over the entry's steps).
 
 Deviations from the paper (prompt 1024, response 16384, temperature 1, group 16, batch 1024, lr
 1e-6, 1 epoch): 2 questions a step, samples of 128 tokens and a constant rate of 3e-4, for models a
@@ -49,6 +49,7 @@ from trl import GRPOConfig
 from tml_lib import checks
 from tml_lib.lm.adapters import copy_to_train, without_patches
 from tml_lib.lm.answers import token_ids
+from tml_lib.lm.context import check_context
 from tml_lib.lm.models import LanguageModel, check_tokenizer, quiet
 from tml_lib.records import Question
 from tml_lib.train.grpo_trainer import RewardError, Trainer
@@ -66,7 +67,7 @@ class GRPOSettings(TrainSettings):
 
     prompts: int = whole(1, 10**6, default=2)  # questions of a step, of all processes together
     group: int = whole(2, 10**6, default=16)  # G, samples of a question; an advantage compares them
-    update: int = whole(0, 10**6, default=0)  # n, of a group's samples in the gradient; 0: all
+    update: int = whole(0, 10**6, default=0)  # n, samples of a group in the gradient; 0: all
     beta: float = real(low=0.0, default=0.0)  # weight of the KL divergence from lm, per token
     temperature: float = real(above=0.0, default=1.0)  # at 0 all samples would be the same
     most_tokens: int = whole(1, 10**6, default=128)  # of a sample
@@ -100,18 +101,22 @@ def grpo(
     on_log: Callable[[list[dict]], None] | None = None,
 ) -> OuterRun:
     """Train a copy of lm on its own samples, `group` for each of `prompts` questions a step (see
-    above).
+    the module's docstring).
 
-    questions: come in the order given and, where fewer than steps * prompts, again in new orders.
+    questions: only text, answer and id are read; they come in the order given and, where fewer than
+    steps * prompts, again in new orders.
     reward: (sampled text, question's answer) -> number. folder, on_log, processes: as in `sft.sft`;
     the same call resumes and ends in the same bits (a reward is known by its name only). Raises
     ValueError for settings that do not go together, a prompt that with most_tokens is longer than
     the context, and a folder of another run; RewardError, with a checkpoint of the steps before,
-    where a reward fails. Warns after ten steps in which no group's rewards differed.
+    where a reward fails. Warns after `grpo_trainer.FLAT_STEPS` steps in which no group's rewards
+    differed.
     """
     check_tokenizer(without_patches(lm))
+    if not questions:
+        raise ValueError("0 questions: there is nothing to sample for; give at least 1")
     prompts_each = per_process("prompts", settings.prompts)
-    _check(settings, questions, prompts_each)
+    _check_passes(settings, prompts_each)
     asked = _in_turn(questions, settings.steps * settings.prompts, settings.seed)
     rows = [_row(lm, question, settings.most_tokens) for question in asked]
     folder, began = checks.path(folder=folder), time.perf_counter()
@@ -120,7 +125,7 @@ def grpo(
     texts = [(row["prompt"], row["answer"]) for row in rows]
     with opened(folder, lm, identity, texts, arguments) as newest:
         trainer = Trainer(
-            _copy(lm, settings),
+            _trainable_copy(lm, settings),
             lm,
             reward,
             kept=settings.kept,
@@ -128,11 +133,11 @@ def grpo(
             args=arguments,
             train_dataset=Dataset.from_list(rows),
         )
-        with _steps_kept(trainer, folder):
+        with _quietly(), _checkpoint_on_reward_error(trainer, folder):
             return fit(trainer, lm, newest, folder=folder, began=began, name="grpo", on_log=on_log)
 
 
-def _copy(lm: LanguageModel, settings: GRPOSettings):
+def _trainable_copy(lm: LanguageModel, settings: GRPOSettings):
     """A copy to train, with configurations of its own, for trl writes into them."""
     model = copy_to_train(lm, settings.lora_rank, settings.seed)
     if not settings.lora_rank:
@@ -142,31 +147,38 @@ def _copy(lm: LanguageModel, settings: GRPOSettings):
 
 
 @contextlib.contextmanager
-def _steps_kept(trainer: Trainer, folder: Path):
-    """Where a reward fails, the steps that are done are kept as a checkpoint."""
+def _quietly():
+    """Without the loading bars of transformers, and without a warning that trl gives every step."""
     with quiet(), warnings.catch_warnings():
-        # trl's, every step
         warnings.filterwarnings(
             "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
         )
-        try:
-            yield
-        except RewardError:
-            step = trainer.state.global_step
-            checkpoint = folder / f"checkpoint-{step}"
-            # processes write a checkpoint together, and the others may not have failed
-            if step and not checkpoint.exists() and trainer.accelerator.num_processes == 1:
-                trainer._save_checkpoint(trainer.model, None)
-                seal(checkpoint)
-            raise
+        yield
 
 
-def _check(settings: GRPOSettings, questions: Sequence[Question], prompts_each: int) -> None:
-    """Raise ValueError for what cannot be trained with, by name."""
-    if not questions:
-        raise ValueError("0 questions: there is nothing to sample for; give at least 1")
-    # trl would drop the rest
-    count = prompts_each * math.gcd(settings.group, settings.kept)
+@contextlib.contextmanager
+def _checkpoint_on_reward_error(trainer: Trainer, folder: Path):
+    """Where a reward fails, the steps that are done are kept as a checkpoint."""
+    try:
+        yield
+    except RewardError:
+        step = trainer.state.global_step
+        checkpoint = folder / f"checkpoint-{step}"
+        # processes write a checkpoint together, and the others may not have failed
+        if step and not checkpoint.exists() and trainer.accelerator.num_processes == 1:
+            trainer._save_checkpoint(trainer.model, None)
+            seal(checkpoint)
+        raise
+
+
+def _check_passes(settings: GRPOSettings, prompts_each: int) -> None:
+    """Raise ValueError where the passes of a step cannot have equally many samples.
+
+    Every pass takes an equal part of the samples that are drawn (P G) and of those that are kept
+    (P n), so `accumulate` must divide both. trl would silently drop the rest.
+    """
+    drawn, kept = prompts_each * settings.group, prompts_each * settings.kept
+    count = math.gcd(drawn, kept)
     if count % settings.accumulate:
         raise ValueError(
             f"accumulate={settings.accumulate} passes cannot share the samples evenly: give a"
@@ -188,15 +200,11 @@ def _row(lm: LanguageModel, question: Question, most_tokens: int) -> dict[str, s
     """A question as trl wants it. Raises ValueError where its prompt leaves too little of the
     context.
     """
-    prompt, context = (lm.prompt(question.text), lm.model.config.max_position_embeddings)
+    prompt = lm.prompt(question.text)
     length = len(token_ids(lm.tokenizer, prompt))
-    if length + most_tokens > context:
-        sizes = (
-            f"{length} tokens, which with most_tokens={most_tokens} exceed the context of {context}"
-        )
-        raise ValueError(
-            f"question {question.id!r} has {sizes}: lower most_tokens, or leave the question out"
-        )
+    what = f"question {question.id!r} ({length} tokens) with most_tokens={most_tokens} takes"
+    step = "lower most_tokens, or leave the question out"
+    check_context(lm.model, length + most_tokens, what, step)
     return {"prompt": prompt, "answer": question.answer, "name": question.id}
 
 
@@ -217,8 +225,8 @@ def _arguments(
         loss_type="grpo",
         scale_rewards="group",
         epsilon=CLIP,
-        beta=0.0,  # `Trainer` sets it
-        disable_dropout=True,  # what samples is what is trained
+        beta=0.0,  # set by `Trainer` after trl's constructor, which would load a reference model
+        disable_dropout=True,  # the model that samples is the model that is trained
         # the optimiser
         optim=OPTIMISER,
         lr_scheduler_type="constant",

@@ -26,6 +26,7 @@ from tml_lib.data.tiny import Row
 from tml_lib.lm.adapters import copy_to_train, without_patches
 from tml_lib.lm.answers import encode, token_ids
 from tml_lib.lm.blocks import find_blocks
+from tml_lib.lm.context import check_context
 from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
 from tml_lib.train.runs import OuterRun, fit, in_given_order, opened, per_process, shared_arguments
@@ -63,7 +64,7 @@ def sft(
     not finite.
     """
     check_tokenizer(without_patches(lm))
-    _check(rows, settings, lm.model.config.max_position_embeddings)
+    _check(rows, settings, lm)
     rows_each = per_process("batch", settings.batch)
     folder, began = checks.path(folder=folder), time.perf_counter()
     arguments = SFTConfig(
@@ -86,17 +87,14 @@ def sft(
         return fit(trainer, lm, newest, folder=folder, began=began, name="sft", on_log=on_log)
 
 
-def _check(rows: Sequence[Row], settings: SFTSettings, context: int) -> None:
+def _check(rows: Sequence[Row], settings: SFTSettings, lm: LanguageModel) -> None:
     """Raise ValueError for rows that cannot be trained on, by number."""
     steps, batch = settings.steps, settings.batch
     if len(rows) != steps * batch:
         raise ValueError(f"{len(rows)} rows for {steps} steps of {batch}: give steps * batch")
     for k, (ids, start) in enumerate(rows):
-        if len(ids) > context:
-            raise ValueError(
-                f"row {k}, a row of {len(ids)} tokens, is longer than the context of {context}: cut"
-                " or leave out long trajectories"
-            )
+        step = "cut long trajectories, or leave them out"
+        check_context(lm.model, len(ids), f"row {k} takes", step)
         # the first token of a row is never predicted
         if not 0 <= start < len(ids) or len(ids) < 2:
             raise ValueError(
