@@ -25,7 +25,8 @@ def published_models(ax: Axes, models: list[dict]) -> Axes:
     ax.minorticks_off()
     for style in names.SOURCES.values():
         ax.plot([], [], style.marker, color=style.colour, label=style.name)
-    ax.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+    ax.plot([], [], color=names.DARK, lw=1, alpha=0.6, label="thin line: other evaluators")
+    ax.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
     sizes = [m["questions"] or m["samples"] for m in models]
     for m in sorted((m for m in models if m["accuracy"] is not None), key=lambda m: -m["accuracy"]):
         if m["group"] == "base":
