@@ -24,12 +24,25 @@ def test_copies_have_the_lesson_without_outputs_and_solutions(built):
         assert not any(cell.get("outputs") for cell in copied)
         text = "\n".join(cell.source for cell in copied if cell.cell_type == "markdown")
         assert "Solution" not in text
-        assert "<details>" not in text
+        assert text.count("<details>") == text.count("<summary>After you have run the cell<")
         at = [cell.source for cell in held].index("## Solutions")
         assert [c.source for c in copied if c.cell_type == "code"] == [
             c.source for c in held[:at] if c.cell_type == "code"
         ]
         assert classroom.NOTE in copied[0].source
+
+
+def test_the_text_after_a_predicted_output_is_folded_up_to_the_next_heading():
+    assert classroom._folded("Gold is lowest.\n\n## Next") == (
+        "<details><summary>After you have run the cell</summary>\n\nGold is lowest.\n\n</details>"
+        "\n\n## Next"
+    )
+    assert classroom._folded("## Next\n\nText.") == "## Next\n\nText."
+
+
+def test_what_the_first_figure_shows_is_not_given_away(built):
+    (text,) = [c.source for c in cells(built / "00_start_here.ipynb") if "Which bar is" in c.source]
+    assert text.startswith("<details>")
 
 
 def test_links_of_the_copies_stay_in_their_folder(built):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from tml_lib.lm.answers import Suffix
@@ -28,6 +29,9 @@ from tml_lib.lm.exactness import keeps_rows
 from tml_lib.lm.placed import device_of
 from tml_lib.measure import shared_prefix
 from tml_lib.measure.naive import PrefixNLL, Request, widened
+
+_FEW = 16  # rows whose logits are in float32 at a time
+_PLAIN = 128  # tokens of a pass that scores nothing: its mask and activations stay small
 
 
 def packed_nll(model: torch.nn.Module, request: Request, *, shared: bool = False) -> PrefixNLL:
@@ -43,7 +47,7 @@ def packed_nll(model: torch.nn.Module, request: Request, *, shared: bool = False
     cache = roomy_cache(columns=widest_pass(request)[0])
     with request.bar() as bar:
         for past, chunk in _chunks(roots, len(tree.ids), request.tokens_per_pass):
-            _read(model, text[:past], cache, rows=request.tokens_per_pass)
+            _read(model, text[:past], cache, rows=min(request.tokens_per_pass, _PLAIN))
             rows = _branch_rows(text, past, roots[chunk], tree)
             nll = _branch_pass(model, rows, cache, shared=shared)
             for k, suffix in enumerate(tree.scored):
@@ -186,8 +190,10 @@ def _branch_pass(
     rows, trunk = given.sees.trunk.shape
     if rows > trunk:
         cache.crop(trunk - rows)
-    nll = torch.nn.functional.cross_entropy(widened(logits), given.targets, reduction="none")
-    return nll.view(given.sees.copies, -1).double().cpu()
+    # a few rows at a time: a large vocabulary in float32 takes much memory
+    parts = zip(logits.split(_FEW), given.targets.split(_FEW), strict=True)
+    nll = [cross_entropy(widened(part), aim, reduction="none") for part, aim in parts]
+    return torch.cat(nll).view(given.sees.copies, -1).double().cpu()
 
 
 def _branch_rows(text: torch.Tensor, past: int, roots: np.ndarray, tree: _Tree) -> _Pass:

@@ -19,6 +19,7 @@ NOTE = (
     "> **Class copy**, without outputs and solutions."
     " It runs in the kit's environment (`make setup` makes it)."
 )
+_ASKED = re.compile(r"\bPredict\b")
 _SOLUTION = re.compile(r"\s*\(?\[Solution \d\]\(#Solution-\d\)\)?")
 
 
@@ -45,17 +46,32 @@ def build(out: Path | None = None) -> Path:
 
 
 def copy(path: Path) -> str:
-    """A notebook as JSON, up to its solutions, with no outputs and no links to solutions."""
+    """A notebook as JSON, up to its solutions, with no outputs and no links to solutions; what
+    interprets the output that a reader was to predict is folded.
+    """
     import nbformat
 
     content = files.notebook(path, files.COMMITTED)
     ends = [k for k, cell in enumerate(content.cells) if cell.source.startswith("## Solutions")]
     content.cells = content.cells[: ends[0] if ends else None]
+    asked = shown = False  # a prediction was asked for; the cell that answers it has gone by
     for cell in content.cells:
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-        else:
-            cell.source = _SOLUTION.sub("", cell.source)
+            cell.outputs, cell.execution_count, shown = [], None, asked
+            continue
+        text = _SOLUTION.sub("", cell.source)
+        asked = (asked and not shown) or bool(_ASKED.search(text))
+        cell.source, shown = _folded(text) if shown else text, False
     title, rest = content.cells[0].source.split("\n", 1)
     content.cells[0].source = f"{title}\n\n{NOTE}\n{rest}"
     return nbformat.writes(content) + "\n"
+
+
+def _folded(text: str) -> str:
+    """Markdown with its part before the first heading or exercise behind a click."""
+    first = re.search(r"^(#|\*\*\d\.)", text, re.MULTILINE)
+    at = first.start() if first else len(text)
+    if not text[:at].strip():
+        return text
+    fold = "<details><summary>After you have run the cell</summary>\n\n{}\n\n</details>\n\n{}"
+    return fold.format(text[:at].strip(), text[at:]).rstrip()
