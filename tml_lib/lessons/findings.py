@@ -32,15 +32,17 @@ class Sentence:
         return [x for x in found if x.claim in self.claims and x.verdict != "floor"]
 
     def tested(self, found: list[report.Settled]) -> str:
-        """The sizes of the models that it was tested on; where they disagree, each model with its
-        verdicts, in the order of the claims.
+        """The sizes of the models that it was tested on; where they disagree, the models by
+        verdict.
         """
         scales = _scales(found, self)
         if self.verdict != DISAGREE:
             return ", ".join(dict.fromkeys(size(scale) for scale in scales))
-        verdicts = {(item.claim, item.scale): item.verdict for item in self.decided(found)}
-        said = {s: [verdicts.get((c, s), "no verdict") for c in self.claims] for s in scales}
-        return "; ".join(f"{words(scale)}: {', '.join(each)}" for scale, each in said.items())
+        said = {item.scale: item.verdict for item in self.decided(found)}
+        groups = {
+            v: [words(s) for s in scales if said[s] == v] for v in dict.fromkeys(said.values())
+        }
+        return "; ".join(f"{verdict}: {' and '.join(models)}" for verdict, models in groups.items())
 
     def faults(self, found: list[report.Settled]) -> list[str]:
         """What of the ledger speaks against the sentence; none where it is borne out."""
@@ -89,7 +91,7 @@ FINDINGS = (
                 "holds",
             ),
             Sentence(
-                "Along the path of such changes, token by token, the answer's loss falls",
+                "Drawn on the loss landscape, the path of these changes goes down",
                 ("C12",),
                 "holds",
             ),
@@ -119,13 +121,15 @@ FINDINGS = (
         "contradicted",
         (
             Sentence(
-                "That change of the weights is no gradient descent: its steps hardly point along"
-                " the gradient of the answer's loss, and it does not help similar questions",
+                "*Each step of a trajectory is a gradient step.* The change of the weights hardly"
+                " points along the gradient of the answer's loss, and it does not help similar"
+                " questions",
                 ("C11g", "C11t"),
                 "contradicted",
             ),
             Sentence(
-                "Words of reflection, such as *Wait*, do not move the answer more than other words",
+                "*Words of reflection, such as 'Wait', do more than others.* Taken together, they"
+                " move the answer's loss no more than other words",
                 ("C6",),
                 "contradicted",
             ),
@@ -144,9 +148,14 @@ FINDINGS = (
         "inconclusive",
         (
             Sentence(
-                "Does the right answer become likelier along a right trajectory (first verdict),"
-                " and not along a wrong one (second verdict)? The models tested disagree",
-                ("C1", "C2"),
+                "Does the right answer become likelier along a right trajectory, before that states"
+                " it? The models tested disagree",
+                ("C1",),
+                DISAGREE,
+            ),
+            Sentence(
+                "Does a wrong trajectory leave it unlikely? Here they disagree too",
+                ("C2",),
                 DISAGREE,
             ),
             Sentence(

@@ -198,7 +198,7 @@ def map_table() -> str:
 
 
 COMMANDS = {
-    "run": "execute every notebook, and print each claim's verdict",
+    "run": "execute every notebook, and print each claim's verdict from the stored evidence",
     "test": "run all checks of the kit",
 }
 
