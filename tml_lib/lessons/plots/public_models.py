@@ -15,8 +15,8 @@ def published_models(ax: Axes, models: list[dict]) -> Axes:
     base models are lines.
 
     models: records of published.published.json, an accuracy each or None (not drawn). Hollow: only
-    trajectories, or nothing, is stated. Thin lines reach to the other accuracies that are published.
-    Models that share a size stand a little apart.
+    trajectories, or nothing, is stated. Thin lines reach to other published accuracies. Models
+    that share a size stand a little apart.
     """
     unknown, places, boxes, used = 8e6, {}, [], set()
     ax.set(xscale="log", xlim=(250, 2e7), ylim=(0, 0.85), ylabel="AIME24 accuracy (share)")
