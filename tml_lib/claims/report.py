@@ -112,8 +112,8 @@ def overview(table: list[Row]) -> str:
     """Markdown, a line per claim: the paper's number, and verdict, estimate and interval of the
     settling test at each scale.
 
-    Claims without a verdict have no line, and scales without one no column. Where several evidence files speak of one claim and
-    scale, each has its say.
+    Claims without a verdict have no line, and scales without one no column. Where several evidence
+    files speak of one claim and scale, each has its say.
     """
     found: dict[tuple[str, str], list[Settled]] = {}
     for item in settled(table):
