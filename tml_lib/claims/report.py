@@ -112,15 +112,18 @@ def overview(table: list[Row]) -> str:
     """Markdown, a line per claim: the paper's number, and verdict, estimate and interval of the
     settling test at each scale.
 
-    Scales without a verdict have no column. Where several evidence files speak of one claim and
-    scale, each has its say.
+    Claims without a verdict have no line, and scales without one no column. Where several evidence
+    files speak of one claim and scale, each has its say.
     """
     found: dict[tuple[str, str], list[Settled]] = {}
     for item in settled(table):
         found.setdefault((item.claim, item.scale), []).append(item)
     scales = ordered({scale for _, scale in found})
     lines = [f"| claim | paper | {' | '.join(scales)} |", "|---" * (2 + len(scales)) + "|"]
+    judged = {claim for claim, _ in found}
     for claim, item in ledger.claims().items():
+        if claim not in judged:
+            continue
         cells = [_cell(found.get((claim, scale), []), why_not(claim, scale)) for scale in scales]
         lines.append(
             f"| {item['title']} ({claim}) | {item['paper']}: {item['reported']} |"

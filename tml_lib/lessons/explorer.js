@@ -101,7 +101,7 @@
       if (shown.stated_at !== null) {
         const px = x(shown.stated_at), late = shown.stated_at > last / 2;
         parts.push(make("line", {x1: px, x2: px, y1: TOP, y2: HIGH - FOOT, stroke: "currentColor", "stroke-dasharray": "2 4"}));
-        parts.push(words("right answer first stated", px + (late ? -5 : 5), TOP - 6, {"text-anchor": late ? "end" : "start"}));
+        parts.push(words("answer not yet stated up to here", px + (late ? -5 : 5), TOP - 6, {"text-anchor": late ? "end" : "start"}));
       }
       nll.forEach((values, k) => parts.push(make("path", {d: path(values), fill: "none",
         stroke: k ? "currentColor" : colour(kind), "stroke-opacity": k ? 0.5 : 1, "stroke-width": k ? 1.2 : 2.5,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
-from matplotlib.transforms import Bbox, ScaledTranslation
+from matplotlib.transforms import Bbox
 
 from tml_lib.lessons import names
+
+APART = 1.09  # the factor by which marks of one size are set aside
 
 
 def published_models(ax: Axes, models: list[dict]) -> Axes:
@@ -13,9 +15,10 @@ def published_models(ax: Axes, models: list[dict]) -> Axes:
     base models are lines.
 
     models: records of published.published.json, an accuracy each or None (not drawn). Hollow: only
-    trajectories, or nothing, is stated. Thin lines reach to the accuracies that other texts give.
+    trajectories, or nothing, is stated. Thin lines reach to other published accuracies. Models
+    that share a size stand a little apart.
     """
-    unknown, places, boxes = 8e6, {}, []
+    unknown, places, boxes, used = 8e6, {}, [], set()
     ax.set(xscale="log", xlim=(250, 2e7), ylim=(0, 0.85), ylabel="AIME24 accuracy (share)")
     ax.set_xlabel("training questions (hollow: trajectories, where questions are not stated)")
     ax.set_xticks(
@@ -25,7 +28,7 @@ def published_models(ax: Axes, models: list[dict]) -> Axes:
     ax.minorticks_off()
     for style in names.SOURCES.values():
         ax.plot([], [], style.marker, color=style.colour, label=style.name)
-    ax.plot([], [], color=names.DARK, lw=1, alpha=0.6, label="thin line: other evaluators")
+    ax.plot([], [], color=names.DARK, lw=1, alpha=0.6, label="thin line: other published numbers")
     ax.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
     sizes = [m["questions"] or m["samples"] for m in models]
     for m in sorted((m for m in models if m["accuracy"] is not None), key=lambda m: -m["accuracy"]):
@@ -37,26 +40,16 @@ def published_models(ax: Axes, models: list[dict]) -> Axes:
         colour, marker = style.colour, style.marker
         x = m["questions"] or m["samples"] or unknown
         span = [m["accuracy"], *(other["accuracy"] for other in m["others"])]
-        beside = ScaledTranslation(_aside(x, sizes, boxes) * 3.5 / 72, 0, ax.figure.dpi_scale_trans)
+        if sizes.count(x) > 1:  # the first goes left, the others right
+            x, used = (x * APART if x in used else x / APART), used | {x}
         boxes.append((x, min(span), max(span)))
-        ax.plot(
-            [x, x], boxes[-1][1:], color=colour, lw=1, alpha=0.6, transform=ax.transData + beside
-        )
+        ax.plot([x, x], boxes[-1][1:], color=colour, lw=1, alpha=0.6)
         ax.plot(
             x, m["accuracy"], marker, color=colour, mfc=colour if m["questions"] else "white", ms=6
         )
         places[m["name"]] = (x, m["accuracy"], colour)
     _names_apart(ax, places, boxes)
     return ax
-
-
-def _aside(x: float, sizes: list, drawn: list[tuple[float, float, float]]) -> int:
-    """The side of its mark on which a line is drawn: 0 on it; of models that share a size the first
-    -1, left, the others 1.
-    """
-    if sizes.count(x) < 2:
-        return 0
-    return 1 if any(x == other for other, *_ in drawn) else -1
 
 
 def _names_apart(
