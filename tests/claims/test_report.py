@@ -293,6 +293,7 @@ def test_findings_without_evidence_or_disagreement_are_refused(table):
 
 def test_the_picture_of_the_findings_says_each_verdict_in_words(table):
     figure = plots.three_findings(table)
+    whole = {key[:2]: verdict for key, verdict in ledger.summary(table).items()}
     for ax, finding in zip(figure.axes, findings.FINDINGS, strict=True):
         shown = findings.rows(finding, table)
         labels = [label.get_text() for label in ax.get_yticklabels()]
@@ -302,7 +303,11 @@ def test_the_picture_of_the_findings_says_each_verdict_in_words(table):
         for _, found in shown:
             number = f"{found.estimate:.2f}".replace("-", "−")
             compared = f"{found.claim}.{found.test}" in finding.compared
-            assert (number if compared else f"{number}, {found.verdict}") in written
+            said = number if compared else f"{number}, {found.verdict}"
+            claim = whole[found.claim, found.scale]
+            if not compared and claim != found.verdict:
+                said += f"\n(its claim: {claim})"
+            assert said in written
 
 
 def test_a_picture_of_tests_with_several_thresholds_is_refused():
