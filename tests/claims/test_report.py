@@ -287,8 +287,9 @@ def test_findings_without_evidence_or_disagreement_are_refused(table):
     # a floor decides nothing, and does not count as evidence
     assert first.faults([report.Settled("C11", "tiny", "floor", found)]) == ["C11 has no evidence"]
     kept = [item for item in report.settled(table) if item.scale == "tiny"]
-    (open_question, _) = findings.FINDINGS[2].sentences
-    assert open_question.faults(kept) == ["the models agree on C1", "the models agree on C2"]
+    on_right, on_wrong, _ = findings.FINDINGS[2].sentences
+    assert on_right.faults(kept) == ["the models agree on C1"]
+    assert on_wrong.faults(kept) == ["the models agree on C2"]
 
 
 def test_the_picture_of_the_findings_says_each_verdict_in_words(table):
