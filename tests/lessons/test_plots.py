@@ -169,7 +169,7 @@ def test_a_surface_has_its_scale_and_a_path_its_ends():
     found = Landscape(
         np.linspace(-1, 1, 3), np.linspace(-2, 2, 5), np.arange(15.0).reshape(3, 5, 1)
     )
-    ax = plots.surface(plt.figure().add_subplot(), found, top=9)
+    ax = plots.surface(plt.figure().add_subplot(), found, ends=(0, 9))
     assert "nats per token" in ax.figure.axes[1].get_ylabel()
     assert ax.collections[0].levels[[0, -1]].tolist() == [0, 9]
     points = np.array([[0.0, 0.0], [0.5, 1.0], [1.0, 2.0]])

@@ -10,13 +10,15 @@ from tml_lib.lessons.plots.curves import NLL_LABEL
 from tml_lib.records import Landscape
 
 
-def surface(ax: Axes, found: Landscape, *, top: float | None = None, unit: str = "u") -> Axes:
-    """Mean L̂ over a landscape's questions as filled contours, with a scale; top: losses above it
-    look alike.
+def surface(
+    ax: Axes, found: Landscape, *, ends: tuple[float, float] | None = None, unit: str = "u"
+) -> Axes:
+    """Mean L̂ over a landscape's questions as filled contours, with a scale; ends: of the scale,
+    for panels that share one; losses above it look alike.
     """
     nll = found.nll.mean(-1).T  # contourf wants rows along the second coordinate
-    high = float(nll.max() if top is None else min(top, nll.max()))
-    levels = np.linspace(float(nll.min()), max(high, float(nll.min()) + 1e-6), 13)
+    low, high = (float(nll.min()), float(nll.max())) if ends is None else ends
+    levels = np.linspace(low, max(high, low + 1e-6), 13)
     shown = ax.contourf(found.first, found.second, nll, levels=levels, cmap="cividis", extend="max")
     ax.figure.colorbar(shown, ax=ax, fraction=0.05, pad=0.02, format="%.2g").set_label(
         NLL_LABEL, fontsize=8
