@@ -77,6 +77,8 @@ def tolerance(study: str, kind: str, test: str, stored: float) -> float:
     rules = ledger.protocols()[study]
     if kind == ESTIMANDS:
         return ROUNDING
+    if kind == FIRST_STEPS and test.startswith("mean reward"):
+        return rules["reward_tolerance"]
     if kind == FIRST_STEPS:
         return rules["loss_tolerance"] * max(abs(stored), 1.0)
     return rules.get("tolerances", {}).get(test, rules["tolerance"]) + ROUNDING
