@@ -124,10 +124,10 @@ def test_the_choices_are_those_of_the_library():
     assert parameters.RULES["n_probed"].most == written_descent.UNSEEN
 
 
-def test_each_exception_belongs_to_one_notebook_and_to_its_parameters():
+def test_each_exception_belongs_to_a_notebook_and_to_its_parameters():
     declared = [" ".join(book.parameters) for book in BOOKS]
     for names, rules in parameters.EXCEPTIONS.items():
-        assert declared.count(names) == 1, names
+        assert names in declared
         assert rules.keys() <= set(names.split())
 
 
