@@ -172,7 +172,7 @@ def test_after_a_run_of_one_notebook_the_table_holds_its_claims_this_runs_rows_f
     table = cli._shown(books, tmp_path, everything=False)
     assert {row.claim for row in table} == {"C12"}
     scales = [row.scale for row in table if row.test == "over_foreign"]
-    assert scales == ["gpu", "small", "tiny"]
+    assert scales == ["gpu", "medium", "small", "tiny"]
     whole = cli._shown(books, tmp_path, everything=True)
     assert {"C1", "C12", "M1"} <= {row.claim for row in whole}
 
