@@ -291,7 +291,8 @@ def test_a_launched_run_by_reward_is_the_run_of_one_process(launched, reasoner, 
         for key, old in reasoner.model.state_dict().items()
     )
     assert moved > 1e-4
-    assert_close(load_file(folder / name / "model.safetensors"), run.lm.model.state_dict())
+    saved = load_file(folder / name / "model.safetensors")
+    assert_same_step(saved, run.lm.model.state_dict(), reasoner.model.state_dict())
 
 
 def test_a_batch_that_does_not_split_evenly_is_refused(launched):
