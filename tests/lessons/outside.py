@@ -37,7 +37,7 @@ def unboxed(cells):
 
 
 def live_comes_first(cells):
-    """Whether the run's own verdicts are printed before any stored evidence."""
+    """Whether the run's own results are printed, and before any stored evidence there is."""
     text = "\n".join(o.get("text", "") for c in cells for o in c.get("outputs", []))
     live, stored = text.find("This run: "), text.find(boxes.TOP)
-    return 0 <= live < stored
+    return live >= 0 and (stored < 0 or live < stored)

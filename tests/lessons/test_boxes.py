@@ -9,7 +9,7 @@ import re
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
-from outside import TEXT, paragraphs, unboxed
+from outside import TEXT, live_comes_first, paragraphs, unboxed
 
 from tml_lib.claims import ledger
 from tml_lib.lessons import boxes, notebooks
@@ -69,6 +69,25 @@ def test_a_claim_outside_a_box_is_found(text, claims):
 def test_an_output_outside_a_box_is_found(line, claims):
     output = nbformat.v4.new_output("stream", text=line)
     assert len(unboxed([nbformat.v4.new_code_cell("x", outputs=[output])])) == claims
+
+
+LIVE, STORED = "This run: a model\n", f"{boxes.TOP}Stored evidence\n"
+
+
+@pytest.mark.parametrize(
+    ("printed", "first"),
+    [
+        ([LIVE, STORED], True),
+        ([LIVE + STORED], True),
+        ([LIVE], True),
+        ([STORED, LIVE], False),
+        ([STORED], False),
+        ([], False),
+    ],
+)
+def test_what_a_run_shows_of_its_own_model_comes_first(printed, first):
+    outputs = [nbformat.v4.new_output("stream", text=text) for text in printed]
+    assert live_comes_first([nbformat.v4.new_code_cell("x", outputs=outputs)]) is first
 
 
 def test_a_box_frames_what_is_printed_and_drawn_and_names_the_models():
