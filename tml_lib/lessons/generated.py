@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tml_lib import files, runtime
 from tml_lib.claims import ledger, report
-from tml_lib.lessons import findings, notebooks, pictures
+from tml_lib.lessons import findings, notebooks, pictures, reading
 from tml_lib.lm import presets
 
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -162,7 +162,9 @@ def lessons() -> str:
 
 
 def needs(name: str) -> str:
-    """What one notebook takes: measured time and memory per preset, or of its only way to run."""
+    """What one notebook takes: minutes to read, measured time and memory per preset or of its only
+    way to run.
+    """
     held = measured()
     costs = held["notebooks"].get(name, {})
     (book,) = [book for book in notebooks.discover() if book.name == name]
@@ -172,9 +174,14 @@ def needs(name: str) -> str:
         parts = [f"{_cost(costs['any'])}, no pretrained model"] if "any" in costs else []
     parts = parts or ["not measured yet"]
     return (
-        f"**Measured time and peak memory:** {'; '.join(parts)} (on"
-        f" {held['machine'] or 'no machine yet'}).{links(name)}"
+        f"**Reading time:** about {_minutes(book)} minutes, without the exercises. **Measured time"
+        f" and peak memory:** {'; '.join(parts)} (on {held['machine'] or 'no machine yet'})."
+        f"{links(name)}"
     )
+
+
+def _minutes(book: notebooks.Notebook) -> int:
+    return round(reading.minutes(files.table(book.path, files.COMMITTED, {"cells": list})["cells"]))
 
 
 def _cost(cost: dict) -> str:
@@ -186,14 +193,15 @@ def _cost(cost: dict) -> str:
 
 
 def map_table() -> str:
-    """All notebooks with links, and the measured time and memory of each way to run them."""
+    """All notebooks with links, minutes to read, measured time and memory of each way to run."""
     held = measured()["notebooks"]
-    lines = ["| notebook | measured time and peak memory |", "|---|---|"]
+    lines = ["| notebook | minutes to read | measured time and peak memory |", "|---|---|---|"]
     for book in notebooks.discover():
         costs = held.get(book.name, {})
         known = [p for p in ("any", *presets.PRESETS) if p in costs]
         said = [("" if p == "any" else f"`{p}` ") + _cost(costs[p]) for p in known]
-        lines.append(f"| [{book.name}]({book.name}.ipynb): {book.title} | {'; '.join(said)} |")
+        link = f"[{book.name}]({book.name}.ipynb): {book.title}"
+        lines.append(f"| {link} | {_minutes(book)} | {'; '.join(said)} |")
     return "\n".join([*lines, "", f"Measured on {measured()['machine']}."])
 
 

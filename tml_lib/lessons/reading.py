@@ -17,23 +17,23 @@ _END = re.compile(r"(?m)^## (?:\d+ · )?(?:Exercises|Second reading|Appendix|Sol
 _NOT_READ = re.compile(r"<!-- generated: .*?<!-- end -->|(?<=\])\([^)\s]*\)", re.DOTALL)
 
 
-def minutes(cells: Iterable) -> float:
+def minutes(cells: Iterable[dict]) -> float:
     """Minutes that the cells of an executed notebook take to read, until its exercises begin."""
     words = code = printed = figures = 0
     for cell in cells:
-        if cell.cell_type == "markdown":
-            end = _END.search(cell.source)
-            words += len(_NOT_READ.sub("", cell.source[: end and end.start()]).split())
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            end = _END.search(source)
+            words += len(_NOT_READ.sub("", source[: end and end.start()]).split())
             if end:
                 break
             continue
-        if not {"setup", "parameters"} & set(cell.metadata.get("tags", [])):
-            code += len(cell.source.splitlines())
-        for output in cell.get("outputs", []):
+        if not {"setup", "parameters"} & set(cell["metadata"].get("tags", [])):
+            code += len(source.splitlines())
+        for output in cell["outputs"]:
             data = output.get("data", {})
             if "image/png" in data:
                 figures += 1
             elif output.get("name") != "stderr":
-                text = output.get("text", data.get("text/plain", ""))
-                printed += len("".join(text).splitlines())
+                printed += len("".join(output.get("text", data.get("text/plain", ""))).splitlines())
     return words / WORDS + code / CODE + printed / PRINTED + figures / FIGURES
