@@ -212,3 +212,18 @@ def test_rewards_are_drawn_with_their_average_and_live_ones_redrawn(monkeypatch)
     assert len(shown) == 2
     assert shown[0] is shown[1], "the same picture, redrawn"
     assert len(shown[0].axes[0].lines[0].get_xdata()) == 2
+
+
+def test_a_title_of_parts_breaks_between_them_and_keeps_within_the_figure():
+    figure = plt.figure(figsize=(7, 3))
+    figure.suptitle("mine")
+    models = "tiny: 0.2 M, made by the kit", "small: SmolLM2, 135 M", "medium: Qwen, 1.5 B"
+    plots.titled(figure, " · ".join(["Stored evidence, not made by this run", *models]))
+    *lines, last = figure.get_suptitle().split("\n")
+    assert last == "mine" and len(lines) == 2 and max(map(len, lines)) <= 91
+    assert [part.strip(" ·") for line in lines for part in line.split(" · ")] == [
+        "Stored evidence, not made by this run",
+        *models,
+    ]
+    plots.titled(plt.figure(figsize=(7, 3)), "a part of many words " * 9)
+    assert max(map(len, plt.gcf().get_suptitle().split("\n"))) <= 91

@@ -7,9 +7,8 @@ it reads [E_l; E_t] and answers at the last row of E_t (Eq. 6 for one token). Ev
 makes the first output equal to the second.
 
 Deviations from the paper: its own update (Eq. 16-19) does not conform and is kept, in the nearest
-reading that does, as `printed_update`; the others are the value-side one, that of Dherin et al.
-(arXiv 2507.16003) and that of Goldwaser et al. (arXiv 2511.17864). `linear_attention` is the
-construction of von Oswald et al. (arXiv 2212.07677).
+reading that does, as `printed_update`; the others are the value-side one and that of Dherin et al.
+(arXiv 2507.16003). `linear_attention` is the construction of von Oswald et al. (arXiv 2212.07677).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, rms_norm, silu
+from torch.nn.functional import gelu
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,67 +184,6 @@ def relative_errors(lengths: list[int], draws: int, d: int, *, seed: int) -> dic
                 error = without_trajectory(make(layer, E_l, E_t), E_l) - wanted
                 found[name][i, j] = error.norm() / wanted.norm()
     return found
-
-
-# --- a modern block: RMSNorm and a gated MLP ------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class GatedBlock:
-    """The MLP half of a Llama-style block: h + post(W_downᵀ(silu(n W_gate) ⊙ n W_up)), n =
-    RMSNorm(h); post: Gemma 2's norm.
-    """
-
-    norm: Tensor  # (d,) the norm's scale
-    W_gate: Tensor  # (d, d_ff)
-    W_up: Tensor  # (d, d_ff)
-    W_down: Tensor  # (d_ff, d)
-    post_norm: Tensor | None = None  # (d,) scale of a second norm, on the MLP's output
-
-    def normed(self, h: Tensor) -> Tensor:
-        """n = RMSNorm(h), (d,)."""
-        return rms_norm(h, h.shape, self.norm)
-
-    def inner(self, h: Tensor) -> Tensor:
-        """m = silu(n W_gate) ⊙ n W_up, (d_ff,), the input of W_down."""
-        n = self.normed(h)
-        return silu(n @ self.W_gate) * (n @ self.W_up)
-
-    def __call__(self, h: Tensor) -> Tensor:
-        """The block's output, (d,), for the residual stream h (d,) after attention."""
-        out = self.inner(h) @ self.W_down
-        return h + (out if self.post_norm is None else rms_norm(out, out.shape, self.post_norm))
-
-
-def random_block(d: int, d_ff: int, *, seed: int, post_norm: bool = False) -> GatedBlock:
-    """A gated block with Gaussian weights in float64, with or without the second norm."""
-    draw = _generator(seed)
-    scale = 1 + 0.1 * draw(d)
-    weights = draw(d, d_ff) / d**0.5, draw(d, d_ff) / d**0.5, draw(d_ff, d) / d_ff**0.5
-    return GatedBlock(scale, *weights, 1 + 0.1 * draw(d) if post_norm else None)
-
-
-def gated_update(block: GatedBlock, h: Tensor, wanted: Tensor) -> GatedBlock:
-    """The patch of one token (Goldwaser et al. 2025): at h the patched block gives what the block
-    gives at `wanted`.
-
-    Rank one in W_gate and W_up, so that the MLP computes what it would at `wanted`; the rest,
-    wanted - h, is the residual stream's: rank one in W_down, or, behind a second norm, a change of
-    that norm's scale. h, wanted: (d,).
-    """
-    n, n_wanted, m = block.normed(h), block.normed(wanted), block.inner(wanted)
-    W_gate = block.W_gate + rank_one(n, block.W_gate, n_wanted @ block.W_gate)
-    W_up = block.W_up + rank_one(n, block.W_up, n_wanted @ block.W_up)
-    out = m @ block.W_down
-    if block.post_norm is None:
-        return replace(
-            block,
-            W_gate=W_gate,
-            W_up=W_up,
-            W_down=block.W_down + rank_one(m, block.W_down, out + wanted - h),
-        )
-    unit = rms_norm(out, out.shape)
-    return replace(block, W_gate=W_gate, W_up=W_up, post_norm=block.post_norm + (wanted - h) / unit)
 
 
 # --- in-context examples as a gradient step -------------------------------------------------------

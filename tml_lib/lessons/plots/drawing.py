@@ -89,9 +89,13 @@ def framed(title: str) -> Iterator[None]:
 
 
 def titled(figure: Figure, title: str) -> None:
-    """Put a title above the one that the figure has, in lines that are no wider than the figure."""
+    """Put a title above the one that the figure has, in lines that are no wider than the figure. A
+    line ends between two parts ('a · b') where it can.
+    """
     held, width = figure.get_suptitle(), int(13 * figure.get_figwidth())
-    title = textwrap.fill(title, width, break_on_hyphens=False)
+    parts = (p.replace(" ", "\xa0") if len(p) + 2 <= width else p for p in title.split(" · "))
+    title = textwrap.fill("\xa0· ".join(parts), width, break_on_hyphens=False)
+    title = title.replace("\xa0", " ")
     figure.suptitle(f"{title}\n{held}" if held else title, fontsize=8, color=names.DARK)
 
 
