@@ -100,7 +100,7 @@ def _lines(own: list[Settled], width: float) -> list[_Line]:
         sign = ">" if rule["side"] == "above" else "<"
         claimed = f"claimed {sign} {rule['threshold']:g} {rule['unit']}".replace("-", "−", 1)
         parts = (rule["label"], claimed)
-        words = [textwrap.fill(part, int(19.5 * width), break_on_hyphens=False) for part in parts]
+        words = [textwrap.fill(part, int(18.5 * width), break_on_hyphens=False) for part in parts]
         alike = [other for other in own if other.scale == item.scale]
         key = item.row.test, alike.index(item)
         lines.setdefault(key, _Line("\n".join(words))).cells.append(item)
