@@ -220,7 +220,9 @@ def test_a_title_of_parts_breaks_between_them_and_keeps_within_the_figure():
     models = "tiny: 0.2 M, made by the kit", "small: SmolLM2, 135 M", "medium: Qwen, 1.5 B"
     plots.titled(figure, " · ".join(["Stored evidence, not made by this run", *models]))
     *lines, last = figure.get_suptitle().split("\n")
-    assert last == "mine" and len(lines) == 2 and max(map(len, lines)) <= 91
+    assert last == "mine"
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 91
     assert [part.strip(" ·") for line in lines for part in line.split(" · ")] == [
         "Stored evidence, not made by this run",
         *models,
