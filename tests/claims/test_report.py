@@ -46,6 +46,20 @@ def row(claim, test, low, high, verdict, *, scale="tiny", evidence="e.json"):
     )
 
 
+def test_a_test_without_a_value_is_said_so_and_does_not_settle_its_claim():
+    """Evidence without samples of the model's own lacks what one of C2's decisive tests needs."""
+    without = row("C2", "sampled_trend", math.nan, math.nan, "too few")
+    rows = [without, row("C2", "corrupted_trend", 0.1, 0.3, "too few")]
+    (item,) = report.settled(rows)
+    assert item.row.test == "corrupted_trend"
+    assert report.settled([without])[0].row is without
+    printed = [report.overview([without]), report.details(rows), ledger.to_text(rows)]
+    assert not any("nan" in text for text in printed)
+    assert "no value" in printed[0]
+    figure = plots.forest(rows)
+    assert sum(len(ax.get_yticks()) for ax in figure.axes) == 1
+
+
 # --- margins and settling tests -------------------------------------------------------------------
 
 
@@ -139,7 +153,8 @@ def test_the_details_have_a_line_per_decisive_row(table):
     decisive = [row for row in table if row.decisive]
     assert len(lines) == len(decisive)
     for line, found in zip(lines, decisive, strict=True):
-        assert f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]" in line
+        numbers = f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
+        assert (numbers if found.has_value else "| no value |") in line
         assert line.endswith(f"| {found.said} |")
 
 
@@ -284,8 +299,9 @@ def test_findings_without_evidence_or_disagreement_are_refused(table):
     assert first.faults([report.Settled("C11", "tiny", "contradicted", found)]) == [
         "C11 is contradicted at tiny"
     ]
-    # a floor decides nothing, and does not count as evidence
-    assert first.faults([report.Settled("C11", "tiny", "floor", found)]) == ["C11 has no evidence"]
+    for nothing in ("floor", "too few"):  # decide nothing, and do not count as evidence
+        settled = report.Settled("C11", "tiny", nothing, found)
+        assert first.faults([settled]) == ["C11 has no evidence"]
     kept = [item for item in report.settled(table) if item.scale == "tiny"]
     on_right, on_wrong, _ = findings.FINDINGS[2].sentences
     assert on_right.faults(kept) == ["the models agree on C1"]

@@ -28,8 +28,8 @@ def test_a_record_drawn_at_random_comes_out_as_it_is_stored(path):
     assert {c.kind for c in checks} == {r.kind for r in possible}
     if not possible:
         pytest.skip(
-            f"a record of {path.name} takes over {WITHIN} s: `python -m tml_lib verify"
-            f" {evidence['study']}`"
+            f"a record of {path.name} takes over {WITHIN} s, or its model is not here: `python -m"
+            f" tml_lib verify {evidence['study']}`"
         )
 
 

@@ -65,6 +65,11 @@ class Row:
     before: str = ""  # the verdict without the floor rule, where that rule changes it
 
     @property
+    def has_value(self) -> bool:
+        """Whether any question has one; evidence may lack what a test needs, such as samples."""
+        return not math.isnan(self.estimate)
+
+    @property
     def count(self) -> str:
         """How many values there are, and the share of cut samples, as tables print it."""
         n = f"{self.n_seeds}×{self.n_questions}" if self.n_seeds > 1 else str(self.n_questions)
@@ -484,8 +489,9 @@ def to_text(table: list[Row]) -> str:
             mark = "*" if row.decisive else " "
             lines.append(f" {mark} {test['label']} ({row.test}): claimed {wanted(test)}")
         above = row.claim, row.test
-        interval = f"[{row.low:.3f}, {row.high:.3f}]"
-        numbers = f"{row.estimate:9.3f}  {interval:20}{row.unit:16}"
+        interval = f"[{row.low:.3f}, {row.high:.3f}]" if row.has_value else ""
+        middle = f"{row.estimate:.3f}" if row.has_value else "–"
+        numbers = f"{middle:>9}  {interval:20}{row.unit:16}"
         lines.append(f"      {row.scale:11}{numbers}n = {row.count + ' ':7}{row.said}")
     lines.append(_note(table))
     verdicts = summary(table)

@@ -79,6 +79,7 @@ def settled(table: list[Row]) -> list[Settled]:
             if (row.claim, row.scale, row.evidence) == (claim, scale, evidence) and row.decisive
         ]
         alike = [row for row in rows if row.verdict == verdict] or rows
+        alike = [row for row in alike if row.has_value] or alike
         found.append(
             min(
                 (Settled(claim, scale, verdict, row) for row in alike),
@@ -142,6 +143,7 @@ def _cell(found: list[Settled], reason: str) -> str:
 def _settling(item: Settled, test: dict) -> str:
     row = item.row
     numbers = f"{row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}] {row.unit}"
+    numbers = numbers if row.has_value else "no value"
     said = f"{test['label']} (`{row.test}`, claimed {test['side']} {test['threshold']:g})"
     return f"**{item.verdict}** {said}: {numbers}{row.reason}".replace("|", "&#124;")
 
@@ -155,6 +157,7 @@ def details(table: list[Row]) -> str:
     for row in table:
         if row.decisive:
             numbers = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}] {row.unit}"
+            numbers = numbers if row.has_value else "no value"
             test = tests[row.claim, row.test]
             cells = (
                 f"{test['label']} ({row.claim}.{row.test})",

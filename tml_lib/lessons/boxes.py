@@ -63,6 +63,7 @@ def stored_verdicts(
         rows = [row for row in rows if row.decisive or not decisive]
         print(ledger.to_text(rows))
         drawable = [row for row in rows if drawn is None or row.scale in drawn]
+        drawable = [row for row in drawable if row.has_value]
         if drawable:
             plots.forest(drawable)
 

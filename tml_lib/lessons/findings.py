@@ -29,7 +29,8 @@ class Sentence:
 
     def decided(self, found: list[report.Settled]) -> list[report.Settled]:
         """What the ledger says of its claims, where it says anything."""
-        return [x for x in found if x.claim in self.claims and x.verdict != "floor"]
+        nothing = "floor", "too few"
+        return [x for x in found if x.claim in self.claims and x.verdict not in nothing]
 
     def tested(self, found: list[report.Settled]) -> str:
         """The sizes of the models that it was tested on; where they disagree, the models by

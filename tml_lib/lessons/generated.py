@@ -174,8 +174,8 @@ def needs(name: str) -> str:
         parts = [f"{_cost(costs['any'])}, no pretrained model"] if "any" in costs else []
     parts = parts or ["not measured yet"]
     return (
-        f"**Reading time:** about {_minutes(book)} minutes, without the exercises. **Measured time"
-        f" and peak memory:** {'; '.join(parts)} (on {held['machine'] or 'no machine yet'})."
+        f"**Reading time:** about {_minutes(book)} minutes. **Measured time and peak"
+        f" memory:** {'; '.join(parts)} (on {held['machine'] or 'no machine yet'})."
         f"{links(name)}"
     )
 

@@ -19,8 +19,9 @@ from tml_lib.lessons.plots.drawing import at_left
 def forest(table: list[Row]) -> Figure:
     """Each decisive test's estimate with its interval beside the threshold that its rule names; a
     panel per claim, unit and size of effect, under the claim's title. Where no test is decisive,
-    all are drawn.
+    all are drawn; one without a value never is.
     """
+    table = [row for row in table if row.has_value]
     given, table = table, [row for row in table if row.decisive] or table
     panels: dict[tuple[str, str, bool], list[Row]] = {}  # effects beyond 1 get one of their own
     for row in table:
