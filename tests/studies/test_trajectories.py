@@ -377,6 +377,24 @@ def test_pairs_are_cut_before_any_answer_is_stated(kind, gold, other):
     assert (first.length, second.length) == (first.positions[-1], second.positions[-1])
 
 
+@pytest.mark.parametrize(
+    ("foreign", "beside"),
+    [
+        (held([0, 2, 5], [4.0, 3.6, 3.9]), 0.4),
+        (held([0, 4, 5], [4.0, 3.0, 3.9]), 0.5),  # halfway between two probed prefixes
+        (held([0, 1], [4.0, 3.3]), 0.7),  # shorter: all of it
+    ],
+)
+def test_before_the_last_step_gold_is_compared_with_as_many_tokens(foreign, beside):
+    found = trajectories.before_last_step(record(foreign={"right": foreign}))
+    assert found == pytest.approx((1.0, 1.0 - beside))
+
+
+def test_gold_of_one_step_has_nothing_before_its_last():
+    gold = {"right": held([0, 2, 5], [4.0, 3.0, 0.5], 3)}
+    assert np.isnan(trajectories.before_last_step(record(gold=gold))).all()
+
+
 def test_a_pair_without_its_condition_is_none():
     assert trajectories.paired_before_statement(record(foreign=None), "foreign") is None
 

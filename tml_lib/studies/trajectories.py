@@ -390,6 +390,22 @@ def paired_before_statement(record: dict, kind: str) -> tuple[ProbeCurve, ProbeC
     return _until(gold, ends[0]), _until(other, ends[1])
 
 
+def before_last_step(record: dict) -> tuple[float, float]:
+    """Fall of L̂ (nats per token) along gold until the step begins that states the answer, and this
+    minus the fall over as many tokens of another question's text, read off between probed prefixes.
+
+    It tells a model that only works out gold's last calculation from one that has come nearer
+    before. NaN where gold has no steps to shuffle before that one.
+    """
+    gold, foreign = curve_of(record, "gold"), curve_of(record, "foreign")
+    if "shuffled_end" not in gold.meta:
+        return math.nan, math.nan
+    end = gold.meta["shuffled_end"]
+    fall = float(gold.answer_nll[0] - gold.at(end))
+    beside = np.interp(min(end, foreign.length), foreign.positions, foreign.answer_nll)
+    return fall, fall - float(foreign.answer_nll[0] - beside)
+
+
 def _until(curve: ProbeCurve, end: int) -> ProbeCurve:
     keep = curve.positions <= end
     return ProbeCurve(curve.positions[keep], curve.answer_nll[keep], end, curve.answer)
