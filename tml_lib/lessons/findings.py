@@ -43,7 +43,7 @@ class Sentence:
         groups = {
             v: [words(s) for s in scales if said[s] == v] for v in dict.fromkeys(said.values())
         }
-        return "; ".join(f"{verdict}: {' and '.join(models)}" for verdict, models in groups.items())
+        return "; ".join(f"{found}: {', and '.join(models)}" for found, models in groups.items())
 
     def faults(self, found: list[report.Settled]) -> list[str]:
         """What of the ledger speaks against the sentence; none where it is borne out."""
