@@ -39,7 +39,7 @@ test: $(STAMP)  ## everything that CI runs: ruff, unit tests, every notebook by 
 	@date +%s > $(VENV)/.test-started
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest tests notebooks -n $(WORKERS) --dist loadfile --nbval-lax --nbval-cell-timeout 600 $(ARGS)
+	$(BIN)/python -m pytest tests notebooks -n $(WORKERS) --dist loadfile --nbval-lax --nbval-cell-timeout 600 --durations 30 $(ARGS)
 	@echo $$(( $$(date +%s) - $$(cat $(VENV)/.test-started) )) > $(VENV)/.test-seconds
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
