@@ -69,6 +69,13 @@ class Row:
         """Whether any question has one; evidence may lack what a test needs, such as samples."""
         return not math.isnan(self.estimate)
 
+    def numbers(self, digits: int) -> str:
+        """Estimate, interval and unit as Markdown tables print them."""
+        if not self.has_value:
+            return "no value"
+        middle, low, high = (f"{x:.{digits}f}" for x in (self.estimate, self.low, self.high))
+        return f"{middle} [{low}, {high}] {self.unit}"
+
     @property
     def count(self) -> str:
         """How many values there are, and the share of cut samples, as tables print it."""

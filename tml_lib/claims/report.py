@@ -142,10 +142,8 @@ def _cell(found: list[Settled], reason: str) -> str:
 
 def _settling(item: Settled, test: dict) -> str:
     row = item.row
-    numbers = f"{row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}] {row.unit}"
-    numbers = numbers if row.has_value else "no value"
     said = f"{test['label']} (`{row.test}`, claimed {test['side']} {test['threshold']:g})"
-    return f"**{item.verdict}** {said}: {numbers}{row.reason}".replace("|", "&#124;")
+    return f"**{item.verdict}** {said}: {row.numbers(2)}{row.reason}".replace("|", "&#124;")
 
 
 def details(table: list[Row]) -> str:
@@ -156,8 +154,6 @@ def details(table: list[Row]) -> str:
     lines, tests = [f"| {heads} |", "|---" * 8 + "|"], ledger.rules()
     for row in table:
         if row.decisive:
-            numbers = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}] {row.unit}"
-            numbers = numbers if row.has_value else "no value"
             test = tests[row.claim, row.test]
             cells = (
                 f"{test['label']} ({row.claim}.{row.test})",
@@ -165,7 +161,7 @@ def details(table: list[Row]) -> str:
                 row.estimand,
                 row.control,
                 ledger.wanted(test),
-                numbers,
+                row.numbers(3),
                 row.count.replace("×", " × "),
                 row.said,
             )
