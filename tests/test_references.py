@@ -9,6 +9,7 @@ import json
 import pkgutil
 import re
 
+import nbformat
 import pytest
 
 from tml_lib import runtime
@@ -116,7 +117,9 @@ def dead(path) -> list[str]:
             continue
         name, _, place = link.partition("#")
         target = (path.parent / name).resolve() if name else path
-        if not target.exists() or (place and place not in headings(target)):
+        # the site, which holds notebooks, leaves punctuation out of a place's name
+        shared = path.suffix != ".ipynb" or re.fullmatch(r"[\w-]*", place)
+        if not target.exists() or (place and place not in headings(target)) or not shared:
             found.append(link)
     return found
 
@@ -143,6 +146,10 @@ def test_the_search_for_dead_links_finds_them(tmp_path):
         "[6](b.md#Two-words) [7](c.md) [8](#bottom) ![9](c.svg)"
     )
     assert dead(page) == ["b.md#Two-words", "c.md", "#bottom", "c.svg"]
+    text = "## Before and after\n## Before, after\n[1](#Before-and-after) [2](#Before,-after)"
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    nbformat.write(book, tmp_path / "c.ipynb")
+    assert dead(tmp_path / "c.ipynb") == ["#Before,-after"], "the site makes another name of it"
 
 
 def test_each_entry_of_the_glossary_stands_once_and_has_an_example():
