@@ -29,74 +29,56 @@ def test_texts_are_read_back_as_they_were_written(made):
     assert questions == asked
     raw = json.loads(path.read_text())["written"]
     assert [json.loads(json.dumps(dataclasses.asdict(one))) for one in found] == raw
-    assert all(len(one.samples) == len(one.at_once) == HOW["samples"] for one in found)
-    for question, one in zip(questions, found, strict=True):
-        for text in (*one.samples, one.greedy):
+    for question, one in zip(asked, found, strict=True):
+        assert len(one.samples) == HOW["samples"]
+        for text in one.samples:
             assert text.tokens <= HOW["max_tokens"]
             assert text.right == (not text.cut and grade(text.text, question.answer))
-        assert (one.summary is None) == (not one.greedy.right)
 
 
-def test_the_loss_of_the_greedy_text_is_that_of_its_tokens_one_by_one(tiny_lm, made):
+def test_more_samples_or_other_groups_leave_the_first_as_they_were(tiny_lm, made, monkeypatch):
+    asked, path = made
+    first = [one.samples for one in material.stored(path)[1]]
+    monkeypatch.setattr(material, "GROUP", 1)
+    said = {"scale": "small", "command": "", "seed": 0, "samples": 3, "max_tokens": 12}
+    again = material.make_evidence(tiny_lm, asked, path.parent / "more", **said)
+    assert [one.samples[:2] for one in material.stored(again)[1]] == first
+    assert len({text.text for text in material.stored(again)[1][0].samples}) == 3
+
+
+def test_the_loss_of_the_first_sample_is_that_of_its_tokens_one_by_one(tiny_lm, made):
     lm, (asked, path) = tiny_lm, made
     one = material.stored(path)[1][0]
     prompt = token_ids(lm.tokenizer, lm.prompt(asked[0].text))
-    ids = token_ids(lm.tokenizer, one.greedy.text, begins=False)
+    ids = token_ids(lm.tokenizer, one.samples[0].text, begins=False)
     losses = []
     for k, token in enumerate(ids):
         with torch.inference_mode():
             logits = lm.model(torch.tensor([[*prompt, *ids[:k]]])).logits[0, -1]
         losses.append(-float(logits.log_softmax(-1)[token]))
-    assert one.greedy_nll == pytest.approx(sum(losses) / len(losses), abs=1e-3)
-
-
-def writes(monkeypatch, texts, cut=()):
-    """Have the model write these texts, whatever it is asked; returns the prompts that it gets."""
-    asked = []
-
-    def sample(lm, prompts, seeds, **settings):
-        asked.extend(prompts)
-        return [sampling.Sampled((1, 2), None if k in cut else 0) for k in range(len(prompts))]
-
-    monkeypatch.setattr(sampling, "sample", sample)
-    monkeypatch.setattr(sampling, "texts", lambda lm, samples: texts)
-    return asked
-
-
-def test_a_summary_is_asked_for_and_kept_without_the_result(tiny_lm, monkeypatch):
-    question = trajectories.study_questions(1, 0)[0]
-    greedy = material.Text(f"First so. Then it is {question.answer}.", 9, False, True)
-    asked = writes(monkeypatch, [f"Steps are done. They give {question.answer}."])
-    (summary,) = material._summaries(tiny_lm, [question], [greedy], 16).values()
-    assert "Beginning: First so." in asked[0]
-    assert "Then it is" not in asked[0]
-    assert summary.text == "Steps are done."
-    wrong = dataclasses.replace(greedy, right=False)
-    assert material._summaries(tiny_lm, [question], [wrong], 16) == {}
+    assert one.first_nll == pytest.approx(sum(losses) / len(losses), abs=1e-3)
 
 
 def test_a_text_is_right_where_it_ended_with_the_answer(tiny_lm, monkeypatch):
     question = trajectories.study_questions(1, 0)[0]
     box = f"So \\boxed{{{question.answer}}}"
-    writes(monkeypatch, [box, box, "So \\boxed{-7}"], cut={1})
-    found = material._write(tiny_lm, [question] * 3, max_tokens=2)
-    assert [(one.right, one.cut) for one in found] == [(True, False), (False, True), (False, False)]
-
-
-def test_an_answer_at_once_is_cut_where_its_box_stays_open(tiny_lm, monkeypatch):
-    question = trajectories.study_questions(1, 0)[0]
-    writes(monkeypatch, [f"{question.answer}}} and on", question.answer, "-7}"], cut={0})
-    found = material._write(tiny_lm, [question] * 3, max_tokens=2, begin="\\boxed{")
-    assert [(one.right, one.cut) for one in found] == [(True, False), (False, True), (False, False)]
+    written = [sampling.Sampled((1, 2), None if k == 1 else 0) for k in range(3)]
+    monkeypatch.setattr(sampling, "sample", lambda *given, **settings: written)
+    monkeypatch.setattr(sampling, "texts", lambda lm, found: [box, box, "So \\boxed{-7}"])
+    how = {"seed": 0, "samples": 3, "max_tokens": 2}
+    (record,) = material.group_record((0, [question]), None, lm=tiny_lm, **how)
+    found = [(text["right"], text["cut"]) for text in record["samples"]]
+    assert found == [(True, False), (False, True), (False, False)]
 
 
 def test_a_replay_grades_the_texts_again(made):
     _, path = made
     checks = list(verify(path, REPLAYS["material"], records=2))
-    assert len(checks) == 4
+    assert len(checks) == 2
     assert all(check.ok for check in checks)
     record = json.loads(path.read_text())
-    record["written"][0]["greedy"]["right"] = not record["written"][0]["greedy"]["right"]
+    text = record["written"][0]["samples"][0]
+    text["right"] = not text["right"]
     path.with_suffix(".other.json").write_text(json.dumps(record))
     checks = list(verify(path.with_suffix(".other.json"), REPLAYS["material"], records=2))
     assert [check.ok for check in checks].count(False) == 1

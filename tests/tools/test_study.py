@@ -147,7 +147,7 @@ def test_another_models_samples_are_another_question(command, tmp_path):
 
 
 def test_studies_take_what_was_written_once(command, tmp_path, monkeypatch):
-    """`material` is the only one that samples; trajectories and roles read its texts."""
+    """`material` is the only one that samples; trajectories read its texts."""
     command("material", "--n", "3", "--max-tokens", "24")
     path = tmp_path / "material.small.json"
     text = json.loads(path.read_text(encoding="utf8"))
@@ -155,7 +155,6 @@ def test_studies_take_what_was_written_once(command, tmp_path, monkeypatch):
     for question, one in zip(asked, text["written"], strict=True):
         said = f"A first step. Then another.{ANSWER_TEMPLATE}{question.answer}}}"
         one["samples"] = [{"text": said, "tokens": 9, "cut": False, "right": True}]
-        one["greedy"] = {"text": said, "tokens": 9, "cut": True, "right": False}
     path.write_text(json.dumps(text), encoding="utf8")
     never = [lambda *given, **settings: pytest.fail("a trajectory is sampled twice")]
     monkeypatch.setattr(trajectories, "own_samples", *never)
@@ -166,10 +165,6 @@ def test_studies_take_what_was_written_once(command, tmp_path, monkeypatch):
         f"boxed{{{q.answer}}}" in t for q, t in zip(asked, record["own_right"], strict=False)
     )
     assert [set(OWN_PAIR) <= set(curves) for curves in record["curves"]] == [True, True]
-    assert command("roles", "--trajectories-of", str(path), "--n", "2") == 0
-    record = ledger.read_evidence(tmp_path / "text.small.json")
-    assert record["texts"] == ["A first step. Then another."] * 2
-    assert ledger.cut_share(record) == 1
 
 
 def test_samples_that_come_with_a_set_are_read(command, tmp_path):
@@ -192,6 +187,10 @@ def test_samples_that_come_with_a_set_are_read(command, tmp_path):
         (["trajectories", "--n", "1"], "n=1 questions give no interval: ask for at least 2"),
         (["updates", "--data", "aime24"], "data='aime24': updates are tried on sibling questions"),
         (["paths", "--preset", "tiny"], "preset 'tiny' reads programs"),
+        (
+            ["roles", "--trajectories-of", "a.json"],
+            "trajectories_of=a.json: roles reads nothing that was written before",
+        ),
         (["roles", "--samples", "0"], "samples=0: roles needs at least 1"),
         (["trajectories", "--data", "own"], "own is a file of your own"),
         (["paths", "--preset", "nope"], "unknown preset 'nope': choose one of"),

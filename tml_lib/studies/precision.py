@@ -29,12 +29,6 @@ KINDS = ("gold", "own_right", "sampled")
 PERCENT = (50, 95, 100)  # of the absolute differences
 
 
-def own_texts(lm: LanguageModel, question: Question, written: material.Written) -> Own:
-    """The first right and the first wrong of what the model wrote, the greedy text last."""
-    texts = [one.text.strip() for one in (*written.samples, written.greedy) if not one.cut]
-    return trajectories.first_own(lm, texts, question)
-
-
 def question_record(
     case: tuple[Question, Own],
     folder: Path,
@@ -168,10 +162,10 @@ def make_evidence(
     stride: int,
 ) -> Path:
     """Write precision.<scale>.json. models: one model by dtype. written: evidence of `material`."""
-    asked, texts = material.stored(written)
     lm, told = models[DTYPES[0]], ledger.read_evidence(written)
     seed, cut = told["settings"]["seed"], told["cut"]
-    cases = [(q, own_texts(lm, q, one)) for q, one in zip(asked, texts, strict=True)]
+    asked, own = material.owns(lm, written)
+    cases = list(zip(asked, own, strict=True))
     how = {"seed": seed, "stride": stride}
     made = STUDY.run(cases, folder, progress=True, inputs={"models": models}, **how)
     said = {"max_tokens": told["settings"]["max_tokens"]}

@@ -105,27 +105,20 @@ def questions(n: int, seed: int, data: str = "") -> list[Question]:
 
 
 def cut_values(
-    lm: LanguageModel,
-    asked: Sequence[Question],
-    seed: int,
-    max_tokens: int = MOST_TOKENS,
-    written: Sequence[tuple[str, bool]] | None = None,
+    lm: LanguageModel, asked: Sequence[Question], seed: int, max_tokens: int = MOST_TOKENS
 ) -> tuple[dict[str, Arms | np.ndarray], dict]:
     """The values of C3 per question, and beside them: share right and mean L̂ by the share of steps
     that thinking has, and the texts, with which of them were cut at `max_tokens` tokens.
 
     The model's own greedy trajectory, up to where it gives its answer in the kit's template, is cut
     and the model made to answer. NaN where it writes nothing before that. As a control it answers
-    after as much text of another question's solution. written: greedy texts that were made before,
-    and whether each was cut.
+    after as much text of another question's solution.
     """
     prompts = [lm.prompt(question.text) for question in asked]
-    if written is None:
-        how = {"temperature": 0, "max_new_tokens": max_tokens, "batch_size": 32}
-        found = sampling.sample(lm, prompts, [0] * len(prompts), **how)
-        cut_off = [one.cut for one in found]
-        written = list(zip(sampling.texts(lm, found), cut_off, strict=True))
-    texts = [lm.thoughts(text).partition(ANSWER_TEMPLATE.strip())[0].strip() for text, _ in written]
+    how = {"temperature": 0, "max_new_tokens": max_tokens, "batch_size": 32}
+    written = sampling.sample(lm, prompts, [0] * len(prompts), **how)
+    thoughts = [lm.thoughts(text) for text in sampling.texts(lm, written)]
+    texts = [text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in thoughts]
     others = gsm.gsm_symbolic(64, seed)
     foreign = [
         gsm.foreign(q, others, seed).text[: len(text)] for q, text in zip(asked, texts, strict=True)
@@ -160,7 +153,7 @@ def cut_values(
         "nll": nll,
     }
     shares |= {"shares": [*SHARES, 1.0], "empty": texts.count("")}
-    return values, shares | {"texts": texts, "cut": [cut_off for _, cut_off in written]}
+    return values, shares | {"texts": texts, "cut": [one.cut for one in written]}
 
 
 def cut(text: str, share: float, less: int = 0) -> str:
@@ -188,29 +181,23 @@ def forced(lm: LanguageModel, asked: Sequence[Question], thoughts: Sequence[str]
 
 
 def text_record(
-    group: tuple[list[Question], list[tuple[str, bool]] | None],
-    folder: Path,
-    *,
-    lm: LanguageModel,
-    seed: int,
-    max_tokens: int,
+    group: list[Question], folder: Path, *, lm: LanguageModel, seed: int, max_tokens: int
 ) -> dict:
-    """The values of C3 and C6 for a group of questions with their greedy texts where these were
-    made before, their curves by share of steps, and the tokens' rows.
+    """The values of C3 and C6 for a group of questions, their curves by share of steps, and the
+    tokens' rows.
 
     C6 takes of every EVERY questions the first into which reflections can be written, and is NaN
     for the others.
     """
-    now, written = group
-    cut_found, shares = cut_values(lm, now, seed, max_tokens, written)
+    cut_found, shares = cut_values(lm, group, seed, max_tokens)
     tests = [f"C6.{test['name']}" for test in ledger.claims()["C6"]["tests"]]
-    values = {name: [math.nan] * len(now) for name in tests}
+    values = {name: [math.nan] * len(group) for name in tests}
     tokens = []
-    for start in range(0, len(now), EVERY):
-        for place in range(start, min(start + EVERY, len(now))):
-            if reflecting := gsm.reflecting(now[place], seed):
+    for start in range(0, len(group), EVERY):
+        for place in range(start, min(start + EVERY, len(group))):
+            if reflecting := gsm.reflecting(group[place], seed):
                 found, rows = token_roles.role_values(
-                    lm, now[place], reflecting, token_roles.text_pieces
+                    lm, group[place], reflecting, token_roles.text_pieces
                 )
                 tokens += rows
                 for name, value in found.items():
@@ -242,12 +229,8 @@ def _kept(records: Sequence[dict]) -> dict:
 def _again(evidence: dict, place: int) -> dict[str, float]:
     settings, n = evidence["settings"], len(evidence["templates"])
     seed, most = settings["seed"], settings.get("max_tokens", MOST_TOKENS)
-    asked = trajectories.study_questions if settings.get("written") else questions
-    question, lm = asked(n, seed)[place], lora.replayed(settings["model"])
-    written = None
-    if settings.get("written"):
-        written = [(evidence["texts"][place], bool(evidence["cut"][place][0]))]
-    again = cut_values(lm, [question], seed, most, written)[0]
+    question, lm = questions(n, seed)[place], lora.replayed(settings["model"])
+    again = cut_values(lm, [question], seed, most)[0]
     found = {test: np.asarray(column)[0] for test, column in again.items()}
     if evidence["values"]["C6.absolute"][0][place] is not None:
         reflecting = gsm.reflecting(question, seed)
@@ -300,15 +283,10 @@ def text_evidence(
     max_tokens: int,
     scale: str,
     command: str,
-    written: Sequence[tuple[str, bool]] | None = None,
 ) -> Path:
-    """Write text.<scale>.json; the folder keeps finished groups of questions. written: as
-    `cut_values` takes it.
-    """
-    starts = range(0, len(asked), GROUP)
-    parts = [slice(start, start + GROUP) for start in starts]
-    groups = [(list(asked[now]), written and list(written[now])) for now in parts]
+    """Write text.<scale>.json; the folder keeps finished groups of questions."""
+    groups = [list(asked[start : start + GROUP]) for start in range(0, len(asked), GROUP)]
     how = {"seed": seed, "max_tokens": max_tokens}
     found = STUDY.run(groups, folder, progress=True, inputs={"lm": lm}, **how)
-    more = {"settings": {"written": written is not None}, "command": command, "scale": scale}
+    more = {"command": command, "scale": scale}
     return STUDY.write_asked(found, lm, asked, folder, **more)

@@ -242,7 +242,7 @@ def _study_parser(commands) -> None:
         "--trajectories-of",
         type=Path,
         metavar="FILE",
-        help="trajectories, roles, strides: read what a model wrote before, from its evidence file",
+        help="trajectories, strides: read what a model wrote before, from its evidence file",
     )
     one.add_argument("--n", type=_count, default=100, help="questions (default 100)")
     one.add_argument("--seed", type=int, default=0, help="which questions (default 0)")

@@ -16,6 +16,7 @@ from pathlib import Path
 from tml_lib import runtime
 from tml_lib.lm.models import LanguageModel
 
+READERS = ("trajectories", "strides")  # of what a model wrote before
 ENOUGH = 64  # questions that a verdict needs at a scale of one's own
 
 
@@ -70,15 +71,10 @@ def _written_before(lm, options) -> tuple[list, list, dict]:
 
 
 def _roles(lm, options, folder: Path, said: dict) -> Path:
-    from tml_lib.studies import material, roles
+    from tml_lib.studies import roles
 
+    asked = roles.questions(options.n, options.seed, options.data)
     how = {"seed": options.seed, "max_tokens": options.max_tokens}
-    if options.trajectories_of is None:
-        asked = roles.questions(options.n, options.seed, options.data)
-    else:
-        asked, written = material.stored(options.trajectories_of)
-        asked, written = asked[: options.n], written[: options.n]
-        how["written"] = [(one.greedy.text, one.greedy.cut) for one in written]
     return roles.text_evidence(lm, asked, folder, **how, **said)
 
 
@@ -142,9 +138,9 @@ def _strides(lm, options, folder: Path, said: dict) -> Path:
 SUBJECTS = {
     "material": Subject(
         "What does the model write to these questions?",
-        "It samples texts to each question, writes one greedily, summarises it where it is right,"
-        " and answers without thinking. Every text is graded, and says how many tokens it has and"
-        " whether it was cut. The other studies can take their trajectories from here.",
+        "It samples texts to each question. Every text is graded, and says how many tokens it has"
+        " and whether it was cut. `trajectories` and `strides`, of this model or of another, can"
+        " take their trajectories from here.",
         _material,
     ),
     "trajectories": Subject(
@@ -223,6 +219,11 @@ def run(options) -> int:
     subject = SUBJECTS[options.subject]
     if options.n < 2:
         raise ValueError(f"n={options.n} questions give no interval: ask for at least 2")
+    if options.trajectories_of and options.subject not in READERS:
+        raise ValueError(
+            f"trajectories_of={options.trajectories_of}: {options.subject} reads nothing that was"
+            f" written before, only {' and '.join(READERS)} do; leave --trajectories-of out"
+        )
     least = 0 if options.subject == "trajectories" else 1
     if options.samples < least:
         raise ValueError(f"samples={options.samples}: {options.subject} needs at least {least}")
