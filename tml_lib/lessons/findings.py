@@ -149,8 +149,8 @@ FINDINGS = (
         "inconclusive",
         (
             Sentence(
-                "Does the right answer become likelier along a right trajectory, before that states"
-                " it? The models tested disagree",
+                "Does the right answer become likelier along a right trajectory, before the answer"
+                " is stated? The models tested disagree",
                 ("C1",),
                 DISAGREE,
             ),
