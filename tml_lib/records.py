@@ -16,9 +16,11 @@ class Trajectory:
     """One reasoning trajectory t of one question.
 
     `kind` says where it comes from: 'gold' (the task's own), 'corrupted' (gold with one
-    intermediate value changed and used consistently from there on), 'sampled' (written by a model),
-    or a control: 'foreign' (another question's), 'shuffled' (gold steps in another order),
-    'copying' (unrelated text that ends in the answer).
+    intermediate value changed and used consistently from there on), 'sampled' (written by a model;
+    in a study a wrong one, beside 'own_right', a right one), a style of `programs.STYLES`, or a
+    control: 'foreign' (another question's), 'foreign_own' (what the model wrote rightly to another
+    question), 'shuffled' (gold steps in another order), 'copying' (unrelated text that ends in the
+    answer).
     """
 
     text: str
@@ -137,8 +139,6 @@ class ProbeCurve:
     length: int  # |t| in tokens
     answer: str
     tokens: tuple[str, ...] = ()  # (|t|,) the text of each trajectory token
-    # (n,) float64: mean over template and answer tokens, nats per token
-    suffix_nll: np.ndarray | None = None
     # largest i whose prefix does not yet state the answer; None where t never states it
     stated_at: int | None = None
     meta: dict = field(default_factory=dict)
@@ -172,14 +172,12 @@ class ProbeCurve:
         if self.stated_at is None:
             return self
         keep = self.positions <= self.stated_at
-        suffix = None if self.suffix_nll is None else self.suffix_nll[keep]
         return ProbeCurve(
             self.positions[keep],
             self.answer_nll[keep],
             self.stated_at,
             self.answer,
             self.tokens[: self.stated_at],
-            suffix,
             None,
             self.meta,
         )
@@ -219,15 +217,14 @@ class Arms:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval and the number of independent units (questions or seeds) behind
-    it.
+    """An estimate with its 95 % interval and the number of independent units (questions or seeds)
+    behind it.
     """
 
     estimate: float
     low: float
     high: float
     n: int
-    level: float = 0.95
 
     def __str__(self) -> str:
         return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}] (n={self.n})"

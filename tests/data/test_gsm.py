@@ -142,21 +142,9 @@ def test_fewer_than_one_question_is_refused():
         gsm.gsm_symbolic(0)
 
 
-def test_the_four_aime_questions_have_their_official_answers():
-    found = gsm.aime24_four()
-    assert [q.answer for q in found] == ["204", "025", "540", "468"]
-    wanted = [
-        "$9$-kilometer-long walk",
-        "Find $xy$",
-        "largest possible real part",
-        "circumcenter $O$ and incenter $I$",
-    ]
-    assert all(part in q.text for part, q in zip(wanted, found, strict=True))
-
-
 def test_a_question_without_gold_says_so():
-    with pytest.raises(LookupError, match="aime24/I-1"):
-        gsm.gold(gsm.aime24_four()[0])
+    with pytest.raises(LookupError, match=r"question mine/0 carries no gold.*hub\.right_as_gold"):
+        gsm.gold(Question("mine/0", "What is 1 + 1?", "2", "0"))
 
 
 # --- reading numbers and equations ----------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_training_is_by_seed_and_lowers_the_loss():
 def test_the_models_words_and_probing_fit_together(chains):
     model, question = toy.new_model(0), chains[0]
     trajectory = toy.encode(question.trajectories[0].text)
-    nll, _ = probe.prefix_nll(
+    nll = probe.prefix_nll(
         model, toy.prompt_ids(question), trajectory, [toy.suffix(question.answer)], [0, 5]
     )
     assert nll.shape == (1, 2)
@@ -164,12 +164,10 @@ def test_foreign_support_and_selection():
         tasks.select(slice(0, 0))
 
 
-def test_an_overlap_of_support_and_query_must_be_asked_for():
+def test_an_overlap_of_support_and_query_is_refused():
     x = torch.arange(6.0).view(1, 6, 1)
-    with pytest.raises(ValueError, match=r"share the points \[1, 2\].*allow_overlap=True"):
+    with pytest.raises(ValueError, match=r"share the points \[1, 2\].*give disjoint indices"):
         toy.support_query_split(x, x, [0, 1, 2], [1, 2, 5])
-    both = toy.support_query_split(x, x, [0, 1, 2], [1, 2, 5], allow_overlap=True)
-    assert both.query_x.flatten().tolist() == [1, 2, 5]
     with pytest.raises(ValueError, match=r"share the points \[3, 4\]"):
         toy.support_query_split(x, x, torch.arange(5), torch.arange(3, 6))
     with pytest.raises(ValueError, match=r"point 6 does not exist: the tasks have points 0\.\.5"):

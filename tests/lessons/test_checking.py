@@ -18,6 +18,7 @@ MODULES = (
     "preference_and_reward",
     "explicit_inner_loop",
     "published_models",
+    "replication_report",
 )
 CHECKERS = [
     (module, name)

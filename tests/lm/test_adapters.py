@@ -50,6 +50,21 @@ def test_a_run_of_all_weights_names_no_module(start, tmp_path):
     assert sft.sft(start, rows, tmp_path / "run", settings).adapted == ()
 
 
+def test_a_copy_of_a_float64_model_computes_as_it_does_with_a_configuration_of_its_own():
+    """Its norms are replaced (`widen_norms`), which its configuration does not tell."""
+    model = tiny.new_model(0).double()
+    models.widen_norms(model)
+    lm, ids = LanguageModel(model, tiny.tokenizer(), "wide"), torch.tensor([[5, 6, 7]])
+    copied = adapters.copy_to_train(lm, lora_rank=0, seed=0)
+    assert torch.equal(copied(ids).logits, model(ids).logits)
+    assert copied.config is not model.config
+    assert copied.generation_config is not model.generation_config
+    shared = {p.data_ptr() for p in model.parameters()} & {
+        p.data_ptr() for p in copied.parameters()
+    }
+    assert not shared
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "run.json"])
 def test_a_damaged_adapter_is_named(start, tmp_path, name):
     settings = sft.SFTSettings(steps=1, batch=4, peak_lr=1e-3, lora_rank=2)

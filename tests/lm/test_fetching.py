@@ -18,7 +18,7 @@ import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from tml_lib import runtime
+from tml_lib import files, runtime
 from tml_lib.lm import converting, fetching, models, presets
 from tml_lib.tools import cli, fetch
 
@@ -200,7 +200,8 @@ def hub(server, tiny, file, monkeypatch):
 
 
 def left(weights):
-    return sorted(str(p.relative_to(weights.folder)) for p in weights.folder.rglob("*"))
+    found = (p for p in weights.folder.rglob("*") if p.name != runtime.LOCK)
+    return sorted(str(p.relative_to(weights.folder)) for p in found)
 
 
 # --- what the kit lists ---------------------------------------------------------------------------
@@ -254,6 +255,31 @@ def test_parts_of_an_index_are_joined_in_number_order(index, tiny, file, monkeyp
     index.asked.clear()
     fetching.fetch(weights)
     assert index.asked == []
+
+
+def test_a_second_fetch_waits_and_finds_what_the_first_brought(tiny, file, monkeypatch):
+    """Two at once once wrote into one file."""
+    asked, begun, may_end = [], threading.Event(), threading.Event()
+
+    def slow(weights, say):
+        asked.append(weights.name)
+        begun.set()
+        assert may_end.wait(60)
+        weights.folder.joinpath("came").write_bytes(file.read_bytes())
+        return weights.folder / "came"
+
+    monkeypatch.setattr(fetching, "SOURCES", {"cache": fetching.SOURCES["cache"], "hub": slow})
+    found = []
+    both = [threading.Thread(target=lambda: found.append(fetching.fetch(tiny))) for _ in range(2)]
+    both[0].start()
+    assert begun.wait(60)
+    both[1].start()
+    both[1].join(0.2)
+    assert asked == ["tiny-q"]
+    may_end.set()
+    for one in both:
+        one.join(60)
+    assert (found, asked) == ([tiny.gguf] * 2, ["tiny-q"])
 
 
 def test_parts_of_a_folder_are_taken(tiny, file, tmp_path, monkeypatch):
@@ -512,7 +538,7 @@ def test_the_real_model_knows_the_capital_of_france():
     weights = fetching.known()[presets.PRESETS["medium"].model]
     if not (weights.folder / "bfloat16").is_dir() or not weights.gguf.is_file():
         pytest.skip(f"{weights.name} is not in the cache; `make medium` fetches it")
-    assert fetching.digest(weights.gguf) == weights.sha256
+    assert files.digest(weights.gguf, "") == weights.sha256
     lm = models.load("medium", dtype="bfloat16", device="cpu")
     assert (lm.name, lm.parameters) == (weights.name, weights.parameters)
     assert lm.tokenizer.eos_token == "<|im_end|>"

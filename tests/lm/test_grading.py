@@ -134,6 +134,10 @@ def test_grade_of_whole_texts(grader, text, answer, wanted):
         ("It costs $1{,}234$", "1,234"),
         ("It weighs 12kg", "12"),
         ("so it is -$7", "-7"),
+        ("The answer is 2*10**5", "2*10^5"),
+        ("It is 2\\times 10**{5}", "2× 10^{5}"),
+        ("That makes 2× 10**-3", "2× 10^-3"),
+        ("**12** 5 are left", "5"),
     ],
 )
 def test_extract_gives_what_the_text_says(grader, text, wanted):

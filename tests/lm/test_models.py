@@ -274,6 +274,21 @@ def test_overrides_reach_the_configuration():
     assert not model.training
 
 
+@pytest.mark.parametrize("shown", [False, True])
+def test_loading_bars_are_afterwards_as_they_were(shown):
+    bars = transformers.utils.logging
+    before = bars.is_progress_bar_enabled()
+    try:
+        (bars.enable_progress_bar if shown else bars.disable_progress_bar)()
+        with models.quiet():
+            with models.quiet():
+                pass
+            assert not bars.is_progress_bar_enabled()
+        assert bars.is_progress_bar_enabled() == shown
+    finally:
+        (bars.enable_progress_bar if before else bars.disable_progress_bar)()
+
+
 def test_the_embedded_model_in_float64_has_the_same_weights_and_computes_in_float64(lm):
     wide = models.load("small", device="cpu", dtype="float64")
     for (name, value), (other, stored) in zip(

@@ -69,6 +69,17 @@ def test_what_does_not_end_in_time_is_cut_beside_what_does(lm, prompts):
     assert sampling.texts(lm, found, whole=True) == ["Bye!", ""]
 
 
+def test_without_an_end_token_every_row_has_all_its_tokens(lm, prompts):
+    """The rows that end otherwise go on past their end, and the others are the same."""
+    encoded = [lm.tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
+    settings = {"temperature": 0, "max_new_tokens": 8}
+    found = sampling.sample_ids(lm.model, encoded, [0, 0], [], **settings)
+    assert [(len(one.ids), one.cut) for one in found] == [(8, True)] * 2
+    for one, ended in zip(found, greedy(lm, prompts, max_new_tokens=8), strict=True):
+        wanted = (*ended.ids, ended.end) if ended.end is not None else ended.ids
+        assert one.ids[: len(wanted)] == wanted
+
+
 def test_samples_are_fixed_by_their_seeds_and_differ_between_seeds(lm, prompts):
     seeds = [sampling.row_seeds(s, 3) for s in (0, 0, 1)]
     assert sampling.row_seeds(0, 2) == seeds[0][:2]

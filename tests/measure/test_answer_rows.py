@@ -60,6 +60,12 @@ def test_every_row_has_the_loss_that_it_has_alone(kind, size):
     assert not read(model, size=size)[1], "said once"
 
 
+def test_a_model_in_float64_is_read_in_float64():
+    model = zoo.model("llama").double()
+    wanted = [naive_nll(model, context, (), suffix, 0) for context, suffix in ROWS]
+    assert np.abs(read(model)[0] - wanted).max() <= 1e-12
+
+
 def test_a_fault_that_only_long_rows_have_is_noticed(monkeypatch):
     model, short = zoo.model("llama"), [ROWS[0], ROWS[4]]
     whole = answer_rows.answer_nll

@@ -29,9 +29,10 @@ def unchanged(model, before):
     )
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "mixtral", "gpt_oss"])
 def test_directions_are_as_long_as_what_they_displace(family, tokenizer):
-    model = models.random_model(family, vocab_size=len(tokenizer))
+    experts = {"num_local_experts": 4} if family in ("mixtral", "gpt_oss") else {}
+    model = models.random_model(family, vocab_size=len(tokenizer), **experts)
     by_tensor, by_filter = (
         landscape.random_plane(model, 0, scaling=s) for s in ("tensor", "filter")
     )
@@ -43,10 +44,11 @@ def test_directions_are_as_long_as_what_they_displace(family, tokenizer):
         assert by_tensor.first[name].norm() == pytest.approx(
             float(p.detach().norm()), rel=1e-4, abs=1e-6
         )
-        if p.ndim < 2:
+        if p.ndim < 2 or name.endswith("bias"):
             assert name not in by_filter.first
             continue
-        inputs = 0 if family == "gpt2" else 1
+        transposed = family == "gpt2" or (family == "gpt_oss" and p.ndim == 3)
+        inputs = -2 if transposed else -1
         assert torch.allclose(
             by_filter.second[name].norm(dim=inputs), p.norm(dim=inputs), rtol=1e-4
         )

@@ -54,7 +54,7 @@ def packed(
         suffixes,
         positions,
         **{"tokens_per_pass": 40, "way": "packed"} | settings,
-    )[0]
+    )
 
 
 def sides(encoded):
@@ -92,13 +92,10 @@ def test_the_naive_loop_equals_log_probabilities_summed_by_hand(random_model):
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gpt2", "gemma", "gemma2"])
 def test_packed_equals_naive_at_every_position(random_model, model_type, tied):
     model = random_model(model_type, tie_word_embeddings=tied)
-    own, whole = prefix_nll(
-        model, PROMPT, TRAJECTORY, SUFFIXES, EVERY, whole_suffix=True, tokens_per_pass=40
-    )
-    assert_close(own, naive(model))
-    assert_close(whole, naive(model, whole_suffix=True))
+    found = prefix_nll(model, PROMPT, TRAJECTORY, SUFFIXES, EVERY, tokens_per_pass=40)
+    assert_close(found, naive(model))
     # the predictions are not so uniform that a wrong mask would go unnoticed
-    assert own.std() > 0.1
+    assert found.std() > 0.1
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -504,7 +501,7 @@ TEXT = "6 * 7 means 7 seven times.\nSo it is 42. Yes, 42!"
 
 def test_probe_gives_the_curve_of_prefix_nll(tiny_lm):
     encoded = encode(tiny_lm.tokenizer, "What?\n", TEXT, ["42"])
-    curve = probe.probe(tiny_lm, "What?\n", TEXT, "42", whole_suffix=True)
+    curve = probe.probe(tiny_lm, "What?\n", TEXT, "42")
     assert curve.positions.tolist() == list(range(len(encoded.trajectory) + 1))
     assert (curve.length, curve.tokens, curve.answer) == (
         len(encoded.trajectory),
@@ -512,10 +509,6 @@ def test_probe_gives_the_curve_of_prefix_nll(tiny_lm):
         "42",
     )
     assert_close(curve.answer_nll[None], naive(tiny_lm.model, *sides(encoded), curve.positions))
-    assert_close(
-        curve.suffix_nll[None],
-        naive(tiny_lm.model, *sides(encoded), curve.positions, whole_suffix=True),
-    )
 
 
 def test_stated_at_is_the_last_prefix_without_the_answer(tiny_lm):
@@ -540,6 +533,15 @@ def test_positions_are_exactly_those_asked_for(tiny_lm):
     ]
 
 
+def test_further_prefixes_are_probed_beside_the_strides_or_the_positions(tiny_lm):
+    found = probe.probe(tiny_lm, "What?\n", TEXT, "42", stride=4, also=[9, 5, 8])
+    regular = probe.probe(tiny_lm, "What?\n", TEXT, "42", stride=4)
+    assert found.positions.tolist() == sorted({*regular.positions, 5, 9})
+    assert_close(found.answer_nll[np.isin(found.positions, regular.positions)], regular.answer_nll)
+    exact = probe.probe(tiny_lm, "What?\n", TEXT, "42", positions=[2], also=[9])
+    assert exact.positions.tolist() == [2, 9]
+
+
 def test_one_answer_gives_a_curve_and_several_a_list(tiny_lm):
     alone = probe.probe(tiny_lm, "What?\n", TEXT, "42")
     (listed,) = probe.probe(tiny_lm, "What?\n", TEXT, ["42"])
@@ -561,8 +563,9 @@ def test_a_model_in_float64_gives_nearly_the_same_curve(tokenizer):
         ({"stride": 0}, "stride=0"),
         ({"stride": -2}, "stride=-2"),
         ({"positions": []}, r"positions=\[\]"),
-        ({"positions": [3, 99]}, r"positions=\[3, 99\] must be some of 0\.\.2\d"),
+        ({"positions": [3, 99]}, r"positions=\[99\] must be some of 0\.\.2\d"),
         ({"positions": [-1]}, r"positions=\[-1\]"),
+        ({"also": [3, 99]}, r"positions=\[99\] must be some of 0\.\.2\d"),
     ],
 )
 def test_unsound_settings_are_refused_by_value(tiny_lm, settings, named):
@@ -571,11 +574,10 @@ def test_unsound_settings_are_refused_by_value(tiny_lm, settings, named):
 
 
 def test_an_error_shows_a_few_of_many_positions_and_their_count(random_model, tiny_lm):
-    shown = r"positions=\[0, 1, 2, 3, 4, …\] \(5000 positions\)"
-    with pytest.raises(ValueError, match=shown) as of_ids:
+    with pytest.raises(ValueError, match=r"=\[0, 1, 2, 3, 4, …\] \(5000 positions\)") as of_ids:
         packed(random_model("llama"), positions=range(5000))
-    with pytest.raises(ValueError, match=shown) as of_text:
-        probe.probe(tiny_lm, "What?\n", TEXT, "42", positions=np.arange(5000))
+    with pytest.raises(ValueError, match=r"=\[-9, -8, -7, -6, -5, …\] \(9 positions\)") as of_text:
+        probe.probe(tiny_lm, "What?\n", TEXT, "42", positions=np.arange(-9, 9))
     assert max(len(str(error.value)) for error in (of_ids, of_text)) < 200
 
 
@@ -591,13 +593,7 @@ def test_missing_answers_are_refused(tiny_lm, answers, named):
 
 
 CURVE = ProbeCurve(
-    np.array([0, 2, 3, 5]),
-    np.array([4.0, 3.0, 2.5, 0.5]),
-    5,
-    "42",
-    tuple("abcde"),
-    np.arange(4.0),
-    3,
+    np.array([0, 2, 3, 5]), np.array([4.0, 3.0, 2.5, 0.5]), 5, "42", tuple("abcde"), 3
 )
 
 
@@ -610,10 +606,5 @@ def test_a_curve_is_read_at_a_token_and_its_fall_is_start_minus_end():
 def test_before_statement_cuts_where_the_answer_is_stated():
     cut = CURVE.before_statement()
     assert (cut.positions.tolist(), cut.answer_nll.tolist()) == ([0, 2, 3], [4.0, 3.0, 2.5])
-    assert (cut.length, cut.tokens, cut.suffix_nll.tolist(), cut.fall) == (
-        3,
-        ("a", "b", "c"),
-        [0.0, 1.0, 2.0],
-        1.5,
-    )
+    assert (cut.length, cut.tokens, cut.fall) == (3, ("a", "b", "c"), 1.5)
     assert cut.before_statement() is cut

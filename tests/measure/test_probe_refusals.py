@@ -30,7 +30,7 @@ def test_a_model_without_a_cache_is_read_without_one_or_refused_and_not_read_for
         _values(model, way="forked")
     with pytest.warns(SlowerWay, match="one full pass per prefix"):
         chosen = _values(model)
-    assert chosen.own.tolist() == _values(model, way="naive").own.tolist()
+    assert chosen.tolist() == _values(model, way="naive").tolist()
 
 
 def test_nan_weights_are_named():

@@ -141,7 +141,7 @@ def test_every_architecture_gives_the_values_of_the_naive_loop(
     kind, fields, way, recwarn, record_property
 ):
     model = built(kind, fields)
-    found = prefix_nll(model, PROMPT, TRAJECTORY, SUFFIXES, EVERY).own
+    found = prefix_nll(model, PROMPT, TRAJECTORY, SUFFIXES, EVERY)
     assert np.abs(found - naive(model)).max() <= 1e-5
     assert found.std() > 0.02
     record_property("way", taken(recwarn))
@@ -180,19 +180,17 @@ def test_a_way_that_fails_on_long_texts_only_is_left(kind, told, monkeypatch, re
         monkeypatch.setattr(ways, "_obstacle", lambda *_: None)
     short = {"prompt": prompt[:9], "trajectory": trajectory[:9], "positions": range(10)}
     long = {"prompt": prompt, "trajectory": trajectory, "positions": range(len(trajectory) + 1)}
-    assert_close(prefix_nll(model, suffixes=SUFFIXES, **short).own, naive(model, **short))
+    assert_close(prefix_nll(model, suffixes=SUFFIXES, **short), naive(model, **short))
     assert taken(recwarn) == "packed"
     wanted = naive(model, **long)
-    assert_close(prefix_nll(model, suffixes=SUFFIXES, **long).own, wanted)
+    assert_close(prefix_nll(model, suffixes=SUFFIXES, **long), wanted)
     assert taken(recwarn) == way
     with torch.inference_mode():
         places = np.arange(len(trajectory) + 1)
         wrong = packing.packed_nll(model, Request(prompt, trajectory, SUFFIXES, places))
-    assert np.abs(wrong.own - wanted).max() > 0.1
+    assert np.abs(wrong - wanted).max() > 0.1
     # texts of the first length are read as before
-    assert_close(
-        prefix_nll(model, suffixes=SUFFIXES, way="packed", **short).own, naive(model, **short)
-    )
+    assert_close(prefix_nll(model, suffixes=SUFFIXES, way="packed", **short), naive(model, **short))
     with pytest.raises(ValueError, match="cannot be probed with way='packed'"):
         prefix_nll(model, suffixes=SUFFIXES, way="packed", **long)
 
@@ -205,9 +203,9 @@ def test_a_learnt_prefix_is_read_one_prefix_at_a_time():
     settings = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     tuned = get_peft_model(model, settings).eval()
     with pytest.warns(SlowerWay, match="PeftModelForCausalLM is probed in one full pass"):
-        found = prefix_nll(tuned, PROMPT, TRAJECTORY, SUFFIXES, EVERY).own
+        found = prefix_nll(tuned, PROMPT, TRAJECTORY, SUFFIXES, EVERY)
     assert_close(found, naive(tuned))
-    bare = prefix_nll(model, PROMPT, TRAJECTORY, SUFFIXES, EVERY).own
+    bare = prefix_nll(model, PROMPT, TRAJECTORY, SUFFIXES, EVERY)
     assert np.abs(found - bare).max() > 1e-3  # the prefix counts
 
 
@@ -215,10 +213,10 @@ def test_a_learnt_prefix_that_is_switched_on_again_is_noticed():
     settings = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     tuned = get_peft_model(built("llama", {}), settings).eval()
     with tuned.disable_adapter():
-        bare = prefix_nll(tuned, PROMPT, TRAJECTORY, SUFFIXES, EVERY).own
+        bare = prefix_nll(tuned, PROMPT, TRAJECTORY, SUFFIXES, EVERY)
         assert_close(bare, naive(tuned))
     with pytest.warns(SlowerWay, match="one full pass"):
-        found = prefix_nll(tuned, PROMPT, TRAJECTORY, SUFFIXES, EVERY).own
+        found = prefix_nll(tuned, PROMPT, TRAJECTORY, SUFFIXES, EVERY)
     assert_close(found, naive(tuned))
 
 
@@ -226,12 +224,8 @@ def test_a_learnt_prefix_that_is_switched_on_again_is_noticed():
 @pytest.mark.parametrize("way", ["forked", "naive"])
 def test_a_way_by_name_gives_the_same_values_and_no_warning(kind, way):
     model = built(kind, (PACKED | FORKED)[kind])
-    own, whole = prefix_nll(
-        model, PROMPT, TRAJECTORY, SUFFIXES, [0, 3, 23], whole_suffix=True, way=way
-    )
-    assert_close(own, naive(model, positions=[0, 3, 23]))
-    alone = naive_nll(model, PROMPT, TRAJECTORY, SUFFIXES[0], 3, whole_suffix=True)
-    assert whole[0, 1] == pytest.approx(alone, abs=1e-5)
+    found = prefix_nll(model, PROMPT, TRAJECTORY, SUFFIXES, [0, 3, 23], way=way)
+    assert_close(found, naive(model, positions=[0, 3, 23]))
 
 
 def test_probe_passes_the_way_on(tiny_lm):

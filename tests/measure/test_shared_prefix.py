@@ -186,8 +186,8 @@ def fits(model):
 def test_every_architecture_gives_the_values_of_the_naive_loop(kind):
     model = zoo.model(kind)
     with torch.inference_mode():
-        found = ways.read(model, request(30)).own
-        wanted = naive_loop(model, request(30)).own
+        found = ways.read(model, request(30))
+        wanted = naive_loop(model, request(30))
     assert np.abs(found - wanted).max() <= 1e-5
     assert found.std() > 0.01
     assert fits(model) == (kind in FITS)
@@ -197,9 +197,9 @@ def test_half_precision_is_as_near_to_the_exact_values_as_the_naive_loop_is():
     half = models.random_model("llama", initializer_range=0.1).to(torch.bfloat16).eval()
     exact = copy.deepcopy(half).double()
     with torch.inference_mode():
-        wanted = naive_loop(exact, request()).own
-        ours = packed.packed_nll(half, request(), shared=True).own
-        off = [np.abs(found - wanted).mean() for found in (ours, naive_loop(half, request()).own)]
+        wanted = naive_loop(exact, request())
+        ours = packed.packed_nll(half, request(), shared=True)
+        off = [np.abs(found - wanted).mean() for found in (ours, naive_loop(half, request()))]
     assert 0 < off[0] <= 2 * off[1]
 
 
@@ -208,7 +208,7 @@ def test_gaps_between_prefixes_are_part_of_the_trunk_or_read_apart(where):
     model = models.random_model("llama").eval()
     few = Request(IDS[:30], IDS[30:90], SUFFIXES, np.array(where), tokens_per_pass=48)
     with torch.inference_mode():
-        found = packed.packed_nll(model, few, shared=True).own
+        found = packed.packed_nll(model, few, shared=True)
     for k, suffix in enumerate(SUFFIXES):
         wanted = [naive_nll(model, few.prompt, few.trajectory, suffix, int(i)) for i in where]
         assert np.abs(found[k] - wanted).max() <= 1e-5

@@ -130,9 +130,11 @@ def test_reflections_are_compared_with_all_else_by_hand(reasoner, asked, monkeyp
                 )
             self.answer_nll = np.array(nll)
 
-    monkeypatch.setattr(
-        token_roles, "probe", lambda lm, prompt, text, answer, **settings: Curve(text.split())
-    )
+    def ends(lm, question, texts):
+        return [Curve(text.split()).answer_nll[-1] for text in texts]
+
+    monkeypatch.setattr(token_roles, "probe", lambda lm, prompt, text, _: Curve(text.split()))
+    monkeypatch.setattr(token_roles, "end_nlls", ends)
     found = token_roles.reflecting(asked[0], 0)
     values, rows = token_roles.role_values(reasoner, asked[0], found, token_roles.program_pieces)
     assert values["C6.relative"] == pytest.approx(0.5, abs=0.01)

@@ -195,7 +195,7 @@ def read(small: torch.nn.Module) -> Outcome:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            found = prefix_nll(small, PROMPT, TRAJECTORY, SUFFIXES, POSITIONS).own
+            found = prefix_nll(small, PROMPT, TRAJECTORY, SUFFIXES, POSITIONS)
         except ValueError as reason:
             return Outcome("refused", str(reason))
     slower = [str(w.message) for w in told if issubclass(w.category, SlowerWay)]

@@ -169,7 +169,7 @@ def test_the_kits_probe_reads_the_same_losses(trained, kind):
     written = descent.write(model, batch, w_0, 4)
     for index in range(3):
         asked = descent.as_causal_lm(model, batch, written, index)
-        own, _ = probe.prefix_nll(
+        own = probe.prefix_nll(
             asked.lm, asked.prompt, asked.trajectory, [asked.suffixes[kind]], range(5)
         )
         one = TaskBatch(

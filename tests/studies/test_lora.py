@@ -2,14 +2,17 @@
 stands in.
 """
 
+import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tml_lib.claims import ledger
 from tml_lib.lessons import notebooks
-from tml_lib.lm import adapters, answers
+from tml_lib.lm import adapters, answers, presets
 from tml_lib.measure import probe
 from tml_lib.studies import lora
 
@@ -127,3 +130,19 @@ def test_the_stored_adapter_is_the_one_of_the_stored_evidence(lm, tiny_lm, tmp_p
     prompt = answers.chat_prompt(lm.tokenizer, question.text)
     found = probe.probe(after, prompt, "", question.answer, positions=[0]).at(0)
     assert found == pytest.approx(gold["nll"][0][0], abs=2e-3)
+
+
+def test_only_the_stored_adapter_has_the_name_of_the_stored_evidence(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(lora.models, "load", lambda *_, **__: lm)
+    stored = lora.load("small", adapter="stored").name
+    assert stored == "SmolLM2-135M-Instruct+sft"
+    assert presets.is_replayed("small-sft", stored)
+    own = tmp_path / "sft"
+    shutil.copytree(lora.STORED, own)
+    weights = own / adapters.WEIGHTS
+    other = {name: 2 * part for name, part in load_file(weights).items()}
+    save_file(other, weights)
+    name = lora.load("small", adapter=str(own)).name
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert name == f"SmolLM2-135M-Instruct+{digest[:8]}"
+    assert not presets.is_replayed("small-sft", name)

@@ -3,6 +3,7 @@ test times anything.
 """
 
 import pytest
+import torch
 
 from tml_lib import runtime
 from tml_lib.tools import plan, plan_cpu
@@ -41,6 +42,22 @@ def test_calibration_turns_seconds_into_rates(monkeypatch):
         (200, 1000, 1000)
     )
     assert len(called) == 3
+
+
+def test_one_thread_computes_and_there_are_as_many_as_before_afterwards():
+    @plan_cpu.one_thread()
+    def inside():
+        assert torch.get_num_threads() == 1
+        raise ArithmeticError
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ArithmeticError):
+            inside()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_launches_are_of_a_step_that_works(monkeypatch):

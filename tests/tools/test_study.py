@@ -179,6 +179,12 @@ def test_samples_that_come_with_a_set_are_read(command, tmp_path):
     assert sorted(record["own_right"]) == ["So 42.", "So 64."]
     assert sorted(record["sampled"]) == ["It is 41.", "It is 63."]
     assert ledger.cut_share(record) is None
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(record), encoding="utf8")
+    (tmp_path / "trajectories.small-own.json").unlink()
+    assert command("trajectories", "--trajectories-of", str(other), "--n", "2") == 0
+    again = ledger.read_evidence(tmp_path / "trajectories.small-own.json")
+    assert again["own_right"] == record["own_right"], "filed under the set that was read"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ a time.
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -242,10 +243,23 @@ def test_a_damaged_list_of_sums_or_claim_is_named(saved, start, rows, damaged):
         assert said in str(caught.value)
 
 
+def test_folders_beside_the_checkpoints_are_neither_read_nor_removed(saved, start, rows):
+    folder, whole = saved
+    others = [folder / f"checkpoint-{STEPS}.bak", folder / "checkpoint-3x"]
+    for other in others:
+        other.mkdir()
+        (other / "mine").touch()
+    try:
+        again = fit(start, rows, folder)
+        assert all((other / "mine").is_file() for other in others)
+    finally:
+        for other in others:
+            shutil.rmtree(other)
+    assert all(map(torch.equal, again.lm.model.parameters(), whole.lm.model.parameters()))
+
+
 def test_what_the_message_says_is_what_happens(saved, start, rows):
     """The newest checkpoint deleted, the run is resumed from the one before, to the same bits."""
-    import shutil
-
     folder, whole = saved
     shutil.rmtree(folder / f"checkpoint-{STEPS}")
     seen = []

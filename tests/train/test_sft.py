@@ -2,6 +2,7 @@
 bits, and refuses by name.
 """
 
+import copy
 import json
 import os
 import random
@@ -108,6 +109,22 @@ def test_a_bfloat16_model_stays_one_and_learns_about_as_much(start, rows, tmp_pa
     full = fit(start, rows, tmp_path / "full", peak_lr=3e-3)
     assert next(run.lm.model.parameters()).dtype == torch.bfloat16
     assert losses(run) == pytest.approx(losses(full), rel=0.05)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_model_and_the_tokenizer_it_starts_from_stay_as_they_are(rows, tmp_path, rank):
+    lm = LanguageModel(tiny.new_model(0), tiny.tokenizer(), "start")
+    lm.tokenizer.pad_token = None  # the trainer sets one
+    lm.model.config.pad_token_id = None
+    lm.model.requires_grad_(False)
+    config = copy.deepcopy(lm.model.config.to_dict())
+    run = fit(lm, rows[:4], tmp_path / "run", steps=1, batch=4, lora_rank=rank)
+    assert run.trained > 0
+    assert lm.model.config.to_dict() == config
+    assert lm.tokenizer.pad_token is None
+    assert not any(p.requires_grad for p in lm.model.parameters())
+    assert "forward" not in lm.model.__dict__
+    assert not lm.model.training
 
 
 def test_the_log_history_is_handed_on_while_it_grows(start, rows, tmp_path):

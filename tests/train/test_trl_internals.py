@@ -79,7 +79,7 @@ def trainer(reasoner, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trl")
     rows = [grpo._row(reasoner, question, 12) for question in programs.questions(4)]
     trainer = Spy(
-        grpo._trainable_copy(reasoner, SETTINGS),
+        adapters.copy_to_train(reasoner, lora_rank=0, seed=0),
         reasoner,
         reward,
         kept=SETTINGS.kept,

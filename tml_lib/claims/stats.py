@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 
 from tml_lib.records import Interval
 
+LEVEL = 0.95  # of every interval
 _ROWS = 64  # resamples that a nested bootstrap draws at once
 
 
@@ -45,9 +46,7 @@ def mg_pass_at_k(n: int, correct: int, k: int) -> float:
     return float(2.0 / k * scipy_stats.hypergeom.sf(thresholds - 1, n, correct, k).sum())
 
 
-def clustered_interval(
-    values, clusters, *, seed: int, level: float = 0.95, n_resamples: int = 9999
-) -> Interval:
+def clustered_interval(values, clusters, *, seed: int, n_resamples: int = 9999) -> Interval:
     """Bootstrap interval of a mean whose values are alike within clusters: whole clusters are
     resampled (BCa).
 
@@ -75,16 +74,16 @@ def clustered_interval(
         (sums, counts),
         mean,
         paired=True,
-        confidence_level=level,
+        confidence_level=LEVEL,
         n_resamples=n_resamples,
         method="BCa" if np.ptp(values) else "percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(float(values.mean()), float(found.low), float(found.high), len(values), level)
+    return Interval(float(values.mean()), float(found.low), float(found.high), len(values))
 
 
 def bootstrap_interval(
-    values, *, seed: int, level: float = 0.95, n_resamples: int = 9999, statistic=np.mean
+    values, *, seed: int, n_resamples: int = 9999, statistic=np.mean
 ) -> Interval:
     """Bootstrap interval of a statistic of independent values (BCa; percentile where BCa is
     undefined).
@@ -100,7 +99,7 @@ def bootstrap_interval(
         )
     estimate = float(statistic(values))
     if np.ptp(values) == 0:
-        return Interval(estimate, estimate, estimate, len(values), level)
+        return Interval(estimate, estimate, estimate, len(values))
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
             # scipy warns where BCa is undefined; the next method then takes over
@@ -109,17 +108,17 @@ def bootstrap_interval(
             result = scipy_stats.bootstrap(
                 (values,),
                 statistic,
-                confidence_level=level,
+                confidence_level=LEVEL,
                 n_resamples=n_resamples,
                 method=method,
                 rng=rng,
             ).confidence_interval
         if np.isfinite([result.low, result.high]).all():
             break
-    return Interval(estimate, float(result.low), float(result.high), len(values), level)
+    return Interval(estimate, float(result.low), float(result.high), len(values))
 
 
-def nested_interval(groups, *, seed: int, level: float = 0.95, n_resamples: int = 4000) -> Interval:
+def nested_interval(groups, *, seed: int, n_resamples: int = 4000) -> Interval:
     """Percentile interval of a mean over groups of values: groups are resampled, and the values
     within each (two levels).
 
@@ -128,12 +127,10 @@ def nested_interval(groups, *, seed: int, level: float = 0.95, n_resamples: int 
     give too narrow an interval: of five that differ much, 95 % intervals cover 84 to 90 %. Raises
     ValueError below two groups, or for an empty one.
     """
-    return nested_intervals([groups], seed=seed, level=level, n_resamples=n_resamples)[0]
+    return nested_intervals([groups], seed=seed, n_resamples=n_resamples)[0]
 
 
-def nested_intervals(
-    tests, *, seed: int, level: float = 0.95, n_resamples: int = 4000
-) -> list[Interval]:
+def nested_intervals(tests, *, seed: int, n_resamples: int = 4000) -> list[Interval]:
     """`nested_interval` of each of several tests, to the last bit; those with groups of the same
     sizes share their draws.
 
@@ -153,9 +150,9 @@ def nested_intervals(
     for sizes, members in alike.items():
         resampled = _nested_means([kept[k] for k in members], sizes, seed, n_resamples)
         for k, means in zip(members, resampled, strict=True):
-            low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+            low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
             estimate = float(np.mean([group.mean() for group in kept[k]]))
-            found[k] = Interval(estimate, float(low), float(high), len(sizes), level)
+            found[k] = Interval(estimate, float(low), float(high), len(sizes))
     return [found[k] for k in range(len(kept))]
 
 
@@ -189,7 +186,7 @@ def _nested_means(
     return means.mean(2)
 
 
-def student_interval(values, *, level: float = 0.95) -> Interval:
+def student_interval(values) -> Interval:
     """Mean with Student's t interval, for comparison with the bootstrap: it takes the values as
     normally distributed. values: (n,), NaN left out; ValueError for fewer than two.
     """
@@ -197,18 +194,18 @@ def student_interval(values, *, level: float = 0.95) -> Interval:
     if len(kept) < 2:
         raise ValueError(f"{len(kept)} values have no interval by Student's t: give at least 2")
     mean = float(np.mean(kept))
-    low, high = scipy_stats.t.interval(level, len(kept) - 1, mean, scipy_stats.sem(kept))
-    return Interval(mean, float(low), float(high), len(kept), level)
+    low, high = scipy_stats.t.interval(LEVEL, len(kept) - 1, mean, scipy_stats.sem(kept))
+    return Interval(mean, float(low), float(high), len(kept))
 
 
-def paired_difference(first, second, *, seed: int, level: float = 0.95) -> Interval:
+def paired_difference(first, second, *, seed: int) -> Interval:
     """Interval of mean(first - second), paired by position; pairs with a NaN on either side are
     dropped.
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if first.shape != second.shape:
         raise ValueError(f"paired values need equal shapes, got {first.shape} and {second.shape}")
-    return bootstrap_interval(first - second, seed=seed, level=level)
+    return bootstrap_interval(first - second, seed=seed)
 
 
 def trend(values) -> float:

@@ -1,5 +1,4 @@
-"""Question sets with verified answers and trajectories: gsm_symbolic, and the four AIME24 questions
-of RaML's figures.
+"""gsm_symbolic: questions with verified answers and gold trajectories.
 
 Beside the gold trajectory of each question stand wrong and control trajectories made from it; every
 one says by its `kind` what it is. Deviations from the paper: its trajectories are sampled from
@@ -117,19 +116,6 @@ def _computed(expression: str) -> Fraction | None:
     return _evaluate(re.sub(r"÷(.*)$", r"/(\1)", expression))
 
 
-def aime24_four() -> list[Question]:
-    """The four AIME 2024 questions of RaML's Fig. 2 and 3 (I-1, I-2, I-7, II-10), with their
-    official answers.
-    """
-    texts = (
-        ("I-1", "204", _AIME_I_1),
-        ("I-2", "025", _AIME_I_2),
-        ("I-7", "540", _AIME_I_7),
-        ("II-10", "468", _AIME_II_10),
-    )
-    return [Question(f"aime24/{name}", text, answer, name) for name, answer, text in texts]
-
-
 def value(number: str) -> Fraction:
     """The number that a decimal string with optional thousands separators stands for."""
     return Fraction(number.replace(",", ""))
@@ -160,8 +146,8 @@ def gold(question: Question) -> Trajectory:
         if trajectory.kind == "gold":
             return trajectory
     raise LookupError(
-        f"question {question.id} carries no gold trajectory: use gsm_symbolic, or sample with"
-        " rollouts"
+        f"question {question.id} carries no gold trajectory: use gsm_symbolic, or take a set with"
+        " right trajectories (`hub.right_as_gold`)"
     )
 
 
@@ -440,26 +426,3 @@ def foreign(question: Question, others: list[Question], seed: int = 0) -> Trajec
         if len(text) >= wanted:
             break
     return Trajectory(text, "foreign", None, None)
-
-
-_AIME_I_1 = (
-    "Every morning Aya goes for a $9$-kilometer-long walk and stops at a coffee shop afterwards."
-    " When she walks at a constant speed of $s$ kilometers per hour, the walk takes her 4 hours,"
-    " including $t$ minutes spent in the coffee shop. When she walks $s+2$ kilometers per hour, the"
-    " walk takes her 2 hours and 24 minutes, including $t$ minutes spent in the coffee shop."
-    " Suppose Aya walks at $s+\\frac{1}{2}$ kilometers per hour. Find the number of minutes the"
-    " walk takes her, including the $t$ minutes spent in the coffee shop."
-)
-_AIME_I_2 = (
-    "There exist real numbers $x$ and $y$, both greater than 1, such that "
-    "$\\log_x\\left(y^x\\right)=\\log_y\\left(x^{4y}\\right)=10$. Find $xy$."
-)
-_AIME_I_7 = (
-    "Find the largest possible real part of \\[(75+117i)z+\\frac{96+144i}{z}\\] where $z$ is a"
-    " complex number with $|z|=4$."
-)
-_AIME_II_10 = (
-    "Let $\\triangle ABC$ have circumcenter $O$ and incenter $I$ with"
-    " $\\overline{IA}\\perp\\overline{OI}$, circumradius $13$, and inradius $6$. Find $AB\\cdot"
-    " AC$."
-)

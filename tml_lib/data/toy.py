@@ -17,6 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tml_lib import checks
+from tml_lib.data.tiny import collate
 from tml_lib.lm.answers import Suffix
 from tml_lib.records import Question, TaskBatch, Trajectory
 
@@ -198,11 +199,7 @@ def train_reasoner(
     rng, losses = random.Random(f"train/{seed}"), []
     for step in range(steps if stop is None else stop):
         rows = [_example(rng, 10**6 + seed, step * batch + k) for k in range(batch)]
-        width = max(len(ids) for ids, _ in rows)
-        ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
-        labels = torch.tensor(
-            [[-100] * start + ids[start:] + [-100] * (width - len(ids)) for ids, start in rows]
-        )
+        ids, labels = collate(rows)  # both vocabularies begin with '<pad>'
         loss = model(input_ids=ids, labels=labels).loss
         optimiser.zero_grad()
         loss.backward()
@@ -228,24 +225,19 @@ def _example(rng: random.Random, seed: int, index: int) -> tuple[list[int], int]
 
 
 def support_query_split(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    support: Sequence[int],
-    query: Sequence[int],
-    *,
-    allow_overlap: bool = False,
+    x: torch.Tensor, y: torch.Tensor, support: Sequence[int], query: Sequence[int]
 ) -> TaskBatch:
     """Split the points of B tasks by index. x: (B, n, d), y: (B, n, 1).
 
     A query point that the inner loop has seen measures memory, not adaptation: ValueError names the
-    shared points unless `allow_overlap`, and indices outside 0..n-1.
+    shared points, and indices outside 0..n-1.
     """
     support, query = [int(i) for i in support], [int(i) for i in query]
     shared = sorted(set(support) & set(query))
-    if shared and not allow_overlap:
+    if shared:
         raise ValueError(
             f"support and query share the points {shared}: the outer loss would reward remembering"
-            " them; give disjoint indices, or allow_overlap=True where that is meant"
+            " them; give disjoint indices"
         )
     if outside := [i for i in [*support, *query] if not 0 <= i < x.shape[1]]:
         raise ValueError(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MIME = "application/vnd.tml.explorer+json"
 KINDS = ("gold", "own_right", "sampled", "corrupted", "foreign")  # in the order of the buttons
 OWN = "own_text"
+_MOST = 4  # candidates: more curves would hide one another
 _DASHES = {"-": "", "--": "7 4", ":": "2 3", "-.": "8 3 2 3"}
 _STILL = "This view moves where its script may run: in JupyterLab or Colab, run its cell."
 
@@ -104,9 +105,9 @@ def _falls(condition: dict) -> str:
 
 
 def candidates(
-    lm: LanguageModel, question: Question, texts: Mapping[str, Trajectory], most: int = 4
+    lm: LanguageModel, question: Question, texts: Mapping[str, Trajectory]
 ) -> tuple[Candidate, ...]:
-    """The right answer, and up to `most` - 1 wrong ones that the trajectories suggest: the answers
+    """The right answer, and up to three wrong ones that the trajectories suggest: the answers
     that they state, then the numbers of the gold solution, the last first.
 
     None begins another: the likelihood of '1' includes that of '10'.
@@ -124,7 +125,7 @@ def candidates(
     for answer, role in stated + [(number, "a number of gold") for number in inside]:
         wrong = gsm.NUMBER.fullmatch(answer) and gsm.first_mention(answer, question.answer) is None
         apart = not any(one.startswith(answer) or answer.startswith(one) for one in roles)
-        if wrong and apart and len(roles) < most:
+        if wrong and apart and len(roles) < _MOST:
             roles[answer] = f"wrong: {role}"
     found = answers.encode(lm.tokenizer, lm.prompt(question.text), "", list(roles)).suffixes
     return tuple(

@@ -16,16 +16,16 @@ from tml_lib import checks, files
 from tml_lib.lm.models import LanguageModel, check_tokenizer, quiet
 
 RUN = "run.json"  # what an output folder was made for
+WEIGHTS = "adapter_model.safetensors"
+_AGAIN = "copy the folder again, or delete it and train anew"
 
 
 def copy_to_train(lm: LanguageModel, lora_rank: int, seed: int) -> torch.nn.Module:
-    """A copy of the model to train; with a rank a LoRA adapter on every linear layer of blocks
-    whose weights stay lm's own.
+    """A copy of the model to train, with configurations of its own, for trl writes into them; with
+    a rank a LoRA adapter on every linear layer of blocks whose weights stay lm's own.
     """
     if not lora_rank:
-        model = type(lm.model)(lm.model.config).to(lm.device, lm.model.dtype)
-        model.load_state_dict(lm.model.state_dict())
-        return model
+        return copy.deepcopy(lm.model).requires_grad_()
     linear = block_linears(lm.model)
     config = LoraConfig(
         r=lora_rank,
@@ -82,15 +82,16 @@ def merged(model: torch.nn.Module, lm: LanguageModel) -> LanguageModel:
     if isinstance(model, PeftModel):
         # sums in new memory: the weights below the adapter are lm's own
         model = model.merge_and_unload(safe_merge=True)
-    return dataclasses.replace(lm, model=model.eval(), name=f"{lm.name}+sft")
+    return dataclasses.replace(lm, model=model.eval())
 
 
-def adapted(lm: LanguageModel, folder: Path) -> LanguageModel:
-    """The model with the adapter that `sft` left in a folder, merged; what the adapter does not
-    change stays lm's memory.
+def adapted(lm: LanguageModel, folder: Path, name: str = "") -> LanguageModel:
+    """The model with the adapter that an outer loop left in a folder, merged; what the adapter does
+    not change stays lm's memory.
 
-    Raises FileNotFoundError where the folder holds no adapter, ValueError where it was trained on
-    another model or is damaged.
+    name: what is added to lm's; by default the beginning of the SHA-256 of the adapter's weights,
+    so that no two adapters have one name. Raises FileNotFoundError where the folder holds no
+    adapter, ValueError where it was trained on another model or is damaged.
     """
     folder = checks.path(folder=folder)
     check_tokenizer(lm)
@@ -106,11 +107,11 @@ def adapted(lm: LanguageModel, folder: Path) -> LanguageModel:
     # peft, json and safetensors each have errors of their own
     except Exception as error:
         raise ValueError(
-            f"the adapter in {folder} cannot be read from adapter_config.json and"
-            f" adapter_model.safetensors ({type(error).__name__}: {str(error)[:200]}): copy the"
-            " folder again, or delete it and train anew"
+            f"the adapter in {folder} cannot be read from adapter_config.json and {WEIGHTS}"
+            f" ({type(error).__name__}: {str(error)[:200]}): {_AGAIN}"
         ) from error
-    return merged(model, lm)
+    name = name or files.digest(folder / WEIGHTS, _AGAIN)[:8]
+    return dataclasses.replace(merged(model, lm), name=f"{lm.name}+{name}")
 
 
 def without_patches(lm: LanguageModel) -> LanguageModel:
@@ -127,13 +128,12 @@ def belongs(lm: LanguageModel, folder: Path) -> bool:
     folder holds none.
     """
     folder = checks.path(folder=folder)
-    if not (folder / "adapter_model.safetensors").is_file() or not (folder / RUN).is_file():
+    if not (folder / WEIGHTS).is_file() or not (folder / RUN).is_file():
         raise FileNotFoundError(
             f"folder {folder} holds no adapter of this kit: train one with train.sft.sft and a"
             " lora_rank"
         )
-    step = "copy the folder again, or delete it and train anew"
-    held = files.table(folder / RUN, step, {"model": str})  # the model that it belongs to
+    held = files.table(folder / RUN, _AGAIN, {"model": str})  # the model that it belongs to
     return held["model"] == fingerprint(lm.model)
 
 

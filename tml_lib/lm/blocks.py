@@ -15,6 +15,7 @@ from numbers import Integral
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from tml_lib.lm.exactness import evaluating
 from tml_lib.lm.placed import device_of
 
 _PROJECTIONS = ("down_proj", "c_proj")  # of a block's `mlp`: Llama, Qwen, Gemma, Mistral; GPT-2
@@ -131,18 +132,18 @@ def run(
     """Logits (count, vocabulary) of the last rows of one plain forward pass; the hooks are removed
     afterwards.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        device = device_of(model)
-        return model(
-            input_ids=torch.tensor([ids], device=device), use_cache=False, logits_to_keep=count
-        ).logits[0]
+        read = torch.tensor([ids], device=device_of(model))
+        with evaluating(model):
+            return model(input_ids=read, use_cache=False, logits_to_keep=count).logits[0]
     finally:
-        for module, training in modes:
-            module.training = training
         for hook in hooks:
             hook.remove()
+
+
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 at least: log-probabilities of a large vocabulary need it."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tml_lib import files
-from tml_lib.runtime import cache_folder, in_use, remove_left
+from tml_lib.runtime import cache_folder, in_use, locked, remove_left
 
 STEP = 1 << 20  # bytes that are read at a time
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}  # dtypes that a converted folder may have
@@ -98,17 +97,18 @@ def fetch(
     if file is not None:
         return _given(weights, Path(file).expanduser(), item_bytes)
     reasons = []
-    for label, source in SOURCES.items():
-        if label != "cache":
-            check_space(weights, item_bytes)
-            say(f"{weights.name}: asking {label}")
-        try:
-            return _accept(weights, source(weights, say))
-        except Unavailable as error:
-            reasons.append(f"  {label}: {error}")
-        except ValueError as error:  # what the file was made of is as wrong as the file
-            shutil.rmtree(weights.folder / label, ignore_errors=True)
-            reasons.append(f"  {label}: {error}")
+    with locked(weights.folder, wait=True):  # a second fetch finds what the first one brought
+        for label, source in SOURCES.items():
+            if label != "cache":
+                check_space(weights, item_bytes)
+                say(f"{weights.name}: asking {label}")
+            try:
+                return _accept(weights, source(weights, say))
+            except Unavailable as error:
+                reasons.append(f"  {label}: {error}")
+            except ValueError as error:  # what the file was made of is as wrong as the file
+                shutil.rmtree(weights.folder / label, ignore_errors=True)
+                reasons.append(f"  {label}: {error}")
     raise FileNotFoundError(
         "\n".join(
             [
@@ -147,17 +147,11 @@ def state(weights: Weights) -> str:
     return f"not fetched: {begun}run `{weights.command}`"
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check(weights: Weights, path: Path) -> None:
     size = path.stat().st_size
     if size != weights.bytes:
         raise ValueError(f"{path} has {size} bytes, {weights.file} has {weights.bytes}")
-    if (found := digest(path)) != weights.sha256:
+    if (found := files.digest(path, "fetch it again")) != weights.sha256:
         raise ValueError(f"{path} has SHA-256 {found}, {weights.file} has {weights.sha256}")
 
 

@@ -157,8 +157,10 @@ class Grader:
             return found.text + "%" * (found.scale < 1)
         if box is not None:
             return box.strip() or None
-        found = stated(text)
-        return self._ask({"extract": text}) if found is None else notation.number(found.text).text
+        if (found := stated(text)) is None:
+            return self._ask({"extract": text})
+        plain = notation.number(found.text)  # without its fonts
+        return plain.text if plain else found.text
 
     def grade(self, text: str, answer: str) -> bool:
         """Whether the final answer written in the text equals the given one; what cannot be parsed

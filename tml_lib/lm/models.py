@@ -356,14 +356,15 @@ def check_causal(config, source: str) -> None:
 def quiet():
     """Silence the loading bars and reports of transformers: what matters is raised as an error."""
     logger = logging.getLogger("transformers")
-    level = logger.level
+    level, shown = logger.level, transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         logger.setLevel(level)
-        transformers.utils.logging.enable_progress_bar()
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def check_tokenizer(lm: LanguageModel) -> None:

@@ -147,6 +147,7 @@ def plain(text: str) -> str:
     text = re.sub(r"\\(?:pounds|textsterling)\b", "£", re.sub(r"\\euro\b", "€", text))
     text = re.sub(r"\\(?:times|cdot)(?![A-Za-z])", "×", text)
     text = re.sub(r"\\[,;: ]|\\q?quad|~|[\u00a0\u2009\u202f]", " ", text).replace("−", "-")
+    text = re.sub(r"(?<=\d)\*\*(?=\{?[-+]?\d)", "^", text)  # a power, as Python writes it
     text = re.sub(r"(?<!\d)\*\*|\*\*(?!\d)|`|(?<!\w)__?|__?(?!\w)", "", text.strip()).strip(" *")
     text = text.strip().removesuffix(".").strip(" *")
     if re.fullmatch(r"\{[^{}]*\}", text):

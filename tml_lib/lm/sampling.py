@@ -60,7 +60,7 @@ def sample_ids(
     progress: bool = False,
 ) -> list[Sampled]:
     """One continuation per prompt of token ids, up to the first of the tokens `ends` or
-    `max_new_tokens` tokens.
+    `max_new_tokens` tokens; without such tokens, as many for every row.
 
     A row's tokens depend on its prompt and its own seed alone, not on the rows beside it (up to
     rounding): token by token the inverse of the row's distribution function is taken at the next
@@ -189,8 +189,10 @@ def _continue(
 ) -> tuple[list[Sampled], str | None]:
     """Rows continued together, and why they are not what each alone would be, or None."""
     device, prompts = device_of(model), batch.prompts
-    uniform, stops = batch.uniform.to(device), torch.tensor(draw.ends, device=device)
-    reader = way.reader(model, prompts, draw.ends[0], **({"renew": renew} if renew else {}))
+    uniform = batch.uniform.to(device)
+    stops = torch.tensor(draw.ends, dtype=torch.long, device=device)
+    filler = draw.ends[0] if draw.ends else 0  # padding is masked
+    reader = way.reader(model, prompts, filler, **({"renew": renew} if renew else {}))
     written = torch.zeros(uniform.shape, dtype=torch.long, device=device)
     lengths = torch.full((len(prompts),), -1, device=device)  # -1: has not ended
     alive = torch.arange(len(prompts), device=device)  # places of the rows still in the batch

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from tml_lib.lm.answers import Suffix
+from tml_lib.lm.blocks import widened
 from tml_lib.lm.exactness import (
     UNSUITED,
     SlowerWay,
@@ -59,9 +60,9 @@ def answer_nll(model: torch.nn.Module, batch: AnswerBatch) -> np.ndarray:
     if batch.mask is not None:
         positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
         given |= {"attention_mask": batch.mask, "position_ids": positions}
-    logits = model(input_ids=batch.ids, use_cache=False, **given).logits[:, -count - 1 : -1].float()
+    logits = model(input_ids=batch.ids, use_cache=False, **given).logits[:, -count - 1 : -1]
     losses = torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), batch.ids[:, -count:], reduction="none"
+        widened(logits).transpose(1, 2), batch.ids[:, -count:], reduction="none"
     )
     return ((losses * batch.scored).sum(1) / batch.scored.sum(1)).double().cpu().numpy()
 

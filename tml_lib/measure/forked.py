@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from tml_lib.lm.blocks import widened
 from tml_lib.lm.exactness import STATES, keeps_rows
 from tml_lib.lm.placed import device_of
-from tml_lib.measure.naive import PrefixNLL, Request, widened
+from tml_lib.measure.naive import Request
 
 _STRETCH = 4  # tokens between the first and the last prefix that are read from one state
 
@@ -31,7 +33,7 @@ class Reading:
 _WHOLE = Reading()
 
 
-def forked_nll(model: torch.nn.Module, request: Request, reading: Reading = _WHOLE) -> PrefixNLL:
+def forked_nll(model: torch.nn.Module, request: Request, reading: Reading = _WHOLE) -> np.ndarray:
     """`prefix_nll` of a model in evaluation mode, from forked states and with nothing checked.
 
     Raises ValueError for a model that returns no state.
@@ -39,7 +41,7 @@ def forked_nll(model: torch.nn.Module, request: Request, reading: Reading = _WHO
     device = device_of(model)
     text = torch.tensor([*request.prompt, *request.trajectory], device=device)
     branches = [torch.tensor(suffix.ids, device=device) for suffix in request.suffixes]
-    own, whole = request.unread, request.unread
+    nll = request.unread
     state, past = {}, 0
     for i, position in enumerate(request.bar()):
         end = len(request.prompt) + int(position)
@@ -49,17 +51,15 @@ def forked_nll(model: torch.nn.Module, request: Request, reading: Reading = _WHO
                 _, state = _read(model, text[past : end - 1], state, past=past, reading=reading)
             past = end - 1
         for k, (suffix, ids) in enumerate(zip(request.suffixes, branches, strict=True)):
-            count = len(ids) if request.whole_suffix else len(ids) - suffix.start
+            count = len(ids) - suffix.start
             piece = torch.cat([text[past:end], ids[:-1]])  # the last is predicted, never read
             copied = copy.deepcopy(state)
             logits, _ = _read(model, piece, copied, past=past, reading=reading, keep=count)
-            nll = torch.nn.functional.cross_entropy(
+            losses = torch.nn.functional.cross_entropy(
                 widened(logits), ids[-count:], reduction="none"
-            ).double()
-            own[k, i] = nll[suffix.start - len(ids) :].mean()
-            if request.whole_suffix:
-                whole[k, i] = nll.mean()
-    return PrefixNLL(own, whole)
+            )
+            nll[k, i] = losses.double().mean()
+    return nll
 
 
 def _read(

@@ -34,7 +34,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tml_lib.lm import placed
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Suffix, encode
-from tml_lib.lm.blocks import choose_layers, find_blocks, frozen, hidden, run, watch
+from tml_lib.lm.blocks import choose_layers, find_blocks, frozen, hidden, run, watch, widened
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.limits import check_model
 
@@ -385,9 +385,7 @@ def gradient_update(
     with torch.enable_grad(), frozen(model):
         logits = run(model, [*prompt, *suffix.ids[:-1]], count, hooks)
         targets = torch.tensor(suffix.ids[suffix.start :], device=logits.device)
-        loss = torch.nn.functional.cross_entropy(
-            logits.float() if logits.dtype.itemsize < 4 else logits, targets
-        )
+        loss = torch.nn.functional.cross_entropy(widened(logits), targets)
         gradients = torch.autograd.grad(loss, [outputs[k] for k in chosen])
     return Update(
         tuple(

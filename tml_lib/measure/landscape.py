@@ -5,10 +5,10 @@ The paper draws L̂ of I ⊕ q ⊕ a over two random directions and lays the tra
 contours; no parameter of the path is computed. `random_plane` and `landscape` redo the surface,
 with the paper's scaling (each tensor as long as the parameter) or filter normalisation (each row of
 a matrix as long as the parameter's, vectors left alone; Li et al. 2018). `path_plane` and
-`path_landscape` draw what the paper could not: the exact updates θ'_0, …, θ'_|t| of `paths`,
-projected on their own first two principal directions, over the loss in that very plane. All of it
-lies in the last layer's output projection. There an update ΔW = Dᵀ V adds D to the layer's output
-on the answer's rows, so a point of the plane costs a head and no more.
+`path_landscape` draw what the paper could not: the exact updates θ'_0, …, θ'_|t| of
+`parameter_paths`, projected on their own first two principal directions, over the loss in that very
+plane. All of it lies in the last layer's output projection. There an update ΔW = Dᵀ V adds D to the
+layer's output on the answer's rows, so a point of the plane costs a head and no more.
 
 Deviations from the paper: weights are written as θ + u₁ d₁ + u₂ d₂ beside the model's own, which
 are never touched, so that not a bit of them changes (adding and subtracting in place drifts); many
@@ -114,6 +114,10 @@ class Plane:
 def random_plane(model: torch.nn.Module, seed: int, *, scaling: str = "filter") -> Plane:
     """Two Gaussian directions without embeddings, scaled by 'filter' (Li et al. 2018) or by
     'tensor' (RaML Algorithm 4).
+
+    Experts kept in one tensor have a filter per expert and unit: (expert, unit, input), or (expert,
+    input, unit) where their module says `is_transposed` (gpt-oss); Llama 4's does not say it.
+    Raises ValueError for another scaling.
     """
     if scaling not in SCALINGS:
         raise ValueError(f"scaling={scaling!r} is unknown: choose one of {', '.join(SCALINGS)}")
@@ -123,16 +127,17 @@ def random_plane(model: torch.nn.Module, seed: int, *, scaling: str = "filter") 
     for owner, module in model.named_modules():
         if module is head or isinstance(module, torch.nn.Embedding):
             continue
+        transposed = isinstance(module, Conv1D) or getattr(module, "is_transposed", False)
+        inputs = -2 if transposed else -1  # a filter runs over a unit's inputs
         for own, p in module.named_parameters(recurse=False):
             name = f"{owner}.{own}" if owner else own
-            rows = 0 if isinstance(module, Conv1D) else 1  # a filter runs over a unit's inputs
             p = placed.weight(model, name)
             for side in sides:
                 # the same whatever the scaling
                 noise = torch.randn(p.shape, generator=draw).to(p.device)
-                if scaling == "filter" and p.ndim < 2:
+                if scaling == "filter" and (p.ndim < 2 or own.endswith("bias")):
                     continue
-                over = {"dim": rows, "keepdim": True} if scaling == "filter" else {}
+                over = {"dim": inputs, "keepdim": True} if scaling == "filter" else {}
                 size = p.detach().norm(**over, dtype=torch.float32)
                 size = size / noise.norm(**over).clamp(min=1e-12)
                 side.put(name, noise, size, p.dtype)
@@ -324,12 +329,8 @@ def path_landscape(
     """The loss of the answer without the trajectory over a path's plane: first, second are
     coordinates as in `points`.
     """
-    grid = (
-        torch.from_numpy(np.stack(np.meshgrid(first, second, indexing="ij"), -1))
-        .double()
-        .reshape(-1, 2)
-    )
-    nll = path_losses(model, path, plane, grid.numpy())
+    grid = np.stack(np.meshgrid(first, second, indexing="ij"), -1).reshape(-1, 2)
+    nll = path_losses(model, path, plane, grid)
     return Landscape(np.asarray(first), np.asarray(second), nll.reshape(len(first), len(second), 1))
 
 

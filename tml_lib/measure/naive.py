@@ -7,25 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from tml_lib.lm.answers import Suffix
+from tml_lib.lm.blocks import widened
 from tml_lib.lm.exactness import keeps_rows
 from tml_lib.lm.placed import device_of
 from tml_lib.runtime import TOKENS_PER_PASS
-
-
-class PrefixNLL(NamedTuple):
-    """Mean NLL of each suffix after each prefix: two (suffixes, prefixes) float64, nats
-    per token.
-    """
-
-    own: np.ndarray  # over the answers' own tokens
-    whole: np.ndarray  # over template and answer; NaN where that was not asked for
 
 
 @dataclass(frozen=True)
@@ -36,7 +27,6 @@ class Request:
     trajectory: Sequence[int]
     suffixes: Sequence[Suffix]
     positions: np.ndarray  # (n,) increasing, in 0..|t|
-    whole_suffix: bool = False  # also score the templates
     tokens_per_pass: int = TOKENS_PER_PASS["cpu"]  # most of a packed pass, trunk and branches
     progress: bool = False
 
@@ -65,7 +55,6 @@ def naive_nll(
     suffix: Suffix,
     position: int,
     *,
-    whole_suffix: bool = False,
     few_logits: bool = False,
 ) -> float:
     """One full forward pass over I ⊕ q ⊕ t_{≤position} ⊕ suffix, as RaML's Algorithm 3 is written:
@@ -76,7 +65,7 @@ def naive_nll(
     """
     device = device_of(model)
     ids = torch.tensor([*prompt, *trajectory[:position], *suffix.ids], device=device)
-    count = len(suffix.ids) if whole_suffix else len(suffix.ids) - suffix.start
+    count = len(suffix.ids) - suffix.start
     some = {"logits_to_keep": count + 1} if few_logits and keeps_rows(model) else {}
     logits = model(input_ids=ids[None], use_cache=False, **some).logits[0]
     return float(torch.nn.functional.cross_entropy(widened(logits[-count - 1 : -1]), ids[-count:]))
@@ -106,18 +95,11 @@ def plain_nll(model: torch.nn.Module, request: Request) -> np.ndarray:
     return torch.stack(nll).double().cpu().numpy().reshape(len(suffixes), -1)
 
 
-def naive_loop(model: torch.nn.Module, request: Request) -> PrefixNLL:
+def naive_loop(model: torch.nn.Module, request: Request) -> np.ndarray:
     """`prefix_nll` of a model in evaluation mode, one text at a time and with nothing checked."""
-    own, whole = request.unread, request.unread
+    nll = request.unread
     for i, position in enumerate(request.bar()):
         for k, suffix in enumerate(request.suffixes):
             text = request.prompt, request.trajectory, suffix, int(position)
-            own[k, i] = naive_nll(model, *text, few_logits=True)
-            if request.whole_suffix:
-                whole[k, i] = naive_nll(model, *text, whole_suffix=True, few_logits=True)
-    return PrefixNLL(own, whole)
-
-
-def widened(logits: torch.Tensor) -> torch.Tensor:
-    """Logits in float32 at least: log-probabilities of a large vocabulary need it."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+            nll[k, i] = naive_nll(model, *text, few_logits=True)
+    return nll

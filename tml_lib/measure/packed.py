@@ -24,39 +24,37 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from tml_lib.lm.answers import Suffix
+from tml_lib.lm.blocks import widened
 from tml_lib.lm.caches import roomy_cache
 from tml_lib.lm.exactness import keeps_rows
 from tml_lib.lm.placed import device_of
 from tml_lib.measure import shared_prefix
-from tml_lib.measure.naive import PrefixNLL, Request, widened
+from tml_lib.measure.naive import Request
 
 _FEW = 16  # rows whose logits are in float32 at a time
 _PLAIN = 128  # tokens of a pass that scores nothing: its mask and activations stay small
 
 
-def packed_nll(model: torch.nn.Module, request: Request, *, shared: bool = False) -> PrefixNLL:
+def packed_nll(model: torch.nn.Module, request: Request, *, shared: bool = False) -> np.ndarray:
     """`prefix_nll` of a model in evaluation mode, in packed passes and with nothing checked.
 
     shared: attend by `shared_prefix`, not by the model's own attention with a 4-D mask.
     """
     device = device_of(model)
-    tree = _suffix_tree(request.suffixes, request.whole_suffix)
+    tree = _suffix_tree(request.suffixes)
     text = torch.tensor([*request.prompt, *request.trajectory], device=device)
     roots = request.positions + len(request.prompt) - 1
-    own, whole = request.unread, request.unread
+    found = request.unread
     cache = roomy_cache(columns=widest_pass(request)[0])
     with request.bar() as bar:
         for past, chunk in _chunks(roots, len(tree.ids), request.tokens_per_pass):
             _read(model, text[:past], cache, rows=min(request.tokens_per_pass, _PLAIN))
             rows = _branch_rows(text, past, roots[chunk], tree)
             nll = _branch_pass(model, rows, cache, shared=shared)
-            for k, suffix in enumerate(tree.scored):
-                scored = nll[:, suffix.slots]
-                own[k, chunk] = scored[:, suffix.answer :].mean(1)
-                if request.whole_suffix:
-                    whole[k, chunk] = scored.mean(1)
+            for k, slots in enumerate(tree.scored):
+                found[k, chunk] = nll[:, slots].mean(1)
             bar.update(chunk.stop - chunk.start)
-    return PrefixNLL(own, whole)
+    return found
 
 
 def widest_pass(request: Request) -> tuple[int, int, int]:
@@ -64,7 +62,7 @@ def widest_pass(request: Request) -> tuple[int, int, int]:
     that pass's first and last position.
     """
     roots = request.positions + len(request.prompt) - 1
-    branch = len(_suffix_tree(request.suffixes, request.whole_suffix).ids)
+    branch = len(_suffix_tree(request.suffixes).ids)
     chunks = [chunk for _, chunk in _chunks(roots, branch, request.tokens_per_pass)]
     return max(
         (int(roots[c.stop - 1]) + 1 + (c.stop - c.start) * branch, c.start, c.stop - 1)
@@ -76,17 +74,9 @@ def widest_pass(request: Request) -> tuple[int, int, int]:
 #   positions  tokens of the trajectory in a prefix, 0..|t|
 #   roots      index in the text (prompt ⊕ trajectory) of a prefix's last token
 #   nodes      of the suffix tree; 0 is the root, node n ≥ 1 reads ids[n - 1]
-#   slots      scored tokens of the tree, 0..R - 1
+#   slots      tokens of the answers in the tree, which are scored, 0..R - 1
 #   rows       tokens that one pass reads, 0..N - 1: the trunk, then a copy of the tree per root
 #   columns    tokens that a row may see: those in the cache, then the rows
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """The scored tokens of one suffix."""
-
-    slots: list[int]  # of its template and answer, or of its answer alone
-    answer: int  # index in `slots` where its answer begins
 
 
 @dataclass(frozen=True)
@@ -100,22 +90,22 @@ class _Tree:
     sees: torch.Tensor  # (B, B) bool: a node attends to itself and to its ancestors
     parents: list[int]  # (R,) node whose output predicts each slot's token, 0 for the root
     targets: list[int]  # (R,) token id of each slot
-    scored: list[_Scored]  # one per suffix
+    scored: list[list[int]]  # per suffix the slots of its answer
 
 
-def _suffix_tree(suffixes: Sequence[Suffix], whole_suffix: bool) -> _Tree:
-    """Join suffixes where they begin alike; whole_suffix: score their templates too."""
+def _suffix_tree(suffixes: Sequence[Suffix]) -> _Tree:
+    """Join suffixes where they begin alike."""
     nodes: dict[tuple[int, int], int] = {}  # (parent, token) -> node
     slots: dict[tuple[int, int], int] = {}  # (parent, token) -> slot
     scored = []
     for suffix in suffixes:
         node, own = 0, []
         for place, token in enumerate(suffix.ids):
-            if whole_suffix or place >= suffix.start:
+            if place >= suffix.start:
                 own.append(slots.setdefault((node, token), len(slots)))
             if place + 1 < len(suffix.ids):  # the last token is predicted, never read
                 node = nodes.setdefault((node, token), len(nodes) + 1)
-        scored.append(_Scored(slots=own, answer=suffix.start if whole_suffix else 0))
+        scored.append(own)
     size = len(nodes)
     sees = torch.zeros(size, size, dtype=torch.bool)
     depth = torch.zeros(size, dtype=torch.long)

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Suffix, encode
-from tml_lib.lm.blocks import final_norm, find_blocks, frozen, hidden, run
+from tml_lib.lm.blocks import final_norm, find_blocks, frozen, hidden, run, widened
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.implicit import LayerUpdate, Update, smallest_update, weight_norm
 from tml_lib.measure.probe import prefix_nll
@@ -135,7 +135,7 @@ def path_from_ids(
     try:
         nll = prefix_nll(
             model, prompt, trajectory, [suffix], positions, progress=progress, way="packed"
-        )[0][0]
+        )[0]
     finally:
         for hook in hooks:
             hook.remove()
@@ -181,9 +181,8 @@ def answer_loss(
         for rows, aims in zip(flat.split(_ROWS), wanted.split(_ROWS), strict=True):
             rows = rows.to(weight.device, weight.dtype).requires_grad_(gradients)
             logits = head(norm(rows))
-            logits = logits if logits.dtype == torch.float64 else logits.float()
             loss = torch.nn.functional.cross_entropy(
-                logits, aims.to(weight.device), reduction="none"
+                widened(logits), aims.to(weight.device), reduction="none"
             )
             losses.append(loss.detach().cpu().double())
             if gradients:

@@ -24,11 +24,11 @@ from tml_lib.lm.models import LanguageModel
 from tml_lib.lm.placed import device_of
 from tml_lib.measure import ways
 from tml_lib.measure.limits import check_length
-from tml_lib.measure.naive import PrefixNLL, Request, naive_nll
+from tml_lib.measure.naive import Request, naive_nll
 from tml_lib.records import ProbeCurve
 from tml_lib.runtime import OTHER_TOKENS_PER_PASS, TOKENS_PER_PASS
 
-__all__ = ["PrefixNLL", "SlowerWay", "naive_nll", "prefix_nll", "probe"]
+__all__ = ["SlowerWay", "naive_nll", "prefix_nll", "probe"]
 
 
 @overload
@@ -50,9 +50,9 @@ def probe(
     answers: str | Sequence[str],
     *,
     stride: int = 1,
+    also: Sequence[int] = (),
     positions: Sequence[int] | None = None,
     template: str = ANSWER_TEMPLATE,
-    whole_suffix: bool = False,
     progress: bool = False,
     way: str = "",
 ) -> ProbeCurve | list[ProbeCurve]:
@@ -64,9 +64,9 @@ def probe(
     answers: one candidate, for which a curve comes back, or several, for which a list does.
     stride: probe every stride-th prefix. The first, the last and the one before the answer is
         first stated are always probed.
-    positions: exactly these instead, in any order; repeated ones count once.
+    positions: these instead, in any order; repeated ones count once.
+    also: further prefixes, beside the stride's or `positions`.
     template: the text between trajectory and answer.
-    whole_suffix: also the mean over template and answer tokens (about a fifth slower).
     progress: show a bar.
     way: 'packed', 'forked' or 'naive' insists on one. By default the fastest exact way is taken,
         and a `SlowerWay` warning names it where that is not 'packed'.
@@ -81,14 +81,13 @@ def probe(
     offsets = [first_mention(trajectory, answer) for answer in candidates]
     # the last prefix before each answer's first statement
     stated_at = [None if at is None else encoded.tokens_before(at) for at in offsets]
-    chosen = _positions(len(encoded.trajectory), stride, positions, stated_at)
-    answer_nll, suffix_nll = prefix_nll(
+    chosen = _positions(len(encoded.trajectory), stride, also, positions, stated_at)
+    answer_nll = prefix_nll(
         lm.model,
         encoded.prompt,
         encoded.trajectory,
         encoded.suffixes,
         chosen,
-        whole_suffix=whole_suffix,
         progress=progress,
         way=way,
     )
@@ -99,7 +98,6 @@ def probe(
             length=len(encoded.trajectory),
             answer=answer,
             tokens=encoded.tokens,
-            suffix_nll=suffix_nll[k] if whole_suffix else None,
             stated_at=stated_at[k],
         )
         for k, answer in enumerate(candidates)
@@ -121,19 +119,24 @@ def _candidates(answers: str | Sequence[str]) -> list[str]:
 
 
 def _positions(
-    length: int, stride: int, positions: Sequence[int] | None, stated_at: list[int | None]
+    length: int,
+    stride: int,
+    also: Sequence[int],
+    positions: Sequence[int] | None,
+    stated_at: list[int | None],
 ) -> np.ndarray:
     """The (n,) increasing prefixes that `probe` reads, in 0..length; ValueError as there."""
     checks.whole(stride=stride)
     if stride < 1:
         raise ValueError(f"stride={stride} must be at least 1: 1 probes after every token")
     if positions is None:
-        always = {length, *(i for i in stated_at if i is not None)}
-        return np.array(sorted({*range(0, length + 1, stride), *always}))
-    chosen = np.unique(_integers(positions))
-    if not len(chosen) or chosen[0] < 0 or chosen[-1] > length:
+        stated = [i for i in stated_at if i is not None]
+        positions = [*range(0, length + 1, stride), length, *stated]
+    chosen = np.unique(np.concatenate([_integers(positions), _integers(also)]))
+    outside = chosen[(chosen < 0) | (chosen > length)]
+    if len(outside) or not len(chosen):
         raise ValueError(
-            f"positions={_shown(positions)} must be some of 0..{length}, the trajectory's length in"
+            f"positions={_shown(outside)} must be some of 0..{length}, the trajectory's length in"
             " tokens"
         )
     return chosen
@@ -163,20 +166,19 @@ def prefix_nll(
     suffixes: Sequence[Suffix],
     positions: Sequence[int],
     *,
-    whole_suffix: bool = False,
     tokens_per_pass: int | None = None,
     progress: bool = False,
     way: str = "",
-) -> PrefixNLL:
-    """Mean negative log-likelihood of each suffix after chosen prefixes, on token ids.
+) -> np.ndarray:
+    """Mean negative log-likelihood of each suffix's answer after chosen prefixes, on token ids.
 
     positions: (n,) increasing, in 0..|t|.
     tokens_per_pass: most tokens of a packed pass, trunk and branches together; by default what
         suits the model's device.
     way: as in `probe`.
 
-    Returns `PrefixNLL`, each part (len(suffixes), n) in nats per token. The model, its dtype and
-    its modules' modes stay as they are. Raises TypeError and ValueError as `probe` does.
+    Returns (len(suffixes), n) float64, in nats per token. The model, its dtype and its modules'
+    modes stay as they are. Raises TypeError and ValueError as `probe` does.
     """
     if not len(suffixes):
         raise ValueError("suffixes=[] leaves nothing to score: give at least one suffix")
@@ -199,7 +201,6 @@ def prefix_nll(
         trajectory,
         suffixes,
         chosen,
-        whole_suffix=whole_suffix,
         tokens_per_pass=tokens_per_pass or TOKENS_PER_PASS.get(device, OTHER_TOKENS_PER_PASS),
         progress=progress,
     )

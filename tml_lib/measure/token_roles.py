@@ -36,7 +36,7 @@ Piece = tuple[str, int, int]  # a class and the tokens that it covers, first..la
 # --- trajectories and their pieces ----------------------------------------------------------------
 
 
-def reflecting(question: Question, seed: int) -> list[Reflecting] | None:
+def reflecting(question: Question, seed: int) -> list[Reflecting]:
     """A self-correcting and an exploring trajectory of a program, by rule. In place of the mark
     `instead` has a full stop.
     """
@@ -134,13 +134,17 @@ def rows_of(nll: np.ndarray, pieces: Iterable[Piece]) -> list[list]:
     return [[name, float(nll[first]), float(nll[last])] for name, first, last in pieces]
 
 
-def end_nll(lm: LanguageModel, question: Question, text: str) -> float:
-    """L̂ after a whole text, in nats per token."""
-    return float(
-        probe(lm, lm.prompt(question.text), text, question.answer, stride=len(text) + 1).answer_nll[
-            -1
-        ]
-    )
+def end_nlls(
+    lm: LanguageModel, question: Question, texts: Sequence[str], batch_size: int = 8
+) -> np.ndarray:
+    """L̂ after each whole text, many of them in a pass, in nats per token: (len(texts),)."""
+    prompt, rows, nll = lm.prompt(question.text), [], np.empty(len(texts))
+    for text in texts:
+        encoded = encode(lm.tokenizer, prompt, text, [question.answer])
+        rows.append(([*encoded.prompt, *encoded.trajectory], encoded.suffixes[0]))
+    for batch in batched(lm.model, rows, batch_size):
+        nll[batch.places] = answer_nll(lm.model, batch)
+    return nll
 
 
 def role_values(
@@ -163,13 +167,12 @@ def role_values(
         before, behind = (
             encoded.tokens_before(offset) for offset in (one.at, one.at + len(one.mark))
         )
-        replaced[one.mark] = end_nll(lm, question, one.instead) - nll[behind]
+        replaced[one.mark] = end_nlls(lm, question, [one.instead])[0] - nll[behind]
         if one.needless:
             start = one.needless.rindex(one.mark)
-            again = end_nll(lm, question, one.needless[:start].rstrip()) - end_nll(
-                lm, question, one.needless
-            )
-            error = nll[before] - nll[encoded.tokens_before(one.repaired)] - again
+            texts = [one.needless[:start].rstrip(), one.needless]
+            said, again = end_nlls(lm, question, texts)
+            error = nll[before] - nll[encoded.tokens_before(one.repaired)] - (said - again)
     values = _by_role(table) | {
         "C6.replaced": float(np.mean(list(replaced.values()))),
         **{f"C6.replaced_{mark.lower()}": float(change) for mark, change in replaced.items()},
@@ -269,19 +272,6 @@ def absent(rows: Sequence[Sequence], marks: Sequence[str] = REFLECTIONS) -> str:
 
 
 # --- what the reader needs ------------------------------------------------------------------------
-
-
-def end_nlls(
-    lm: LanguageModel, question: Question, texts: Sequence[str], batch_size: int = 8
-) -> np.ndarray:
-    """L̂ after each whole text, many of them in a pass, in nats per token: (len(texts),)."""
-    prompt, rows, nll = lm.prompt(question.text), [], np.empty(len(texts))
-    for text in texts:
-        encoded = encode(lm.tokenizer, prompt, text, [question.answer])
-        rows.append(([*encoded.prompt, *encoded.trajectory], encoded.suffixes[0]))
-    for batch in batched(lm.model, rows, batch_size):
-        nll[batch.places] = answer_nll(lm.model, batch)
-    return nll
 
 
 def left_out(lm: LanguageModel, question: Question, words: Sequence[str]) -> np.ndarray:

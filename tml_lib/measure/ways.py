@@ -32,7 +32,7 @@ from tml_lib.lm.exactness import (
 from tml_lib.lm.models import not_finite
 from tml_lib.measure import limits
 from tml_lib.measure.forked import Reading, forked_nll
-from tml_lib.measure.naive import PrefixNLL, Request, naive_loop, naive_nll, plain_nll
+from tml_lib.measure.naive import Request, naive_loop, naive_nll, plain_nll
 from tml_lib.measure.packed import packed_nll, widest_pass
 
 _PASS = 20  # what a pass costs beside its tokens, in tokens: SmolLM2-135M on one CPU core
@@ -44,7 +44,7 @@ class _Way:
 
     name: str
     words: str
-    read: Callable[[torch.nn.Module, Request], PrefixNLL]  # with nothing checked
+    read: Callable[[torch.nn.Module, Request], np.ndarray]  # with nothing checked
 
 
 # from the fastest to the slowest; each is tried after the one before
@@ -120,7 +120,7 @@ def _plain_values(model: torch.nn.Module, known: _Known, now: Setting) -> np.nda
         most = near(model)
         plain, alone = plain_nll(model, request), naive_nll(model, *shortest)
         if abs(plain[0, 0] - alone) > most:  # the text's length counts, filled up or not
-            plain = naive_loop(model, request).own
+            plain = naive_loop(model, request)
     except NotSuited:
         raise
     except UNSUITED as reason:
@@ -146,7 +146,7 @@ def _short_check(way: _Way, model: torch.nn.Module, known: _Known, now: Setting)
         return known.short[now, way]
     try:
         with silenced():
-            found = way.read(model, _check_text(model)).own
+            found = way.read(model, _check_text(model))
     except UNSUITED as error:
         reason = _fails(way, error)
     else:
@@ -165,7 +165,7 @@ def _drifts(way: _Way, model: torch.nn.Module, found: np.ndarray, plain: np.ndar
         return False
     try:
         with silenced():
-            single = _SINGLY.read(model, _check_text(model)).own
+            single = _SINGLY.read(model, _check_text(model))
     except UNSUITED:
         return False
     off, least = (float(np.sqrt(((part - plain) ** 2).mean())) for part in (found, single))
@@ -189,7 +189,7 @@ def _read_checked(
     now: Setting,
     request: Request,
     announce: Callable[[], None],
-) -> tuple[PrefixNLL | None, str | None]:
+) -> tuple[np.ndarray | None, str | None]:
     """(values, None), or (None, why they are not exact): some values are compared with the naive
     loop where texts of that length were not read before.
 
@@ -223,7 +223,7 @@ def _read_checked(
         except UNSUITED as error:
             known.real[key] = _fails(way, error)
             return None, known.real[key]
-        values = found.own[k, places if part is request else slice(None)]
+        values = found[k, places if part is request else slice(None)]
         if not np.allclose(values, naive, rtol=0, atol=near(model), equal_nan=True):
             known.real[key] = _differs(way, float(np.abs(values - naive).max()))
             return None, known.real[key]
@@ -234,7 +234,7 @@ def _read_checked(
 # --- the choice -----------------------------------------------------------------------------------
 
 
-def read(model: torch.nn.Module, request: Request, way: str = "") -> PrefixNLL:
+def read(model: torch.nn.Module, request: Request, way: str = "") -> np.ndarray:
     """The values of a request, in the fastest way that is exact for the model, or in one by name.
 
     The model must be in evaluation mode. Warns with `SlowerWay`, once per model and way, where

@@ -92,13 +92,13 @@ def bin_of(y: torch.Tensor) -> torch.Tensor:
     return ((y.clamp(float(BINS[0]), float(BINS[-1])) - float(BINS[0])) / step).round().long()
 
 
-def readout_distribution(predicted: torch.Tensor, width: float = READOUT_WIDTH) -> torch.Tensor:
+def readout_distribution(predicted: torch.Tensor) -> torch.Tensor:
     """The Gaussian around each prediction, as probabilities of the bins: (...) -> (..., bins), none
     below 1e-12.
     """
     edges = ((BINS[1:] + BINS[:-1]) / 2).to(predicted.device)
     # float64: differences near 1 are small
-    below = torch.special.ndtr((edges - predicted[..., None]).double() / width)
+    below = torch.special.ndtr((edges - predicted[..., None]).double() / READOUT_WIDTH)
     ends = torch.zeros_like(below[..., :1])
     return torch.diff(torch.cat([ends, below, ends + 1], -1)).clamp_min(1e-12).to(predicted.dtype)
 
@@ -338,7 +338,7 @@ def _loss(model: Writer, arm: str, batch: TaskBatch, w_0: torch.Tensor) -> torch
 
 
 @dataclass(frozen=True)
-class Question:
+class AsTokens:
     """One task in token ids of its own vocabulary: what `probe.prefix_nll` and
     `parameter_paths.path_from_ids` take.
     """
@@ -349,7 +349,7 @@ class Question:
     suffixes: dict[str, Suffix]  # by kind of question: the query's token and the answer's bin
 
 
-def as_causal_lm(model: Writer, batch: TaskBatch, iterates: torch.Tensor, index: int) -> Question:
+def as_causal_lm(model: Writer, batch: TaskBatch, iterates: torch.Tensor, index: int) -> AsTokens:
     """Task `index` of a batch and its iterates (B, k + 1, d) as token ids, and the same Llama with
     a vocabulary that has them.
 
@@ -393,4 +393,4 @@ def as_causal_lm(model: Writer, batch: TaskBatch, iterates: torch.Tensor, index:
     suffixes = {
         kind: Suffix((ids[n + k + place], wanted), 1, "") for place, kind in enumerate(KINDS)
     }
-    return Question(lm, ids[: n + 1], ids[n + 1 : n + k], suffixes)
+    return AsTokens(lm, ids[: n + 1], ids[n + 1 : n + k], suffixes)

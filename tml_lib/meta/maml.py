@@ -74,21 +74,14 @@ def inner_loop(
     constants (FOMAML). adapts: names of the parameters that move; None: all; []: none.
     """
     names = list(theta) if adapts is None else list(adapts)
-    if not names:
-        return [theta] * (steps + 1)
-
-    def support_loss(moving: Parameters, current: Parameters) -> torch.Tensor:
-        return loss(current | moving, x, y)
-
     points = [theta]
     for _ in range(steps):
         current = points[-1]
-        moving = {name: current[name] for name in names}
-        gradient = grad(support_loss)(moving, current)  # with respect to `moving`
+        gradient = grad(loss)(current, x, y)  # with respect to `current`
         if not second_order:
             gradient = {name: part.detach() for name, part in gradient.items()}
         # theta_{k+1} = theta_k - inner_lr * grad L_support(theta_k)
-        moved = {name: part - inner_lr * gradient[name] for name, part in moving.items()}
+        moved = {name: current[name] - inner_lr * gradient[name] for name in names}
         points.append(current | moved)
     return points
 
@@ -140,7 +133,7 @@ def _inner_settings(theta: Parameters, *, inner_lr: float, steps: int, method: s
     return {
         "inner_lr": inner_lr,
         "steps": steps,
-        "second_order": method != "fomaml",
+        "second_order": method in ("maml", "anil"),
         "adapts": last_layer(theta) if method == "anil" else None,
     }
 

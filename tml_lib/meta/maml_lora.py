@@ -153,13 +153,10 @@ class MetaLora:
                 theta = self.adapted(
                     self.theta, support, steps=steps, inner_lr=inner_lr, second_order=second
                 )
-                at = (
-                    self.theta
-                    if second
-                    else (theta := {name: theta[name].detach().requires_grad_() for name in names})
-                )
-                loss = self.loss(theta, [query])
-                gradients = torch.autograd.grad(loss, [at[name] for name in names])
+                if not second:  # at theta', as if it were the start
+                    theta = {name: part.detach().requires_grad_() for name, part in theta.items()}
+                loss, by = self.loss(theta, [query]), self.theta if second else theta
+                gradients = torch.autograd.grad(loss, [by[name] for name in names])
             for whole, part in zip(gradient, gradients, strict=True):
                 whole += part / len(batch)
             total += float(loss.detach()) / len(batch)

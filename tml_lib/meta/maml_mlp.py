@@ -86,11 +86,6 @@ def _affine(x: torch.Tensor, layer: Layer) -> torch.Tensor:
     return x @ layer.weight + layer.bias
 
 
-def mse(theta: Theta, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of one network on one task."""
-    return ((forward(theta, x) - y) ** 2).mean()
-
-
 def query_losses(found: list[Theta], batch: TaskBatch) -> torch.Tensor:
     """Query loss of every task at every point of an inner loop, which may carry history:
     (B, steps + 1).

@@ -36,8 +36,9 @@ def sgd(lr: float) -> Rule:
     return lambda gradient, theta, step, state: (-lr * gradient, state)
 
 
-def adam(lr: float, *, betas: tuple[float, float] = (0.9, 0.999)) -> Rule:
-    """Adam (Kingma & Ba 2015), with bias correction."""
+def adam(lr: float) -> Rule:
+    """Adam (Kingma & Ba 2015), with bias correction, with the betas of its authors."""
+    betas = (0.9, 0.999)
 
     def rule(gradient, theta, step, state):
         m = betas[0] * state.get("m", 0) + (1 - betas[0]) * gradient

@@ -135,7 +135,8 @@ def trained(
 
 def asked(lm: LanguageModel, questions: Sequence[Question], seed: int, most_tokens: int) -> dict:
     """Greedy and sampled texts of each question: right or not, and whether they end in a box; and
-    how many of all were cut, of how many.
+    how many of all were cut, of how many. Here a text that was cut is right where it happens to end
+    in the right number.
     """
     prompts, found = ([lm.prompt(question.text) for question in questions], {})
     for name, temperature, count in (("greedy", 0.0, 1), ("sampled", 1.0, SAMPLES)):

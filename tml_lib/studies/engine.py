@@ -263,7 +263,7 @@ def question_again(restore: Callable[[dict, int], dict[str, float]], seconds: fl
     def again(evidence: dict, name: str) -> Pairs:
         place = place_of(name)
         return {
-            test: (_number(evidence["values"][test][0][place]), float(value))
+            test: (number(evidence["values"][test][0][place]), float(value))
             for test, value in restore(evidence, place).items()
         }
 
@@ -284,7 +284,7 @@ def values_again(values: Callable[[dict], Values], seconds: float = 1) -> Replay
         pairs = {}
         for test, seeds in values(evidence).items():
             pairs |= _arms_again(evidence, test, seeds)
-            stored = np.array([_number(x) for x in evidence["values"][test][seed]])
+            stored = np.array([number(x) for x in evidence["values"][test][seed]])
             made = np.array(seeds[seed], dtype=float)
             missing = np.isnan(stored) != np.isnan(made)
             distance = np.where(missing, math.inf, np.nan_to_num(np.abs(stored - made)))
@@ -301,7 +301,7 @@ def _arms_again(evidence: dict, test: str, seeds: Sequence) -> Pairs:
         return {}
     means = np.mean([np.nanmean(arms.paired(), axis=1) for arms in seeds], axis=0)
     return {
-        f"{test}, {arm} arm": (_number(was), float(mean))
+        f"{test}, {arm} arm": (number(was), float(mean))
         for arm, was, mean in zip(("first", "second"), stored, means, strict=True)
     }
 
@@ -336,6 +336,6 @@ def place_of(name: str) -> int:
     return int(name.split()[-1])
 
 
-def _number(value: float | None) -> float:
+def number(value: float | None) -> float:
     """A stored value; evidence holds null where none was measured."""
     return math.nan if value is None else value

@@ -235,8 +235,10 @@ def load(
         )
     chosen = model or (models.shipped(reasoner) if programs else "")
     lm = models.load(preset, model=chosen, dtype=dtype or None)
-    if adapter:
-        lm = adapters.adapted(lm, STORED if adapter == "stored" else Path(adapter))
+    if adapter == "stored":
+        lm = adapters.adapted(lm, STORED, "sft")  # as its evidence calls it
+    elif adapter:
+        lm = adapters.adapted(lm, Path(adapter))
     return lm.asked(thinking)
 
 

@@ -158,7 +158,7 @@ def _read_again(evidence: dict, name: str) -> Pairs:
     asked, found = _held(evidence)
     lm, place = lora.replayed(evidence["settings"]["model"]), engine.place_of(name)
     again = mean_nll(lm, asked[place], found[place].samples[0].text)
-    return {"nats per token of the first sample": (found[place].first_nll, again)}
+    return {"nats per token of the first sample": (engine.number(found[place].first_nll), again)}
 
 
 def _all_questions(evidence: dict) -> list[str]:

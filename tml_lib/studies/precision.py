@@ -42,7 +42,10 @@ def question_record(
     found = {"gold": gsm.gold(question), "own_right": own.right, "sampled": own.wrong}
     found = {kind: one for kind, one in found.items() if one is not None}
     curves = {
-        name: {kind: _curve(lm, question, one, stride) for kind, one in found.items()}
+        name: {
+            kind: probe(lm, lm.prompt(question.text), one.text, question.answer, stride=stride)
+            for kind, one in found.items()
+        }
         for name, lm in models.items()
     }
     values = {}
@@ -61,20 +64,6 @@ def question_record(
     }
     texts = {kind: one.text for kind, one in found.items() if kind != "gold"}
     return {"id": question.id, "curves": plain, "values": values, "texts": texts}
-
-
-def _curve(
-    lm: LanguageModel, question: Question, trajectory: Trajectory, stride: int
-) -> ProbeCurve:
-    """L̂ at every stride-th prefix, the last, and the one before the answer is stated."""
-    prompt = lm.prompt(question.text)
-    encoded = encode(lm.tokenizer, prompt, trajectory.text, [question.answer])
-    length = len(encoded.trajectory)
-    mention = gsm.first_mention(trajectory.text, question.answer)
-    places = {*range(0, length + 1, stride), length}
-    if mention is not None:
-        places.add(encoded.tokens_before(mention))
-    return probe(lm, prompt, trajectory.text, question.answer, positions=sorted(places))
 
 
 def _fall(lm: LanguageModel, question: Question, strange: Trajectory, end: int) -> float:

@@ -65,15 +65,14 @@ def kept(name: str, folder: Path, rows: Callable[[int], list[Row]], steps: int) 
 
 
 def first_losses(
-    seed: int,
-    rows: Callable[[int], Callable[[int], list[Row]]] | None = None,
-    steps: int = engine.FIRST,
+    seed: int, rows: Callable[[int], Callable[[int], list[Row]]] | None = None
 ) -> list[float]:
     """The losses of the first steps of a seed's reasoner, for replays. rows: seed -> its training
     rows (default: long).
     """
     made = supervised.arm_rows(seed, "long") if rows is None else rows(seed)
-    return supervised.tuned(models.load("tiny", device="cpu"), made, STEPS, stop=steps)[1]
+    base = models.load("tiny", device="cpu")
+    return supervised.tuned(base, made, STEPS, stop=engine.FIRST)[1]
 
 
 # --- trajectories ---------------------------------------------------------------------------------

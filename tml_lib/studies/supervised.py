@@ -23,6 +23,7 @@ from tml_lib.claims.stats import mg_pass_at_k, pass_at_k
 from tml_lib.data import programs, tiny
 from tml_lib.data.tiny import Row
 from tml_lib.lm import models, sampling
+from tml_lib.lm.adapters import copy_to_train
 from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Arms, Question
@@ -79,8 +80,7 @@ def tuned(
     """A copy of the base after `steps` steps, and its losses. stop: leave off after that many of
     them.
     """
-    model = type(base.model)(base.model.config)
-    model.load_state_dict(base.model.state_dict())
+    model = copy_to_train(base, lora_rank=0, seed=0)
     losses = tiny.train(model, rows, steps=steps, stop=stop, peak_lr=PEAK_LR, progress=progress)
     return LanguageModel(model, base.tokenizer, base.name), losses
 

@@ -247,18 +247,14 @@ def probe_question(
         if kind == "corrupted":
             answers["own"] = trajectory.answer
         encoded = encode(lm.tokenizer, prompt, trajectory.text, list(answers.values()))
-        length = len(encoded.trajectory)
-        mentions = [gsm.first_mention(trajectory.text, answer) for answer in answers.values()]
-        places = {*range(0, length + 1, stride), length}
-        places |= {encoded.tokens_before(offset) for offset in mentions if offset is not None}
-        meta = {}
+        also, meta = [], {}
         if (beside := curves.get(_BESIDE.get(kind))) is not None:
-            places.add(min(beside["right"].unstated, length))
+            also.append(min(beside["right"].unstated, len(encoded.trajectory)))
         if kind in ("gold", "shuffled") and "shuffled" in conditions:
-            free = free_end(question)
-            meta["shuffled_end"] = encoded.tokens_before(free)
-            places.add(meta["shuffled_end"])
-        found = probe(lm, prompt, trajectory.text, list(answers.values()), positions=sorted(places))
+            meta["shuffled_end"] = encoded.tokens_before(free_end(question))
+            also.append(meta["shuffled_end"])
+        how = {"stride": stride, "also": also}
+        found = probe(lm, prompt, trajectory.text, list(answers.values()), **how)
         for curve in found:
             curve.meta.update(meta)
         curves[kind] = dict(zip(answers, found, strict=True))

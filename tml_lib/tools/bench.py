@@ -32,6 +32,7 @@ from tml_lib.measure.parameter_paths import path_from_ids
 from tml_lib.measure.probe import naive_nll, prefix_nll
 from tml_lib.meta import maml, maml_mlp
 from tml_lib.tools import bench_gpu, plan_cpu
+from tml_lib.tools.plan_cpu import one_thread
 
 # trajectory tokens -> bar: how many times faster than the naive loop
 LENGTHS = {128: 10, 512: 30, 1024: 52, 4096: 150}
@@ -71,6 +72,7 @@ MAML_TRAINING = 3000  # meta-steps of a full training run
 PATH_LENGTH, PATH_BAR = 64, 10
 
 
+@one_thread()
 def probe_rows(
     *, rounds: int = 3, lengths: dict[int, int] | None = None, say: Callable[[str], None] = print
 ) -> list[dict]:
@@ -81,34 +83,27 @@ def probe_rows(
     prefixes. Values are medians over rounds of the ratio within a round. Seconds grow as |t| to a
     power, fitted over the lengths.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        lm = models.load("small", device="cpu")
-        rows, lengths = [], LENGTHS if lengths is None else lengths
-        for length, bar in lengths.items():
-            rows += _compare("SmolLM2-135M", lm.model, *_text(lm, length), bar, rounds, say)
-        rows += _growth(rows, list(lengths))
-        # a third of SmolLM2 in every width, its head size kept
-        size = {
-            "hidden_size": 192,
-            "intermediate_size": 512,
-            "num_hidden_layers": 4,
-            "vocab_size": 1024,
-            "head_dim": 64,
-        }
-        tiny = models.random_model("llama", **size, num_attention_heads=3, num_key_value_heads=1)
-        ids = torch.randint(
-            3, 1024, (78 + 512,), generator=torch.Generator().manual_seed(0)
-        ).tolist()
-        suffix = encode(lm.tokenizer, "", "", ["42"]).suffixes[0]
-        small = type(suffix)(tuple(i % 1024 for i in suffix.ids), suffix.start, suffix.answer)
-        millions = sum(p.numel() for p in tiny.parameters()) / 1e6
-        rows += _compare(
-            f"Llama of {millions:.1f} M", tiny, ids[:78], ids[78:], small, TINY_BAR, rounds, say
-        )
-    finally:
-        torch.set_num_threads(threads)
+    lm = models.load("small", device="cpu")
+    rows, lengths = [], LENGTHS if lengths is None else lengths
+    for length, bar in lengths.items():
+        rows += _compare("SmolLM2-135M", lm.model, *_text(lm, length), bar, rounds, say)
+    rows += _growth(rows, list(lengths))
+    # a third of SmolLM2 in every width, its head size kept
+    size = {
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "vocab_size": 1024,
+        "head_dim": 64,
+    }
+    tiny = models.random_model("llama", **size, num_attention_heads=3, num_key_value_heads=1)
+    ids = torch.randint(3, 1024, (78 + 512,), generator=torch.Generator().manual_seed(0)).tolist()
+    suffix = encode(lm.tokenizer, "", "", ["42"]).suffixes[0]
+    small = type(suffix)(tuple(i % 1024 for i in suffix.ids), suffix.start, suffix.answer)
+    millions = sum(p.numel() for p in tiny.parameters()) / 1e6
+    rows += _compare(
+        f"Llama of {millions:.1f} M", tiny, ids[:78], ids[78:], small, TINY_BAR, rounds, say
+    )
     say(f"peak memory at {MEMORY_LENGTH} tokens, in a process of its own")
     done = subprocess.run(
         [sys.executable, "-m", "tml_lib.tools.bench"], capture_output=True, text=True, check=True
@@ -137,6 +132,7 @@ def _growth(rows: list[dict], lengths: list[int]) -> list[dict]:
     return found
 
 
+@one_thread()
 def medium_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
     """The packed probe of preset `medium` against the naive loop in the same dtype, and its
     bfloat16 against float32, and its sampling against `generate`; one thread. No rows where its
@@ -150,22 +146,17 @@ def medium_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[
     except FileNotFoundError as reason:
         say(f"medium is skipped: {reason}")
         return []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     ratios, seconds, gains = [], [], []
-    try:
-        for turn in range(rounds):
-            text, half, naive, gain = _medium_round(turn, rounds)
-            seconds.append(half)
-            ratios.append(naive / half)
-            gains.append(gain)
-            say(
-                f"medium, {text}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times the naive"
-                f" loop, {gain:.1f} times float32"
-            )
-        sampled = _medium_sampling(say)
-    finally:
-        torch.set_num_threads(threads)
+    for turn in range(rounds):
+        text, half, naive, gain = _medium_round(turn, rounds)
+        seconds.append(half)
+        ratios.append(naive / half)
+        gains.append(gain)
+        say(
+            f"medium, {text}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times the naive"
+            f" loop, {gain:.1f} times float32"
+        )
+    sampled = _medium_sampling(say)
     units = runtime.hardware_dtype(torch.device("cpu"))[1]
     setting = f"{presets.PRESETS['medium'].model}, {text}, one thread, bfloat16; {units}"
     figures = [
@@ -228,6 +219,7 @@ def _medium_round(turn: int, rounds: int) -> tuple[str, float, float, float]:
     return words, whole, naive / 4 * (length + 1), packed(late) / half
 
 
+@one_thread()
 def forked_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
     """The probe from forked states against the naive loop on a random hybrid (Qwen3.5's
     architecture) as large as SmolLM2, one thread, float32.
@@ -236,36 +228,31 @@ def forked_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[
     prefixes: the naive loop at one prefix each, forked states at a run of eight, and at a run of
     none to take away what leads up to it; the one read of the whole text is added.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        model, length = models.random_model("qwen3_5_text", **HYBRID), FORKED_LENGTH
-        vocabulary, draw = HYBRID["vocab_size"], torch.Generator().manual_seed(0)
-        ids = torch.randint(3, vocabulary, (101 + length + 13,), generator=draw).tolist()
-        prompt, trajectory = ids[:101], ids[101 : 101 + length]
-        suffix = Suffix(tuple(ids[101 + length :]), 11, "")
-        # warm-up, and the check that forked states are exact
-        prefix_nll(model, prompt, trajectory, [suffix], [0, length], way="forked")
+    model, length = models.random_model("qwen3_5_text", **HYBRID), FORKED_LENGTH
+    vocabulary, draw = HYBRID["vocab_size"], torch.Generator().manual_seed(0)
+    ids = torch.randint(3, vocabulary, (101 + length + 13,), generator=draw).tolist()
+    prompt, trajectory = ids[:101], ids[101 : 101 + length]
+    suffix = Suffix(tuple(ids[101 + length :]), 11, "")
+    # warm-up, and the check that forked states are exact
+    prefix_nll(model, prompt, trajectory, [suffix], [0, length], way="forked")
 
-        def forked(positions: list[int]) -> float:
-            request = Request(prompt, trajectory, [suffix], np.array(positions))
-            with torch.inference_mode():
-                return _time(lambda: forked_nll(model, request))
+    def forked(positions: list[int]) -> float:
+        request = Request(prompt, trajectory, [suffix], np.array(positions))
+        with torch.inference_mode():
+            return _time(lambda: forked_nll(model, request))
 
-        def naive(position: int) -> float:
-            return _time(lambda: naive_nll(model, prompt, trajectory, suffix, position))
+    def naive(position: int) -> float:
+        return _time(lambda: naive_nll(model, prompt, trajectory, suffix, position))
 
-        ratios, seconds = [], []
-        for turn in range(rounds):
-            places = [min(i, length - 8) for i in _places(turn, rounds, length)]
-            full = sum(naive(i) for i in places)
-            runs = sum(forked(list(range(i, i + 9))) - forked([i]) for i in places)
-            whole = forked([length]) + runs / 32 * length
-            ratios.append(full / 4 * (length + 1) / whole)
-            seconds.append(whole)
-            say(f"forked, |t| = {length}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times naive")
-    finally:
-        torch.set_num_threads(threads)
+    ratios, seconds = [], []
+    for turn in range(rounds):
+        places = [min(i, length - 8) for i in _places(turn, rounds, length)]
+        full = sum(naive(i) for i in places)
+        runs = sum(forked(list(range(i, i + 9))) - forked([i]) for i in places)
+        whole = forked([length]) + runs / 32 * length
+        ratios.append(full / 4 * (length + 1) / whole)
+        seconds.append(whole)
+        say(f"forked, |t| = {length}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times naive")
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     setting = (
         f"random Qwen3.5 of {millions:.0f} M, |t| = {length}, prompt 101, suffix 13, one thread,"
@@ -278,6 +265,7 @@ def forked_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[
     return _rows(figures, setting)
 
 
+@one_thread()
 def path_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
     """The parameter path in one packed pass against one update per prefix, SmolLM2, one thread,
     float32.
@@ -285,38 +273,31 @@ def path_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[di
     The updates from scratch are timed at positions that stratify 0..|t| (four a round) and scaled
     to |t| + 1 prefixes.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        lm = models.load("small", device="cpu")
-        prompt, trajectory, suffix = _text(lm, PATH_LENGTH)
-        arguments = lm.model, prompt, trajectory
-        # warm-up, and the checks of the model's first use
-        path_from_ids(*arguments, suffix, [0, PATH_LENGTH])
-        ratios, forward_ratios, seconds = [], [], []
-        for turn in range(rounds):
-            packed = _time(
-                lambda: path_from_ids(*arguments, suffix, range(PATH_LENGTH + 1)).right(
-                    protect=True
-                )
-            )
-            places = _places(turn, rounds, PATH_LENGTH)
-            scratch = [
-                _time(lambda i=i: update_from_ids(lm.model, prompt, trajectory[:i], suffix))
-                for i in places
-            ]
-            forward = [
-                _time(lambda i=i: naive_nll(*arguments, suffix, i, few_logits=True)) for i in places
-            ]
-            ratios.append(sum(scratch) / 4 * (PATH_LENGTH + 1) / packed)
-            forward_ratios.append(sum(forward) / 4 * (PATH_LENGTH + 1) / packed)
-            seconds.append(packed)
-            say(
-                f"path, |t| = {PATH_LENGTH}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times one"
-                " update per prefix"
-            )
-    finally:
-        torch.set_num_threads(threads)
+    lm = models.load("small", device="cpu")
+    prompt, trajectory, suffix = _text(lm, PATH_LENGTH)
+    arguments = lm.model, prompt, trajectory
+    # warm-up, and the checks of the model's first use
+    path_from_ids(*arguments, suffix, [0, PATH_LENGTH])
+    ratios, forward_ratios, seconds = [], [], []
+    for turn in range(rounds):
+        packed = _time(
+            lambda: path_from_ids(*arguments, suffix, range(PATH_LENGTH + 1)).right(protect=True)
+        )
+        places = _places(turn, rounds, PATH_LENGTH)
+        scratch = [
+            _time(lambda i=i: update_from_ids(lm.model, prompt, trajectory[:i], suffix))
+            for i in places
+        ]
+        forward = [
+            _time(lambda i=i: naive_nll(*arguments, suffix, i, few_logits=True)) for i in places
+        ]
+        ratios.append(sum(scratch) / 4 * (PATH_LENGTH + 1) / packed)
+        forward_ratios.append(sum(forward) / 4 * (PATH_LENGTH + 1) / packed)
+        seconds.append(packed)
+        say(
+            f"path, |t| = {PATH_LENGTH}, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times one"
+            " update per prefix"
+        )
     setting = (
         f"SmolLM2-135M, |t| = {PATH_LENGTH}, prompt {len(prompt)}, suffix {len(suffix.ids)}, last"
         " layer, one thread, float32"
@@ -329,6 +310,7 @@ def path_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[di
     return _rows(figures, setting)
 
 
+@one_thread()
 def maml_rows(*, rounds: int = 5, say: Callable[[str], None] = print) -> list[dict]:
     """Second-order meta-gradients of both paths against `higher`, and a training run; one thread,
     float32.
@@ -340,64 +322,57 @@ def maml_rows(*, rounds: int = 5, say: Callable[[str], None] = print) -> list[di
         raise LookupError(
             "the maml benchmark compares with the package `higher`: pip install higher==0.2.1"
         )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        theta, rows = maml_mlp.new_mlp([1, 40, 40, 1], 0), []
-        model = maml_mlp.as_module(theta)
-        generic = functools.partial(maml.meta_gradient, maml.task_loss(model))
-        batch = toy.sinusoids(25, 10, torch.Generator().manual_seed(0))
-        for steps, (readable_bar, fast_bar) in MAML_BARS.items():
-            ratios, rates = {"readable": [], "fast": []}, []
-            for turn in range(rounds):
-                seconds = {
-                    "higher": _mean_time(_higher_gradient, 2, model, batch, steps),
-                    "readable": _mean_time(generic, 20, maml.parameters(model), batch, steps),
-                    "fast": _mean_time(maml_mlp.meta_gradient, 20, theta, batch, steps),
-                }
-                for name, values in ratios.items():
-                    values.append(seconds["higher"] / seconds[name])
-                rates.append(1 / seconds["fast"])
-                say(
-                    f"maml, inner steps: {steps}, round {turn + 1}/{rounds}: fast"
-                    f" {ratios['fast'][-1]:.1f} times higher"
-                )
-            setting = (
-                f"sinusoids, 2 × 40, 10 shots, 25 tasks (higher: one by one), inner steps: {steps},"
-                " one thread, float32"
+    theta, rows = maml_mlp.new_mlp([1, 40, 40, 1], 0), []
+    model = maml_mlp.as_module(theta)
+    generic = functools.partial(maml.meta_gradient, maml.task_loss(model))
+    batch = toy.sinusoids(25, 10, torch.Generator().manual_seed(0))
+    for steps, (readable_bar, fast_bar) in MAML_BARS.items():
+        ratios, rates = {"readable": [], "fast": []}, []
+        for turn in range(rounds):
+            seconds = {
+                "higher": _mean_time(_higher_gradient, 2, model, batch, steps),
+                "readable": _mean_time(generic, 20, maml.parameters(model), batch, steps),
+                "fast": _mean_time(maml_mlp.meta_gradient, 20, theta, batch, steps),
+            }
+            for name, values in ratios.items():
+                values.append(seconds["higher"] / seconds[name])
+            rates.append(1 / seconds["fast"])
+            say(
+                f"maml, inner steps: {steps}, round {turn + 1}/{rounds}: fast"
+                f" {ratios['fast'][-1]:.1f} times higher"
             )
-            figures = [
-                (
-                    "maml: readable path, speed against higher",
-                    ratios["readable"],
-                    "×",
-                    f"≥ {readable_bar}",
-                ),
-                ("maml: fast path, speed against higher", ratios["fast"], "×", f"≥ {fast_bar}"),
-                ("maml: fast path, meta-gradients a second", rates, "1/s", ""),
-            ]
-            rows += _rows(figures, setting)
-        say("a training run")
-        trained: list = []
-        seconds = _time(
-            lambda: trained.append(
-                maml_mlp.meta_train(
-                    theta,
-                    lambda g: toy.sinusoids(25, 10, g),
-                    meta_steps=MAML_TRAINING,
-                    inner_lr=0.02,
-                    steps=5,
-                    outer_lr=0.008,
-                    seed=0,
-                )[0]
-            )
+        setting = (
+            f"sinusoids, 2 × 40, 10 shots, 25 tasks (higher: one by one), inner steps: {steps},"
+            " one thread, float32"
         )
-        unseen = toy.sinusoids(600, 10, torch.Generator().manual_seed(1), queries=100)
-        curve = (
-            maml_mlp.adaptation_curve(trained[0], unseen, inner_lr=0.02, steps=5).mean(0).tolist()
+        figures = [
+            (
+                "maml: readable path, speed against higher",
+                ratios["readable"],
+                "×",
+                f"≥ {readable_bar}",
+            ),
+            ("maml: fast path, speed against higher", ratios["fast"], "×", f"≥ {fast_bar}"),
+            ("maml: fast path, meta-gradients a second", rates, "1/s", ""),
+        ]
+        rows += _rows(figures, setting)
+    say("a training run")
+    trained: list = []
+    seconds = _time(
+        lambda: trained.append(
+            maml_mlp.meta_train(
+                theta,
+                lambda g: toy.sinusoids(25, 10, g),
+                meta_steps=MAML_TRAINING,
+                inner_lr=0.02,
+                steps=5,
+                outer_lr=0.008,
+                seed=0,
+            )[0]
         )
-    finally:
-        torch.set_num_threads(threads)
+    )
+    unseen = toy.sinusoids(600, 10, torch.Generator().manual_seed(1), queries=100)
+    curve = maml_mlp.adaptation_curve(trained[0], unseen, inner_lr=0.02, steps=5).mean(0).tolist()
     setting = f"{MAML_TRAINING} meta-steps of 5 inner steps, Adam, one thread; 600 unseen tasks"
     figures = [
         ("maml: a full training run", [seconds], "s", "≤ 40"),
@@ -407,70 +382,56 @@ def maml_rows(*, rounds: int = 5, say: Callable[[str], None] = print) -> list[di
     return [*rows, *_rows(figures, setting)]
 
 
+@one_thread()
 def rollouts_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
     """The kit's sampler against transformers' `generate`, one thread; tokens a second.
 
     The tiny reasoner: batched against row by row, then both at 32 rows. SmolLM2: both at 32 rows.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        lm = models.load("tiny", model=models.shipped("tiny-long"), device="cpu")
-        prompts = [lm.prompt(q.text) for q in programs.questions(64, 0, "held_out")]
-        ratios, rates = [], []
-        for turn in range(rounds):
-            written: dict[str, int] = {}
+    lm = models.load("tiny", model=models.shipped("tiny-long"), device="cpu")
+    prompts = [lm.prompt(q.text) for q in programs.questions(64, 0, "held_out")]
+    ratios, rates = [], []
+    for turn in range(rounds):
+        written: dict[str, int] = {}
 
-            def batched(turn=turn, written=written):
-                found = sampling.sample(
-                    lm, prompts * 4, range(1000 * turn, 1000 * turn + 256), temperature=0.6
-                )
-                written["batched"] = sum(len(one.ids) for one in found if not one.cut)
+        def batched(turn=turn, written=written):
+            found = sampling.sample(
+                lm, prompts * 4, range(1000 * turn, 1000 * turn + 256), temperature=0.6
+            )
+            written["batched"] = sum(len(one.ids) for one in found if not one.cut)
 
-            def one_by_one(turn=turn, written=written):
-                rows = [
-                    _generated(lm, [prompt], turn, temperature=0.6, most=128)
-                    for prompt in prompts[:16]
-                ]
-                written["one_by_one"] = sum(length for (length,) in rows if length < 128)
+        def one_by_one(turn=turn, written=written):
+            rows = [
+                _generated(lm, [prompt], turn, temperature=0.6, most=128) for prompt in prompts[:16]
+            ]
+            written["one_by_one"] = sum(length for (length,) in rows if length < 128)
 
-            rate = {
-                way.__name__: (_time(way), written[way.__name__]) for way in (one_by_one, batched)
-            }
-            speed = {name: tokens / seconds for name, (seconds, tokens) in rate.items()}
-            ratios.append(speed["batched"] / speed["one_by_one"])
-            rates.append(speed["batched"])
-            say(f"rollouts, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times generate row by row")
-        setting = (
-            "tiny-long, T = 0.6, up to 128 tokens, 256 rows of 64 prompts against 16 one by one,"
-            " one thread, float32"
+        rate = {way.__name__: (_time(way), written[way.__name__]) for way in (one_by_one, batched)}
+        speed = {name: tokens / seconds for name, (seconds, tokens) in rate.items()}
+        ratios.append(speed["batched"] / speed["one_by_one"])
+        rates.append(speed["batched"])
+        say(f"rollouts, round {turn + 1}/{rounds}: {ratios[-1]:.1f} times generate row by row")
+    setting = (
+        "tiny-long, T = 0.6, up to 128 tokens, 256 rows of 64 prompts against 16 one by one,"
+        " one thread, float32"
+    )
+    figures = [
+        ("rollouts: tokens a second against generate row by row", ratios, "×", f"≥ {ROLLOUTS_BAR}"),
+        ("rollouts: tokens a second", rates, "1/s", ""),
+    ]
+    found = _rows(figures, setting)
+    small = models.load("small", device="cpu")
+    texts = [small.prompt(question.text) for question in gsm.gsm_symbolic(32, 0)]
+    for name, model, asked, most in (
+        ("tiny-long", lm, prompts[:32], 128),
+        ("SmolLM2-135M", small, texts, 32),
+    ):
+        ratios = [_against_generate(model, asked, turn, most)[0] for turn in range(rounds)]
+        say(f"rollouts, {name}, 32 rows: {median(ratios):.2f} times generate")
+        setting = f"{name}, T = 0.6, up to {most} tokens, 32 rows in one batch, one thread, float32"
+        found += _rows(
+            [(f"rollouts: tokens a second against generate, {name}", ratios, "×", "")], setting
         )
-        figures = [
-            (
-                "rollouts: tokens a second against generate row by row",
-                ratios,
-                "×",
-                f"≥ {ROLLOUTS_BAR}",
-            ),
-            ("rollouts: tokens a second", rates, "1/s", ""),
-        ]
-        found = _rows(figures, setting)
-        small = models.load("small", device="cpu")
-        texts = [small.prompt(question.text) for question in gsm.gsm_symbolic(32, 0)]
-        for name, model, asked, most in (
-            ("tiny-long", lm, prompts[:32], 128),
-            ("SmolLM2-135M", small, texts, 32),
-        ):
-            ratios = [_against_generate(model, asked, turn, most)[0] for turn in range(rounds)]
-            say(f"rollouts, {name}, 32 rows: {median(ratios):.2f} times generate")
-            setting = (
-                f"{name}, T = 0.6, up to {most} tokens, 32 rows in one batch, one thread, float32"
-            )
-            found += _rows(
-                [(f"rollouts: tokens a second against generate, {name}", ratios, "×", "")], setting
-            )
-    finally:
-        torch.set_num_threads(threads)
     return found
 
 
@@ -531,6 +492,7 @@ def _generated(
     return [row.index(end) if end in row else len(row) for row in out[:, width:].tolist()]
 
 
+@one_thread()
 def sft_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
     """trl's trainer against the plain loop on the same rows: wall time of 20 steps of 64 rows, one
     thread.
@@ -538,25 +500,18 @@ def sft_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dic
     from tml_lib.studies import supervised
     from tml_lib.train import sft
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        lm, ratios, rates = models.load("tiny", device="cpu"), [], []
-        stream = supervised.arm_rows(0, "long")
-        batches = [stream(step) for step in range(20)]
-        rows = [row for batch in batches for row in batch]
-        settings = sft.SFTSettings(steps=20, peak_lr=supervised.PEAK_LR)
-        for turn in range(rounds):
-            with tempfile.TemporaryDirectory() as folder:
-                by_trl = _time(
-                    lambda folder=folder: sft.sft(lm, rows, Path(folder) / "run", settings)
-                )
-            plain = _time(lambda: supervised.tuned(lm, batches.__getitem__, 20))
-            ratios.append(by_trl / plain)
-            rates.append(plain / 20)
-            say(f"sft, round {turn + 1}/{rounds}: trl takes {ratios[-1]:.2f} times the plain loop")
-    finally:
-        torch.set_num_threads(threads)
+    lm, ratios, rates = models.load("tiny", device="cpu"), [], []
+    stream = supervised.arm_rows(0, "long")
+    batches = [stream(step) for step in range(20)]
+    rows = [row for batch in batches for row in batch]
+    settings = sft.SFTSettings(steps=20, peak_lr=supervised.PEAK_LR)
+    for turn in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            by_trl = _time(lambda folder=folder: sft.sft(lm, rows, Path(folder) / "run", settings))
+        plain = _time(lambda: supervised.tuned(lm, batches.__getitem__, 20))
+        ratios.append(by_trl / plain)
+        rates.append(plain / 20)
+        say(f"sft, round {turn + 1}/{rounds}: trl takes {ratios[-1]:.2f} times the plain loop")
     setting = "tiny-base, 20 steps of 64 long rows, set-up included, one thread, float32"
     return _rows(
         [
@@ -567,6 +522,7 @@ def sft_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dic
     )
 
 
+@one_thread()
 def grpo_rows(
     *, rounds: int = 3, steps: int = 12, say: Callable[[str], None] = print
 ) -> list[dict]:
@@ -578,8 +534,6 @@ def grpo_rows(
     from tml_lib.data import rewards
     from tml_lib.train import grpo
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     lm, asked = (
         models.load("tiny", model=models.shipped("tiny-long"), device="cpu"),
         programs.questions(2 * steps),
@@ -601,15 +555,12 @@ def grpo_rows(
             for part in ("sampling", "scoring", "update")
         }
 
-    try:
-        own, ratios = [], []
-        for turn in range(rounds):
-            own.append(step())
-            with mock.patch.object(grpo.Trainer, "_generate_single_turn", theirs):
-                ratios.append(step()["sampling"] / own[-1]["sampling"])
-            say(f"grpo, round {turn + 1}/{rounds}: {sum(own[-1].values()):.2f} s a step")
-    finally:
-        torch.set_num_threads(threads)
+    own, ratios = [], []
+    for turn in range(rounds):
+        own.append(step())
+        with mock.patch.object(grpo.Trainer, "_generate_single_turn", theirs):
+            ratios.append(step()["sampling"] / own[-1]["sampling"])
+        say(f"grpo, round {turn + 1}/{rounds}: {sum(own[-1].values()):.2f} s a step")
     figures = [(f"grpo: {part}", [row[part] for row in own], "s", "") for part in own[0]]
     figures += [("grpo: a whole step", [sum(row.values()) for row in own], "s", f"≤ {GRPO_BAR}")]
     figures += [("grpo: time of trl's sampler by the kit's", ratios, "×", "")]
@@ -620,6 +571,7 @@ def grpo_rows(
     )
 
 
+@one_thread()
 def landscape_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
     """The landscape against adding and subtracting in place, one question at a time; also what is
     left of the weights after it.
@@ -627,50 +579,45 @@ def landscape_rows(*, rounds: int = 3, say: Callable[[str], None] = print) -> li
     One thread; speed in float32, drift (share of weights that are not what they were) in float32
     and bfloat16, tiny-long.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     rows, tiny = [], models.shipped("tiny-long")
-    try:
-        for name, lm, asked, bar in (
-            (
-                "SmolLM2-135M",
-                models.load("small", device="cpu"),
-                gsm.gsm_symbolic(4, 0),
-                LANDSCAPE_BARS[0],
-            ),
-            (
-                "tiny-long",
-                models.load("tiny", model=tiny, device="cpu"),
-                programs.questions(16, 0),
-                LANDSCAPE_BARS[1],
-            ),
-        ):
-            plane, grid, ratios = landscape.random_plane(lm.model, 0), landscape.axis(3), []
-            held = [p.detach().clone() for p in lm.model.parameters()]
-            for turn in range(rounds):
-                in_place = _time(
-                    lambda arguments=(lm, asked, plane, grid): _landscape_in_place(*arguments)
-                )
-                with torch.no_grad():
-                    for p, before in zip(lm.model.parameters(), held, strict=True):
-                        p.copy_(before)
-                ours = _time(
-                    lambda arguments=(lm, asked, plane, grid, grid): landscape.landscape(*arguments)
-                )
-                ratios.append(in_place / ours)
-                say(
-                    f"landscape, {name}, round {turn + 1}/{rounds}: {ratios[-1]:.2f} times in"
-                    " place, one question at a time"
-                )
-            setting = (
-                f"{name}, {len(asked)} questions, 3 × 3 points, filter normalisation, one thread,"
-                " float32"
+    for name, lm, asked, bar in (
+        (
+            "SmolLM2-135M",
+            models.load("small", device="cpu"),
+            gsm.gsm_symbolic(4, 0),
+            LANDSCAPE_BARS[0],
+        ),
+        (
+            "tiny-long",
+            models.load("tiny", model=tiny, device="cpu"),
+            programs.questions(16, 0),
+            LANDSCAPE_BARS[1],
+        ),
+    ):
+        plane, grid, ratios = landscape.random_plane(lm.model, 0), landscape.axis(3), []
+        held = [p.detach().clone() for p in lm.model.parameters()]
+        for turn in range(rounds):
+            in_place = _time(
+                lambda arguments=(lm, asked, plane, grid): _landscape_in_place(*arguments)
             )
-            rows += _rows(
-                [(f"landscape: speed against in place, {name}", ratios, "×", f"≥ {bar}")], setting
+            with torch.no_grad():
+                for p, before in zip(lm.model.parameters(), held, strict=True):
+                    p.copy_(before)
+            ours = _time(
+                lambda arguments=(lm, asked, plane, grid, grid): landscape.landscape(*arguments)
             )
-    finally:
-        torch.set_num_threads(threads)
+            ratios.append(in_place / ours)
+            say(
+                f"landscape, {name}, round {turn + 1}/{rounds}: {ratios[-1]:.2f} times in"
+                " place, one question at a time"
+            )
+        setting = (
+            f"{name}, {len(asked)} questions, 3 × 3 points, filter normalisation, one thread,"
+            " float32"
+        )
+        rows += _rows(
+            [(f"landscape: speed against in place, {name}", ratios, "×", f"≥ {bar}")], setting
+        )
     setting = "tiny-long, 4 questions, 3 × 3 points, filter normalisation"
     for dtype in ("float32", "bfloat16"):
         lm = models.load("tiny", model=tiny, device="cpu", dtype=dtype)

@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from tml_lib import files, runtime
 from tml_lib.data import tiny
 from tml_lib.lm import models
 from tml_lib.lm.models import LanguageModel
 from tml_lib.studies import supervised
+from tml_lib.tools.plan_cpu import one_thread
 
 BASE_SEED = 0
 BASE_STEPS = 3000
@@ -65,17 +65,13 @@ def train(
     )
 
 
+@one_thread()
 def make(name: str, *, progress: bool = False) -> dict:
     """Train a checkpoint to its end, put it in its place and its entry into the manifest; returns
     the entry.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     began = time.perf_counter()
-    try:
-        lm, losses = train(name, progress=progress)
-    finally:
-        torch.set_num_threads(threads)
+    lm, losses = train(name, progress=progress)
     folder = Path(models.shipped(name))
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:

@@ -36,7 +36,8 @@ class Case(NamedTuple):
 
 
 @contextlib.contextmanager
-def _one_thread():
+def one_thread():
+    """One of torch's threads within; afterwards as many as before."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -71,7 +72,7 @@ def measured_device(rates: dict) -> Device:
     )
 
 
-@_one_thread()
+@one_thread()
 def calibrate() -> dict:
     """This machine's rates; 3 s.
 
@@ -143,7 +144,7 @@ def _processor_seconds(call: Callable[[], object], least: float = 0.25) -> float
 # --- benchmark ------------------------------------------------------------------------------------
 
 
-@_one_thread()
+@one_thread()
 def benchmark(rounds: int = 3, say: Callable[[str], None] = print) -> list[dict]:
     """Predicted by measured processor time of small runs on this machine: rows of name, value,
     unit, bar, setting.

@@ -235,6 +235,9 @@ def run(options) -> int:
     chosen = {"model": options.model, "adapter": options.adapter, "dtype": subject.dtype}
     chosen["thinking"] = options.thinking
     lm = lora.load(options.preset, **chosen)
+    if options.trajectories_of:  # its questions, of its set
+        told = ledger.read_evidence(options.trajectories_of)["settings"]
+        options.seed, options.data = told["seed"], told.get("data", "")
     named = options.preset, options.data, bool(options.adapter), options.model
     scale = trajectories.scale_name(*named)
     folder = Path(options.out or _folder(options.subject, lm.name))

@@ -24,8 +24,6 @@ def run(options) -> int:
         raise ValueError(
             f"study {unknown[0]!r} has no stored evidence: choose among {', '.join(sorted(known))}"
         )
-    if options.records < 1:
-        raise ValueError(f"records={options.records} replays nothing: ask for at least 1")
     within, checks = math.inf if options.within is None else options.within, []
     wanted = [
         path for path in paths if not options.study or path.name.split(".")[0] in options.study

@@ -33,7 +33,6 @@ as it stands; no KL term unless asked for; questions in the order given.
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import math
 import time
@@ -125,7 +124,7 @@ def grpo(
     texts = [(row["prompt"], row["answer"]) for row in rows]
     with opened(folder, lm, identity, texts, arguments) as newest:
         trainer = Trainer(
-            _trainable_copy(lm, settings),
+            copy_to_train(lm, settings.lora_rank, settings.seed),
             lm,
             reward,
             kept=settings.kept,
@@ -135,15 +134,6 @@ def grpo(
         )
         with _quietly(), _checkpoint_on_reward_error(trainer, folder):
             return fit(trainer, lm, newest, folder=folder, began=began, name="grpo", on_log=on_log)
-
-
-def _trainable_copy(lm: LanguageModel, settings: GRPOSettings):
-    """A copy to train, with configurations of its own, for trl writes into them."""
-    model = copy_to_train(lm, settings.lora_rank, settings.seed)
-    if not settings.lora_rank:
-        model.config = copy.deepcopy(lm.model.config)
-        model.generation_config = copy.deepcopy(lm.model.generation_config)
-    return model
 
 
 @contextlib.contextmanager

@@ -80,6 +80,7 @@ class Trainer(GRPOTrainer):
         self._asked = reward
         self._update = kept  # samples of a group that the gradient is of
         self._flat_steps = 0  # in a row
+        self._warned = False  # that they are many
         self._ready = 0.0  # when the last step's samples were scored
         tokenizer = copy.deepcopy(lm.tokenizer)  # trl may give it a padding token
         super().__init__(model, [self.reward], processing_class=tokenizer, **settings)
@@ -184,9 +185,9 @@ class Trainer(GRPOTrainer):
 
     def _warn_if_flat(self, share: float) -> None:
         """Warn once, after FLAT_STEPS steps in a row in which all groups were flat."""
-        self._flat_steps = self._flat_steps + 1 if share == 1 else min(self._flat_steps, 0)
-        if self._flat_steps == FLAT_STEPS:
-            self._flat_steps = -math.inf  # stays so
+        self._flat_steps = self._flat_steps + 1 if share == 1 else 0
+        if self._flat_steps == FLAT_STEPS and not self._warned:
+            self._warned = True
             mean = self._metrics["train"]["reward"][-1]
             warnings.warn(FLAT.format(FLAT_STEPS, mean), stacklevel=2)
 

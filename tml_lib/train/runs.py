@@ -268,6 +268,8 @@ def newest_whole(folder: Path) -> str | None:
     steps = {}
     for checkpoint in folder.glob("checkpoint-[0-9]*"):
         step = checkpoint.name.removeprefix("checkpoint-")
+        if not step.isdecimal():
+            continue  # not the trainer's
         if (checkpoint / SUMS).is_file() or _has_state(checkpoint):
             steps[int(step)] = checkpoint
         else:

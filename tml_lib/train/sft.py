@@ -10,6 +10,7 @@ the optimiser's state in torch's own format, which is read back without running 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from tml_lib.data.gsm import gold
 from tml_lib.data.tiny import Row
 from tml_lib.lm.adapters import copy_to_train, without_patches
 from tml_lib.lm.answers import encode, token_ids
-from tml_lib.lm.blocks import find_blocks
+from tml_lib.lm.blocks import find_blocks, widened
 from tml_lib.lm.context import check_context
 from tml_lib.lm.models import LanguageModel, check_tokenizer
 from tml_lib.records import Question
@@ -82,7 +83,7 @@ def sft(
             model=copy_to_train(lm, settings.lora_rank, settings.seed),
             args=arguments,
             train_dataset=data,
-            processing_class=lm.tokenizer,
+            processing_class=copy.deepcopy(lm.tokenizer),  # trl may give it a padding token
         )
         return fit(trainer, lm, newest, folder=folder, began=began, name="sft", on_log=on_log)
 
@@ -127,8 +128,7 @@ def answer_gradient(
                     layer, name, torch.cat([held[:, :, :start], held[:, :, start:].detach()], 2)
                 )
         logits = lm.model(input_ids=ids, past_key_values=cache).logits[0, suffix.start - 1 : -1]
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        loss = torch.nn.functional.cross_entropy(logits, ids[0, suffix.start :])
+        loss = torch.nn.functional.cross_entropy(widened(logits), ids[0, suffix.start :])
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
 
 

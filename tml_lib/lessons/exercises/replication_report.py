@@ -9,10 +9,11 @@ from collections.abc import Callable
 import numpy as np
 
 from tml_lib.claims.ledger import verdict
-from tml_lib.lessons.exercises.checking import say
+from tml_lib.lessons.exercises.checking import checker, say
 from tml_lib.records import Interval
 
 
+@checker
 def check_verdict(attempt: Callable | None) -> bool | None:
     """Exercise: verdict(low, high, side, threshold), 'holds', 'contradicted' or 'inconclusive', as
     claims.toml says.
@@ -43,6 +44,7 @@ def check_verdict(attempt: Callable | None) -> bool | None:
     return say("right: and nothing beside the interval decides", True)
 
 
+@checker
 def check_misses(attempt: Callable | None) -> bool | None:
     """Exercise: misses(n, level), the chance that one or more of n independent intervals miss the
     truth.

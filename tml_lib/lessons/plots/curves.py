@@ -16,6 +16,7 @@ from tml_lib.records import ProbeCurve
 
 NLL_LABEL = "answer NLL L̂ (nats per token)"
 FEWEST = 8  # questions: the mean of fewer is drawn without a band
+_PER_LINE = 88  # letters of `token_heat`
 
 
 def curve(
@@ -65,7 +66,7 @@ def curve(
     return ax
 
 
-def token_heat(curve: ProbeCurve, *, per_line: int = 88) -> Figure:
+def token_heat(curve: ProbeCurve) -> Figure:
     """The trajectory's text, each token coloured by ΔL̂_i = L̂_i - L̂_{i-1}: blue lowers the
     answer's NLL, red raises it.
 
@@ -81,7 +82,7 @@ def token_heat(curve: ProbeCurve, *, per_line: int = 88) -> Figure:
     places, line, column = [], 0, 0
     for token in curve.tokens:
         shown = token.replace("\n", "⏎")
-        if column + len(shown) > per_line:
+        if column + len(shown) > _PER_LINE:
             line, column = line + 1, 0
         places.append((line, column, shown))
         column += len(shown)
@@ -99,7 +100,7 @@ def token_heat(curve: ProbeCurve, *, per_line: int = 88) -> Figure:
         for offset, letter in enumerate(shown):
             style = {"fontsize": 7, "family": "monospace", "color": "white" if dark else "black"}
             ax.text(start + offset + 0.5, row + 0.48, letter, ha="center", va="center", **style)
-    ax.set(xlim=(0, per_line), ylim=(lines, 0))
+    ax.set(xlim=(0, _PER_LINE), ylim=(lines, 0))
     ax.axis("off")
     bar = figure.colorbar(
         ScalarMappable(scale, colours),
@@ -116,9 +117,7 @@ def token_heat(curve: ProbeCurve, *, per_line: int = 88) -> Figure:
     return figure
 
 
-def bands(
-    ax: Axes, groups: dict[str, list[ProbeCurve]], *, seed: int = 0, points: int = 41
-) -> Axes:
+def bands(ax: Axes, groups: dict[str, list[ProbeCurve]], *, points: int = 41) -> Axes:
     """Mean L̂ over questions against the fraction of the trajectory read, with 95 % bootstrap
     bands (from `FEWEST` questions on), by condition; one without curves is left out.
     """
@@ -127,7 +126,7 @@ def bands(
         if not curves:
             continue
         table = np.array([_read_off(c, grid) for c in curves])
-        _band(ax, grid, table, names.style(names.CONDITIONS, kind), seed)
+        _band(ax, grid, table, names.style(names.CONDITIONS, kind))
     ax.set(xlabel="fraction of the trajectory read", ylabel=NLL_LABEL, xlim=(0, 1), ylim=(0, None))
     ax.legend(fontsize=8, loc="lower left")
     return ax
@@ -141,11 +140,7 @@ def bands_alone(groups: dict[str, list[ProbeCurve]]) -> Figure:
 
 
 def differences(
-    ax: Axes,
-    pairs: dict[str, list[tuple[ProbeCurve, ProbeCurve]]],
-    *,
-    seed: int = 0,
-    points: int = 41,
+    ax: Axes, pairs: dict[str, list[tuple[ProbeCurve, ProbeCurve]]], *, points: int = 41
 ) -> Axes:
     """Mean paired difference of L̂, first minus second curve, against the fraction read, with 95 %
     bootstrap bands.
@@ -161,7 +156,7 @@ def differences(
             [_read_off(first, grid) - _read_off(second, grid) for first, second in both]
         )
         style = names.style(names.CONDITIONS, kind)
-        _band(ax, grid, table, style.called(f"gold minus {style.short}"), seed)
+        _band(ax, grid, table, style.called(f"gold minus {style.short}"))
     ax.axhline(0, **names.REFERENCE)
     ax.set(
         xlabel="fraction of the part before the statement",
@@ -182,7 +177,7 @@ def differences(
     return ax
 
 
-def _band(ax: Axes, grid: np.ndarray, table: np.ndarray, style: names.Style, seed: int) -> None:
+def _band(ax: Axes, grid: np.ndarray, table: np.ndarray, style: names.Style) -> None:
     """The mean over rows of a (questions, grid) table with its interval, resampling questions; few
     rows have none.
     """
@@ -190,7 +185,7 @@ def _band(ax: Axes, grid: np.ndarray, table: np.ndarray, style: names.Style, see
     ax.plot(grid, table.mean(0), lw=1.8, marker=style.marker, ms=4, markevery=8, **line)
     if len(table) < FEWEST:
         return
-    intervals = [bootstrap_interval(column, seed=seed, n_resamples=999) for column in table.T]
+    intervals = [bootstrap_interval(column, seed=0, n_resamples=999) for column in table.T]
     low, high = [i.low for i in intervals], [i.high for i in intervals]
     ax.fill_between(grid, low, high, color=style.colour, alpha=0.15, lw=0)
 
