@@ -14,9 +14,9 @@ import torch
 from tml_lib.claims import ledger
 from tml_lib.claims.stats import trend
 from tml_lib.data import gsm, programs
-from tml_lib.lm.answers import chat_prompt
+from tml_lib.lm.answers import chat_prompt, encode
 from tml_lib.measure.probe import probe
-from tml_lib.studies import paths, program_probes, supervised
+from tml_lib.studies import paths, program_probes, supervised, trajectories
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +338,23 @@ def test_text_paths_give_the_tests_that_need_no_shuffled_or_wrong_path(
     }
     assert decisive <= set(record["values"])
     assert {row.verdict for row in ledger.rows([tmp_path])} == {"too few"}
+
+
+def test_no_prefix_before_the_statement_states_a_word_of_the_answer(tiny_lm, monkeypatch):
+    """Tokens and characters do not keep pace: a share of the one, taken of the other, read past the
+    statement in a third of the questions, in this one by seven tokens.
+    """
+    question = next(q for q in trajectories.study_questions(200, 0) if q.id.endswith("/197"))
+    text, read = gsm.gold(question).text, []
+    monkeypatch.setattr(paths, "trend", lambda losses: read.append(len(losses)) or 0.0)
+    paths.descents(tiny_lm, question, {"gold": text}, stride=8)
+    encoded = encode(tiny_lm.tokenizer, tiny_lm.prompt(question.text), text, [question.answer])
+    whole, before, _ = read
+    positions = sorted({*range(0, len(encoded.trajectory), 8), len(encoded.trajectory)})
+    assert whole == len(positions)
+    ends = [0, *encoded.ends]
+    assert gsm.first_mention(text[: ends[positions[before - 1]]], question.answer) is None
+    assert gsm.first_mention(text[: ends[positions[before]]], question.answer) is not None
 
 
 def test_a_text_path_without_a_plane_gives_nan(tiny_lm, tmp_path, monkeypatch):

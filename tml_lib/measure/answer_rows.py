@@ -61,9 +61,10 @@ def answer_nll(model: torch.nn.Module, batch: AnswerBatch) -> np.ndarray:
         positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
         given |= {"attention_mask": batch.mask, "position_ids": positions}
     logits = model(input_ids=batch.ids, use_cache=False, **given).logits[:, -count - 1 : -1]
+    aims = batch.ids[:, -count:]
     losses = torch.nn.functional.cross_entropy(
-        widened(logits).transpose(1, 2), batch.ids[:, -count:], reduction="none"
-    )
+        widened(logits).flatten(0, 1), aims.flatten(), reduction="none"
+    ).view(aims.shape)
     return ((losses * batch.scored).sum(1) / batch.scored.sum(1)).double().cpu().numpy()
 
 

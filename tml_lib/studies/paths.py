@@ -21,6 +21,7 @@ from tml_lib import runtime
 from tml_lib.claims.stats import trend
 from tml_lib.data import gsm, programs
 from tml_lib.lm import models
+from tml_lib.lm.answers import encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.landscape import path_losses, path_plane
 from tml_lib.measure.parameter_paths import parameter_path
@@ -30,7 +31,6 @@ from tml_lib.studies.engine import Study
 
 KINDS = ("gold", "corrupted", "foreign", "shuffled")
 QUESTIONS = 200
-TRENDS = ("descends", "descends_unstated", "over_foreign")  # the decisive tests
 
 
 def material(
@@ -129,16 +129,19 @@ def _trend_until(losses: dict[str, dict], kind: str, end: int) -> float:
 def descents(
     lm: LanguageModel, question: Question, texts: dict[str, str], stride: int = 1
 ) -> dict[str, dict[str, float]]:
-    """By kind of trajectory: tau of the loss in the path's plane, the same before gold states the
-    answer, tau of L̂ itself, and the share of the variance in the plane. The updates leave the
-    prompt's rows alone where such exist (T ≤ d_ff). A path that spans no plane is left out."""
+    """By kind of trajectory: tau of the loss in the path's plane, the same over the prefixes that
+    have no more tokens than gold before it states a word of the answer, tau of L̂ itself, and the
+    share of the variance in the plane. The updates leave the prompt's rows alone where such exist
+    (T ≤ d_ff). A path that spans no plane is left out.
+    """
     prompt, found = lm.prompt(question.text), {}
     places = [
         k
         for word in question.answer.split()
         if (k := gsm.first_mention(texts["gold"], word)) is not None
     ]
-    share = min(places, default=len(texts["gold"])) / len(texts["gold"])
+    encoded = encode(lm.tokenizer, prompt, texts["gold"], [question.answer])
+    end = encoded.tokens_before(min(places, default=len(texts["gold"])))
     for kind, text in texts.items():
         path = parameter_path(lm, prompt, text, question.answer, stride=stride)
         try:
@@ -146,10 +149,9 @@ def descents(
         except ValueError:
             continue
         losses = path_losses(lm.model, path, plane, plane.points)
-        before = max(int(share * len(losses)), 1)
         found[kind] = {
             "plane": trend(losses),
-            "unstated": trend(losses[:before]),
+            "unstated": trend(losses[path.positions <= end]),
             "true": trend(path.answer_nll),
         }
         found[kind]["explained"] = float(plane.explained.sum())
