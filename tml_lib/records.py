@@ -167,21 +167,6 @@ class ProbeCurve:
         """
         return float(self.answer_nll[0] - self.answer_nll[-1])
 
-    def before_statement(self) -> ProbeCurve:
-        """The same curve, cut where the answer is first stated: what remains cannot be copying."""
-        if self.stated_at is None:
-            return self
-        keep = self.positions <= self.stated_at
-        return ProbeCurve(
-            self.positions[keep],
-            self.answer_nll[keep],
-            self.stated_at,
-            self.answer,
-            self.tokens[: self.stated_at],
-            None,
-            self.meta,
-        )
-
 
 @dataclass(frozen=True, eq=False)
 class Landscape:

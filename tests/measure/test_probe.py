@@ -601,10 +601,3 @@ def test_a_curve_is_read_at_a_token_and_its_fall_is_start_minus_end():
     assert (CURVE.at(3), CURVE.fall) == (2.5, 3.5)
     with pytest.raises(KeyError, match=r"after 4 tokens.*\[0, 2, 3, 5\]"):
         CURVE.at(4)
-
-
-def test_before_statement_cuts_where_the_answer_is_stated():
-    cut = CURVE.before_statement()
-    assert (cut.positions.tolist(), cut.answer_nll.tolist()) == ([0, 2, 3], [4.0, 3.0, 2.5])
-    assert (cut.length, cut.tokens, cut.fall) == (3, ("a", "b", "c"), 1.5)
-    assert cut.before_statement() is cut

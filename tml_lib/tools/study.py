@@ -41,8 +41,8 @@ def _trajectories(lm, options, folder: Path, said: dict) -> Path:
         made = trajectories.study(lm, asked, folder, progress=True, **how)
         return trajectories.write_evidence(made, asked, folder, settings=settings, **said)
     asked, written, writer = _written_before(lm, options)
-    how |= {key: writer[key] for key in ("seed", "max_tokens")} | {"tries": writer["samples"]}
-    settings = how | {"n_questions": len(asked), "data": writer.get("data", "")}
+    how |= {"max_tokens": writer["max_tokens"], "tries": writer["samples"]}
+    settings = how | {"n_questions": len(asked), "data": options.data}
     settings |= {"model": lm.name, "trajectories_of": writer["model"]}
     more = {} if writer["model"] == lm.name else {"of": transfer.STUDY}
     kinds = {"kinds": transfer.KINDS} if more else {}
@@ -62,9 +62,8 @@ def _written_before(lm, options) -> tuple[list, list, dict]:
     if evidence["study"] == material.STUDY.name:
         asked, written = material.owns(lm, options.trajectories_of)
     else:
-        asked = trajectories.chosen_questions(
-            writer.get("data", ""), writer["n_questions"], writer["seed"]
-        )
+        n = writer["n_questions"]
+        asked = trajectories.chosen_questions(options.data, n, options.seed)
         written = trajectories.samples_of(evidence, asked)
         writer = writer | {"samples": writer["tries"]}
     return asked[: options.n], written[: options.n], writer
