@@ -29,6 +29,7 @@ def test_texts_are_read_back_as_they_were_written(made):
     assert questions == asked
     raw = json.loads(path.read_text())["written"]
     assert [json.loads(json.dumps(dataclasses.asdict(one))) for one in found] == raw
+    assert [one.first_nll is None for one in found] == [False, True], "a group's first is read"
     for question, one in zip(asked, found, strict=True):
         assert len(one.samples) == HOW["samples"]
         for text in one.samples:

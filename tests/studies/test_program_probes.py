@@ -201,6 +201,12 @@ def test_a_curve_has_settled_when_it_stays_near_its_end(nll, wanted):
     assert program_probes.settled(np.array(nll, dtype=float)) == pytest.approx(wanted)
 
 
+def test_a_curve_that_was_not_read_after_every_token_is_measured_in_tokens():
+    positions = np.array([0, 8, 16, 24, 32, 40, 41])
+    nll = np.array([3.0, 3.0, 3.0, 3.0, 3.0, 1.0, 1.0])
+    assert program_probes.settled(nll, positions) == pytest.approx(40 / 41)
+
+
 def test_thinking_is_cut_after_each_step_and_answers_are_forced(reasoner, asked):
     foreign = [gsm.gold(q).text.split() for q in (*asked[1:], asked[0])]
     values, cuts = program_probes.cut_values(reasoner, asked, foreign)

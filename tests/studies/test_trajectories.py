@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 
 from tml_lib.claims.ledger import claims
 from tml_lib.data import gsm, hub
-from tml_lib.lm import models, sampling, thinking
+from tml_lib.lm import models, presets, sampling, thinking
 from tml_lib.lm.answers import chat_prompt, encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import ProbeCurve, Trajectory
@@ -84,10 +84,14 @@ def test_text_is_not_given_to_what_reads_programs():
 
 def test_evidence_of_another_set_has_a_scale_of_its_own():
     assert trajectories.scale_name("small") == "small"
-    assert trajectories.scale_name("medium", model="qwen2.5-coder-0.5b-instruct") == "half"
-    assert trajectories.scale_name("gpu", model="qwen2.5-coder-1.5b-instruct") == "medium"
-    assert trajectories.scale_name("gpu", model="a/folder") == "gpu"
-    assert trajectories.scale_name("gpu", "aime24=a/folder", tuned=True) == "gpu-aime24-sft"
+    assert trajectories.scale_name("medium", name="qwen2.5-coder-0.5b-instruct") == "half"
+    assert trajectories.scale_name("gpu", name="qwen2.5-coder-1.5b-instruct") == "medium"
+    assert trajectories.scale_name("gpu", name="a/folder") == "gpu"
+    assert trajectories.scale_name("gpu", "aime24=a/folder", "a+1f2e3d4c") == "gpu-aime24-1f2e3d4c"
+    stored = f"{presets.EMBEDDED_NAME}+sft"
+    assert trajectories.scale_name("small", name=stored) == "small-sft"
+    own = trajectories.scale_name("small", name=f"{presets.EMBEDDED_NAME}+1f2e3d4c")
+    assert own == "small-1f2e3d4c", "a reader's own adapter is not the stored one"
 
 
 @pytest.fixture(scope="module")

@@ -253,12 +253,12 @@ def contour_match(found: Landscape, nll: Sequence[float]) -> np.ndarray:
     return np.stack([where, found.second[np.abs(columns - np.asarray(nll)).argmin(0)]], 1)
 
 
-def frame(points: np.ndarray, count: int, *, margin: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of a grid that holds a path's points (n, 2), `count` along each direction, with a
-    margin around them.
+def frame(points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of a grid that holds a path's points (n, 2), `count` along each direction, with
+    room of 0.3 of the path's width around them.
     """
     low, high = points.min(0), points.max(0)
-    room = margin * (high - low).max()
+    room = 0.3 * (high - low).max()
     return tuple(np.linspace(a - room, b + room, count) for a, b in zip(low, high, strict=True))
 
 

@@ -44,7 +44,8 @@ class Written:
 
     id: str  # of the question
     samples: tuple[Text, ...]
-    first_nll: float  # nats per token of the first sample; what a replay compares
+    # nats per token of the first sample, for the first question of a group: what a replay compares
+    first_nll: float | None
 
 
 def stored(path: Path) -> tuple[list[Question], list[Written]]:
@@ -123,7 +124,7 @@ def group_record(
             Text(text, len(one.ids), one.cut, not one.cut and grade(text, question.answer))
             for one, text in zip(found[here], texts[here], strict=True)
         )
-        nll = round(mean_nll(lm, question, own[0].text), 4)
+        nll = None if k else round(mean_nll(lm, question, own[0].text), 4)
         written.append(asdict(Written(question.id, own, nll)))
     return written
 
@@ -165,6 +166,12 @@ def _all_questions(evidence: dict) -> list[str]:
     return [f"question {k}" for k in range(len(evidence["written"]))]
 
 
+def _first_questions(evidence: dict) -> list[str]:
+    """The first question of every group, whose first sample was read when it was written."""
+    read = [one["first_nll"] is not None for one in evidence["written"]]
+    return [name for name in engine.questions_of(evidence) if read[engine.place_of(name)]]
+
+
 STUDY = Study(
     "material",
     group_record,
@@ -179,7 +186,7 @@ STUDY = Study(
     },
     replays=(
         Replay(ESTIMANDS, _all_questions, _graded_again, 1),
-        Replay(RECORD, engine.questions_of, _read_again, 90),
+        Replay(RECORD, _first_questions, _read_again, 90),
     ),
 )
 

@@ -334,10 +334,14 @@ def forced(
     ]
 
 
-def settled(nll: np.ndarray) -> float:
-    """Fraction of a curve after which it stays within NEAR of its end."""
+def settled(nll: np.ndarray, positions: np.ndarray | None = None) -> float:
+    """Fraction of a trajectory after which L̂ stays within NEAR of its end.
+
+    positions: the number of tokens before each value; None for values after every token.
+    """
+    where = np.arange(len(nll)) if positions is None else positions
     far = np.flatnonzero(np.abs(nll - nll[-1]) > NEAR)
-    return (far[-1] + 1) / (len(nll) - 1) if len(far) else 0.0
+    return float(where[far[-1] + 1] / where[-1]) if len(far) else 0.0
 
 
 # --- the study ------------------------------------------------------------------------------------

@@ -127,27 +127,26 @@ def cut_values(
     groups = [*([cut(text, share) for text in texts] for share in SHARES), last, texts, foreign]
     right = np.array([forced(lm, asked, group) for group in groups], dtype=float)
     curves = [
-        probe(lm, prompt, text, question.answer, stride=STRIDE).answer_nll if text else None
+        probe(lm, prompt, text, question.answer, stride=STRIDE) if text else None
         for prompt, text, question in zip(prompts, texts, asked, strict=True)
     ]
     whole = len(groups) - 2
     values = {
         "C3.optimum": Arms(right[whole], right[0]),
-        "C3.loss": np.array([math.nan if c is None else c[0] - c[-1] for c in curves]),
-        "C3.sooner": np.array([math.nan if c is None else settled(c) for c in curves]),
+        "C3.loss": np.array([math.nan if c is None else c.fall for c in curves]),
+        "C3.sooner": np.array(
+            [math.nan if c is None else settled(c.answer_nll, c.positions) for c in curves]
+        ),
         "C3.half": Arms(right[SHARES.index(0.5)], right[0]),
         "C3.last": Arms(right[whole], right[whole - 1]),
         "C3.foreign": Arms(right[-1], right[0]),
     }
-    drawn = [c for c in curves if c is not None]
-    nll = (
-        [
-            float(np.mean([c[round(share * (len(c) - 1))] for c in drawn]))
-            for share in (*SHARES, 1.0)
-        ]
-        if drawn
-        else []
-    )
+    drawn = [
+        np.interp(np.multiply((*SHARES, 1.0), c.length), c.positions, c.answer_nll)
+        for c in curves
+        if c is not None
+    ]
+    nll = np.mean(drawn, 0).tolist() if drawn else []
     shares = {
         "right": [*right[: len(SHARES)].mean(1).tolist(), float(right[whole].mean())],
         "nll": nll,
@@ -232,7 +231,8 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     question, lm = questions(n, seed)[place], lora.replayed(settings["model"])
     again = cut_values(lm, [question], seed, most)[0]
     found = {test: np.asarray(column)[0] for test, column in again.items()}
-    if evidence["values"]["C6.absolute"][0][place] is not None:
+    # evidence may hold C3 alone
+    if evidence["values"].get("C6.absolute", [[None] * n])[0][place] is not None:
         reflecting = gsm.reflecting(question, seed)
         found |= token_roles.role_values(lm, question, reflecting, token_roles.text_pieces)[0]
     return found
@@ -265,10 +265,9 @@ def make_evidence(
         return program_probes.STUDY.evidence(range(seeds), folder, command=command)
     if not seeds:
         return None
-    model, _, tuned = made.lm.name.partition("+")
     said = {
         "command": runtime.run_command("07", settings),
-        "scale": trajectories.scale_name(preset, data, bool(tuned), model),
+        "scale": trajectories.scale_name(preset, data, made.lm.name),
     }
     asked = questions(n, seed, data)
     return text_evidence(made.lm, asked, folder, seed=seed, max_tokens=max_tokens, **said)

@@ -98,12 +98,13 @@ def check_data(data: str, preset: str) -> None:
         )
 
 
-def scale_name(preset: str, data: str = "", tuned: bool = False, model: str = "") -> str:
+def scale_name(preset: str, data: str = "", name: str = "") -> str:
     """What evidence calls its scale: that of the model where the kit knows it by name, else the
-    preset; the set where it is one of the paper's; 'sft' with an adapter.
+    preset; the set where it is one of the paper's; the adapter, as the model's name has it.
     """
+    model, _, adapter = name.partition("+")
     scale = {known: scale for scale, known in presets.REPLAYED}.get(model, preset)
-    return "-".join([scale, *filter(None, [data.partition("=")[0]]), *["sft"] * tuned])
+    return "-".join(filter(None, [scale, data.partition("=")[0], adapter]))
 
 
 def build_conditions(

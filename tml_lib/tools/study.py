@@ -237,8 +237,7 @@ def run(options) -> int:
     if options.trajectories_of:  # its questions, of its set
         told = ledger.read_evidence(options.trajectories_of)["settings"]
         options.seed, options.data = told["seed"], told.get("data", "")
-    named = options.preset, options.data, bool(options.adapter), options.model
-    scale = trajectories.scale_name(*named)
+    scale = trajectories.scale_name(options.preset, options.data, lm.name)
     folder = Path(options.out or _folder(options.subject, lm.name))
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", "tml_lib", *options.words])

@@ -41,6 +41,7 @@ def forest(table: list[Row]) -> Figure:
             _test(ax, y, row)
         ax.set_yticks(range(len(rows)), [_words(row) for row in rows], fontsize=7.5)
         ax.set(xlabel=unit, ylim=(len(rows) - 0.4, -0.6))
+        ax.locator_params(axis="x", nbins=6)  # more labels than this run together
         ax.axvline(0, zorder=0, **names.REFERENCE)
         if claim in titled:
             continue
