@@ -324,7 +324,7 @@ def test_stored_evidence_is_current_and_large_enough():
         for scale in ("small", "small-sft", "published")
     }
     assert by_scale["published"] == {"C13"}
-    assert by_scale["small"] >= {"C1", "C2", "C3", "C4s", "C5s", "C6", "C11", "C12"}
+    assert by_scale["small"] >= {"C1", "C2", "C3", "C4s", "C5s", "C6", "C11", "C12", "T1"}
     assert by_scale["small-sft"] >= {"C1", "C2", "C3", "C6"}
     assert {row.claim for row in table if row.scale == "tiny"} >= {
         "C1",
@@ -346,10 +346,10 @@ def test_stored_evidence_is_current_and_large_enough():
         "C8",
         "C9",
     }
-    # made without samples of the model's own, which C2 and the explaining tests of C1 need
-    alone = str(notebooks.stored_evidence() / "trajectories.medium.json")
+    # made without samples of the model's own, which C2 and the explaining tests of C1 need; and
+    # with two samples a question, of which those of T1 that explain need a wrong one
     few = [row for row in table if row.verdict == "too few"]
-    assert all(alone.endswith(row.evidence) for row in few), few
+    assert {Path(row.evidence).stem for row in few} == {"trajectories.medium", "transfer.small"}
     assert {row.claim for row in few if row.decisive} == {"C2"}
     for row in table:
         assert row.verdict != "stale", f"{row.claim}.{row.test} ({row.evidence})"
