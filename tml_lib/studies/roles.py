@@ -231,8 +231,7 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     question, lm = questions(n, seed)[place], lora.replayed(settings["model"])
     again = cut_values(lm, [question], seed, most)[0]
     found = {test: np.asarray(column)[0] for test, column in again.items()}
-    # evidence may hold C3 alone
-    if evidence["values"].get("C6.absolute", [[None] * n])[0][place] is not None:
+    if evidence["values"]["C6.absolute"][0][place] is not None:
         reflecting = gsm.reflecting(question, seed)
         found |= token_roles.role_values(lm, question, reflecting, token_roles.text_pieces)[0]
     return found
