@@ -77,6 +77,30 @@ def test_updated_weights_give_the_with_trajectory_logits(wide, kind, layers, pro
     assert all(torch.linalg.matrix_rank(item.dense(), rtol=1e-9) <= 4 for item in update.layers)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_float64_tail_is_enough_for_the_last_layers_update(random_model, kind, dtype):
+    model = random_model(kind) if dtype == torch.float32 else models.random_model(kind).to(dtype)
+    before, kept = logits(model, without()), dict(model.named_modules())
+    rough = logit_error(model, update_from_ids(model, *GIVEN), *GIVEN)
+    with blocks.wide_tail(model):
+        update = update_from_ids(model, *GIVEN)
+        assert logits(model, without()).dtype == torch.float64
+        assert logit_error(model, update, *GIVEN) < 1e-9 < rough
+        assert update.exact
+    assert dict(model.named_modules()) == kept
+    assert torch.equal(logits(model, without()), before)
+
+
+def test_a_tail_whose_weights_lie_elsewhere_is_refused():
+    model = models.random_model("llama", tie_word_embeddings=False)
+    blocks.find_blocks(model)
+    model.lm_head.to("meta")
+    told = pytest.raises(ValueError, match="the last layer of LlamaForCausalLM is offloaded")
+    with told, blocks.wide_tail(model):
+        pass
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_heads_tied_or_not(wide, tied):
     model = wide("llama", tie_word_embeddings=tied)

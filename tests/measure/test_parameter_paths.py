@@ -9,13 +9,15 @@ import torch
 from tml_lib.lm import models
 from tml_lib.lm.answers import Suffix, encode
 from tml_lib.measure import parameter_paths, probe
-from tml_lib.measure.implicit import gradient_update, update_from_ids
+from tml_lib.measure.implicit import Update, gradient_update, update_from_ids
 from tml_lib.measure.parameter_paths import (
     PathSteps,
     answer_loss,
+    last_layer,
     parameter_path,
     path_from_ids,
     path_steps,
+    updated_loss,
 )
 
 IDS = torch.randint(3, 199, (200,), generator=torch.Generator().manual_seed(6)).tolist()
@@ -65,6 +67,28 @@ def test_the_paths_losses_are_those_of_the_updated_weights(walked):
         assert path.answer_nll[index] == pytest.approx(
             probe.naive_nll(model, PROMPT, TRAJECTORY, SUFFIX, WHERE[index]), abs=1e-9
         )
+
+
+def test_one_pass_gives_the_loss_under_any_update_of_the_last_layer(walked):
+    model, path, _ = walked
+    base = last_layer(model, PROMPT, SUFFIX)
+    gradient = gradient_update(model, PROMPT, SUFFIX)
+    for update in (Update(()), path.update(2), path.update(4), gradient.scaled(0.1)):
+        with update.applied(model):
+            nll = probe.naive_nll(model, PROMPT, [], SUFFIX, 0)
+        assert updated_loss(model, base, update) == pytest.approx(nll, abs=1e-9)
+    with pytest.raises(ValueError, match=r"an update of .*0\.mlp.* changes what comes into"):
+        updated_loss(model, base, gradient_update(model, PROMPT, SUFFIX, layers="all"))
+
+
+def test_trajectories_of_one_question_share_the_pass_without_them(llama, monkeypatch):
+    base = last_layer(llama, PROMPT, SUFFIX)
+    alone = path_from_ids(llama, PROMPT, TRAJECTORY, SUFFIX, WHERE)
+    monkeypatch.setattr(parameter_paths, "last_layer", lambda *_: pytest.fail("read again"))
+    shared = path_from_ids(llama, PROMPT, TRAJECTORY, SUFFIX, WHERE, without=base)
+    assert torch.equal(shared.states, alone.states)
+    assert torch.equal(shared.inputs, alone.inputs)
+    assert torch.equal(shared.start, alone.start)
 
 
 def dense(update, model):

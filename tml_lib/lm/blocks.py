@@ -8,6 +8,7 @@ A block is taken apart at its *output projection*, the last matrix of its MLP (W
 from __future__ import annotations
 
 import contextlib
+import copy
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from numbers import Integral
@@ -15,6 +16,7 @@ from numbers import Integral
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from tml_lib.lm import models
 from tml_lib.lm.exactness import evaluating
 from tml_lib.lm.placed import device_of
 
@@ -144,6 +146,45 @@ def run(
 def widened(logits: torch.Tensor) -> torch.Tensor:
     """Logits in float32 at least: log-probabilities of a large vocabulary need it."""
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+@contextlib.contextmanager
+def wide_tail(model: torch.nn.Module) -> Iterator[None]:
+    """The last block, the final norm and the head in float64 within; the layers below stay as they
+    are, and what they put out is widened. Afterwards the very same modules are back.
+
+    Raises ValueError where accelerate holds their weights elsewhere (on the device 'meta').
+    """
+    kept = [find_blocks(model)[0][-1], final_norm(model), model.get_output_embeddings()]
+    if any(p.device.type == "meta" for module in kept for p in module.parameters()):
+        raise ValueError(
+            f"the last layer of {type(model).__name__} is offloaded, and its float64 copy needs the"
+            " weights in memory: load the model on a device that holds it"
+        )
+    names = {module: name for name, module in model.named_modules()}
+    tail = torch.nn.ModuleList(copy.deepcopy(module) for module in kept).double()
+    models.widen_norms(tail)
+    tail[0].register_forward_pre_hook(
+        lambda _module, args, kwargs: (_wide(args), _wide(kwargs)), with_kwargs=True
+    )
+    try:
+        for module, wide in zip(kept, tail, strict=True):
+            model.set_submodule(names[module], wide)
+        yield
+    finally:
+        for module in kept:
+            model.set_submodule(names[module], module)
+
+
+def _wide(given):
+    """Floating-point tensors in nested tuples and dictionaries as float64."""
+    if isinstance(given, tuple):
+        return tuple(map(_wide, given))
+    if isinstance(given, dict):
+        return {key: _wide(value) for key, value in given.items()}
+    return (
+        given.double() if isinstance(given, torch.Tensor) and given.is_floating_point() else given
+    )
 
 
 @contextlib.contextmanager

@@ -111,8 +111,12 @@ def path_from_ids(
     positions: Sequence[int],
     *,
     progress: bool = False,
+    without: LastLayer | None = None,
 ) -> ParameterPath:
-    """`parameter_path` on token ids, at the given increasing positions in 0..|t|."""
+    """`parameter_path` on token ids, at the given increasing positions in 0..|t|.
+
+    without: `last_layer` of this prompt and suffix, where several trajectories share it.
+    """
     blocks, names = find_blocks(model)
     count = len(suffix.ids) - suffix.start
     # 1. the wanted outputs: `probe`'s packed pass, of whose kept rows we also take the last block's
@@ -142,7 +146,41 @@ def path_from_ids(
     # before them: the check of a model's first use
     states = torch.cat(seen)[-len(nll) * count :].view(len(nll), count, -1)
     # 2. without the trajectory: H, and where the path starts
-    held = {}
+    base = last_layer(model, prompt, suffix) if without is None else without
+    where, size = np.asarray(positions, dtype=int), weight_norm(model, names[-1])
+    precision = torch.finfo(next(model.parameters()).dtype).eps
+    return ParameterPath(
+        where,
+        nll,
+        states,
+        base.outputs,
+        base.inputs,
+        base.targets,
+        len(blocks) - 1,
+        names[-1],
+        size,
+        precision,
+    )
+
+
+# --- the loss as a function of the last layer's output --------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class LastLayer:
+    """What the last layer's output projection takes and the layer puts out for an answer without
+    any trajectory: all that L needs under a change of that projection.
+    """
+
+    inputs: torch.Tensor  # (T, d_ff) float64: H
+    outputs: torch.Tensor  # (|a|, d) float64, on the rows that predict the answer
+    targets: torch.Tensor  # (|a|,) the answer's token ids
+
+
+def last_layer(model: torch.nn.Module, prompt: Sequence[int], suffix: Suffix) -> LastLayer:
+    """One plain pass over prompt and suffix, with what its last layer does kept."""
+    blocks, names = find_blocks(model)
+    count, held = len(suffix.ids) - suffix.start, {}
     projection = model.get_submodule(names[-1])
     with torch.inference_mode():
         hooks = [
@@ -150,20 +188,28 @@ def path_from_ids(
                 lambda _m, args: held.__setitem__("H", args[0][0].cpu().double())
             ),
             blocks[-1].register_forward_hook(
-                lambda _m, _i, out: held.__setitem__("start", hidden(out)[0, -count:])
+                lambda _m, _i, out: held.__setitem__("out", hidden(out)[0, -count:].cpu().double())
             ),
         ]
         run(model, [*prompt, *suffix.ids[:-1]], 1, hooks)
     targets = torch.tensor(suffix.ids[suffix.start :])
-    start, H = held["start"].cpu().double().clone(), held["H"].clone()
-    where, size = np.asarray(positions, dtype=int), weight_norm(model, names[-1])
-    precision = torch.finfo(next(model.parameters()).dtype).eps
-    return ParameterPath(
-        where, nll, states, start, H, targets, len(blocks) - 1, names[-1], size, precision
-    )
+    return LastLayer(held["H"].clone(), held["out"].clone(), targets)
 
 
-# --- the loss as a function of the last layer's output --------------------------------------------
+def updated_loss(model: torch.nn.Module, base: LastLayer, update: Update) -> float:
+    """L of the answer, nats per token, under an update of the last layer's output projection, or of
+    nothing: what a pass of the updated model gives, from its last layer alone. ValueError for an
+    update of other layers.
+    """
+    last = find_blocks(model)[1][-1]
+    outputs = base.outputs
+    for item in update.layers:
+        if item.module != last:
+            raise ValueError(
+                f"an update of {item.module} changes what comes into {last}: run the model"
+            )
+        outputs = outputs + base.inputs[-len(outputs) :] @ item.V.T @ item.U.T
+    return float(answer_loss(model, outputs[None], base.targets))
 
 
 def answer_loss(

@@ -18,14 +18,23 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tml_lib.claims.stats import trend
 from tml_lib.data import gsm, toy
 from tml_lib.lm.answers import Suffix
 from tml_lib.lm.answers import encode as encode_text
+from tml_lib.lm.blocks import wide_tail
 from tml_lib.lm.models import LanguageModel, widen_norms
 from tml_lib.measure.implicit import Update, cosine, gradient_update, logit_error, update_from_ids
-from tml_lib.measure.parameter_paths import LINE_SEARCH, PathSteps, path_from_ids, path_steps
+from tml_lib.measure.parameter_paths import (
+    LINE_SEARCH,
+    PathSteps,
+    last_layer,
+    path_from_ids,
+    path_steps,
+    updated_loss,
+)
 from tml_lib.measure.probe import naive_nll
 from tml_lib.records import Question
 from tml_lib.studies import engine, lora
@@ -148,13 +157,16 @@ def toy_case(question: Question, seed: int) -> Case:
 
 def exactness(model, case: Case) -> dict[str, float]:
     """Largest logit error of the last layer's update, applied to the weights, and of all layers',
-    as they are made in order.
+    as they are made in order: the latter only for a float64 model.
 
-    The model should compute in float64.
+    The updated layer, and what follows it, compute in float64 whatever the model's dtype.
     """
     settings = (case.prompt, case.trajectories["gold"], case.suffix)
-    last = logit_error(model, update_from_ids(model, *settings), *settings)
-    return {"last": last, "all": update_from_ids(model, *settings, layers="all").logit_error}
+    with wide_tail(model):
+        found = {"last": logit_error(model, update_from_ids(model, *settings), *settings)}
+    if next(model.parameters()).dtype == torch.float64:
+        found["all"] = update_from_ids(model, *settings, layers="all").logit_error
+    return found
 
 
 def wide_copy(model):
@@ -164,21 +176,27 @@ def wide_copy(model):
     return wide
 
 
-def measure(model, case: Case, *, stride: int, seed: int) -> dict:
+def measure(model, case: Case, *, stride: int, seed: int, layers: str = "all") -> dict:
     """Everything but exactness for one case, as JSON-ready numbers: steps by kind, sizes by layer,
     losses under updates.
+
+    A step is that of one token; with a stride, every stride-th token's is measured, and NaN stands
+    for what lies between. layers: 'last' leaves out the updates of all layers, each of which costs
+    several passes.
     """
     steps, paths = {}, {}
+    targets = {"own": (case.prompt, case.suffix), **case.siblings}
+    bases = {name: last_layer(model, *target) for name, target in targets.items()}
     for kind, trajectory in case.trajectories.items():
-        end = case.ends[kind][1]
-        places = {
-            *range(0, len(trajectory) + 1, stride),
-            len(trajectory),
-            min(end, len(trajectory)),
-        }
+        length, end = len(trajectory), case.ends[kind][1]
+        starts = range(0, length, stride)
+        places = {*starts, *(start + 1 for start in starts), length, min(end, length)}
         if kind == "gold":
             places |= {gold for gold, _ in case.ends.values()}
-        paths[kind] = path_from_ids(model, case.prompt, trajectory, case.suffix, sorted(places))
+        paths[kind] = path_from_ids(
+            model, case.prompt, trajectory, case.suffix, sorted(places), without=bases["own"]
+        )
+        single = np.diff(paths[kind].positions) == 1
         draw = int(hashlib.sha256(f"{seed}/{case.id}/{kind}".encode()).hexdigest()[:8], 16)
         found = path_steps(
             model, paths[kind], seed=draw, fractions=LINE_SEARCH if kind == "gold" else ()
@@ -192,14 +210,13 @@ def measure(model, case: Case, *, stride: int, seed: int) -> dict:
             if kind == "gold"
             else [f for f in fields(PathSteps) if f.name in ("cosine", "drop")]
         )
-        steps[kind] |= {field.name: _rounded(getattr(found, field.name)) for field in kept}
+        steps[kind] |= {
+            field.name: _rounded(np.where(single, getattr(found, field.name), np.nan))
+            for field in kept
+        }
     last = {kind: path.update(-1) for kind, path in paths.items()}
-    whole, sizes = _by_layer(model, case)
-    foreign = update_from_ids(
-        model, case.prompt, case.trajectories["foreign"], case.suffix, layers="all"
-    )
     item = last["gold"].layers[0]
-    return {
+    record = {
         "id": case.id,
         "ends": case.ends,
         "answer_tokens": len(case.suffix.ids) - case.suffix.start,
@@ -210,12 +227,30 @@ def measure(model, case: Case, *, stride: int, seed: int) -> dict:
             k: [u.layers[0].relative_norm, u.layers[0].effective_rank] for k, u in last.items()
         },
         "content": 1 - cosine(last["gold"], last["foreign"]),
-        "by_layer": sizes,
-        "losses": (
-            {"last": _losses(model, case, last, "last")}
-            | {"all": _losses(model, case, {"gold": whole, "foreign": foreign}, "all")}
-        ),
+        "losses": {
+            "last": _losses(
+                model,
+                case,
+                last,
+                "last",
+                lambda update, name: updated_loss(model, bases[name], update),
+            )
+        },
     }
+    if layers == "last":
+        return record
+    whole, record["by_layer"] = _by_layer(model, case)
+    foreign = update_from_ids(
+        model, case.prompt, case.trajectories["foreign"], case.suffix, layers="all"
+    )
+    updates = {"gold": whole, "foreign": foreign}
+
+    def loss(update: Update, name: str) -> float:
+        with update.applied(model):
+            return naive_nll(model, targets[name][0], [], targets[name][1], 0, few_logits=True)
+
+    record["losses"]["all"] = _losses(model, case, updates, "all", loss)
+    return record
 
 
 def _by_layer(model, case: Case) -> tuple[Update, dict[str, list[list[float]]]]:
@@ -233,40 +268,30 @@ def _by_layer(model, case: Case) -> tuple[Update, dict[str, list[list[float]]]]:
 
 
 def _losses(
-    model, case: Case, updates: dict[str, Update], layers: str
+    model, case: Case, updates: dict[str, Update], layers: str, loss: Callable[[Update, str], float]
 ) -> dict[str, dict[str, float]]:
     """L of the question itself and its siblings, without their trajectories, under θ, the updates
-    and gradient steps.
+    and gradient steps; `loss` gives one of them.
 
     Gradient steps go along -∇L of the question's own answer: one as long as gold's update, the best
     of STEP_LENGTHS for the question itself, and the shortest that makes its answer as likely as
     gold's update does (else the best).
     """
-    targets = {"own": (case.prompt, case.suffix), **case.siblings}
 
-    def under(update: Update | None, names) -> dict[str, float]:
-        with (update or Update(())).applied(model):
-            return {
-                name: naive_nll(model, targets[name][0], [], targets[name][1], 0, few_logits=True)
-                for name in names
-            }
+    def under(update: Update) -> dict[str, float]:
+        return {name: loss(update, name) for name in ("own", *case.siblings)}
 
-    found = {"theta": under(None, targets)}
-    found |= {kind: under(update, targets) for kind, update in updates.items()}
+    found = {"theta": under(Update(()))}
+    found |= {kind: under(update) for kind, update in updates.items()}
     gradient = gradient_update(model, case.prompt, case.suffix, layers=layers)
     gradient = gradient.scaled(updates["gold"].norm / gradient.norm)
-    tried = {
-        fraction: under(gradient.scaled(fraction), ["own"])["own"] for fraction in STEP_LENGTHS
-    }
+    tried = {fraction: loss(gradient.scaled(fraction), "own") for fraction in STEP_LENGTHS}
     best = min(tried, key=tried.get)
-    found["gradient"] = under(gradient, targets)
-    found["best_gradient"] = under(gradient.scaled(best), targets) | {"fraction": best}
-    matched = _matched(
-        tried,
-        found["gold"]["own"],
-        lambda fraction: under(gradient.scaled(fraction), ["own"])["own"],
-    )
-    found["matched_gradient"] = under(gradient.scaled(matched), targets) | {"fraction": matched}
+    found["gradient"] = under(gradient)
+    found["best_gradient"] = under(gradient.scaled(best)) | {"fraction": best}
+    wanted = found["gold"]["own"]
+    matched = _matched(tried, wanted, lambda length: loss(gradient.scaled(length), "own"))
+    found["matched_gradient"] = under(gradient.scaled(matched)) | {"fraction": matched}
     return found
 
 
@@ -299,10 +324,11 @@ def estimands(exact: dict[str, float], record: dict) -> dict[str, float]:
     """
     gold, ends = record["steps"]["gold"], record["ends"]
     drop, norm = np.array(gold["drop"]), np.array(gold["norm"])
-    total = float(np.sum(gold["best_gradient_drop"]))
+    by_size = [k for k in np.argsort(norm, kind="stable") if np.isfinite(drop[k])]
+    total = float(np.nansum(gold["best_gradient_drop"]))
     values = {
         "C11.exact": _log10(exact["last"]),
-        "C11.exact_all": _log10(exact["all"]),
+        "C11.exact_all": _log10(exact.get("all", math.nan)),
         "C11.size": record["size"],
         "C11.rank": record["rank"] / record["answer_tokens"],
         "C11.content": record["content"],
@@ -313,16 +339,18 @@ def estimands(exact: dict[str, float], record: dict) -> dict[str, float]:
             _mean(np.abs(gold["cosine"])) - _mean(np.abs(gold["cosine_random"]))
         ),
         "C11g.downhill": _mean(np.clip(gold["cosine"], 0, None)),
-        "C11g.share": float(drop.sum()) / total if total > 0 else math.nan,
+        "C11g.share": float(np.nansum(drop)) / total if total > 0 else math.nan,
         "C11g.over_gradient": _mean(drop - np.array(gold["gradient_drop"])),
-        "C11g.tokens": trend(np.abs(drop)[np.argsort(norm, kind="stable")]),
+        "C11g.tokens": trend(np.abs(drop)[by_size]),
     }
     for kind in ("foreign", "shuffled", "corrupted"):
         held = record["steps"].get(kind)
         ours, theirs = ends.get(kind, (0, 0))
         over = math.nan if held is None else _mean_until(gold, ours) - _mean_until(held, theirs)
         values[f"C11g.over_{kind}"] = over
-    last, whole = record["losses"]["last"], record["losses"]["all"]
+    last = record["losses"]["last"]
+    missing = dict.fromkeys(last, dict.fromkeys(("own", "same", "other"), math.nan))
+    whole = record["losses"].get("all", missing)
     values |= {
         "C11t.same": last["theta"]["same"] - last["gold"]["same"],
         "C11t.over_foreign": last["foreign"]["same"] - last["gold"]["same"],
@@ -374,9 +402,11 @@ def exactness_record(case: Case, folder: Path, *, lm: LanguageModel) -> dict:
     return exactness(lm.model, case)
 
 
-def case_record(case: Case, folder: Path, *, lm: LanguageModel, stride: int, seed: int) -> dict:
+def case_record(
+    case: Case, folder: Path, *, lm: LanguageModel, stride: int, seed: int, layers: str
+) -> dict:
     """`measure` of a case."""
-    return measure(lm.model, case, stride=stride, seed=seed)
+    return measure(lm.model, case, stride=stride, seed=seed, layers=layers)
 
 
 def toy_record(seed: int, folder: Path, *, questions: int, steps: int) -> dict:
@@ -405,8 +435,8 @@ def summary(record: dict) -> dict:
     # uphill steps count as 0: bounds every exact step
     cosines["downhill"] = _mean(np.clip(gold["cosine"], 0, None))
     falls = {name: _mean(gold[name]) for name in ("drop", "gradient_drop", "best_gradient_drop")}
-    kept = {name: record[name] for name in ("id", "by_layer", "by_kind", "losses", "answer_tokens")}
-    return {"cosines": cosines, "falls": falls, **kept}
+    names = ("id", "by_layer", "by_kind", "losses", "answer_tokens")
+    return {"cosines": cosines, "falls": falls} | {k: record[k] for k in names if k in record}
 
 
 def by_token(records: list[dict], kind: str, name: str) -> list[float]:
@@ -423,9 +453,10 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     settings = evidence["settings"]
     lm = lora.replayed(settings["model"], "float32")
     case = study_cases(lm, settings["n_questions"], settings["seed"])[place]
-    exact = exactness(lora.replayed(settings["model"], "float64").model, case)
-    found = measure(lm.model, case, stride=settings["stride"], seed=settings["seed"])
-    return estimands(exact, found)
+    layers = settings.get("layers", "all")
+    wide = lora.replayed(settings["model"], "float64") if layers == "all" else lm
+    found = measure(lm.model, case, stride=settings["stride"], seed=settings["seed"], layers=layers)
+    return estimands(exactness(wide.model, case), found)
 
 
 def _toy_estimands(record: dict) -> dict[str, list[float]]:

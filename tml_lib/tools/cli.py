@@ -250,6 +250,12 @@ def _study_parser(commands) -> None:
         "--stride", type=_count, default=4, help="probe every so many tokens (default 4)"
     )
     one.add_argument(
+        "--layers",
+        choices=("last", "all"),
+        default="last",
+        help="updates: 'all' also tries updates of every layer, many passes each (default: last)",
+    )
+    one.add_argument(
         "--samples",
         type=int,
         default=2,

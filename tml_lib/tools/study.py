@@ -94,7 +94,7 @@ def _updates(lm, options, folder: Path, said: dict) -> Path:
             " gsm_symbolic has; leave --data out"
         )
     cases = updates.study_cases(lm, options.n, options.seed)
-    how = {"stride": options.stride, "seed": options.seed}
+    how = {"stride": options.stride, "seed": options.seed, "layers": options.layers}
     exact = updates.EXACT.run(cases, folder, progress=True, inputs={"lm": lm})
     measured = updates.MEASURED.run(cases, folder, progress=True, inputs={"lm": lm}, **how)
     settings = how | {"n_questions": options.n, "model": lm.name}
