@@ -141,6 +141,20 @@ def test_the_whole_study_runs_and_resumes_where_it_stopped(tiny_lm, tmp_path, mo
     )
 
 
+def test_without_reflections_only_c3_is_measured_and_replayed(tiny_lm, tmp_path, monkeypatch):
+    asked = roles.questions(2, 0)
+    said = {"scale": "small", "command": "c", "seed": 0, "max_tokens": 6, "every": 0}
+    path = roles.text_evidence(tiny_lm, asked, tmp_path, **said)
+    record = ledger.read_evidence(path)
+    assert {row.claim for row in ledger.rows_of(path)} == {"C3"}
+    assert (record["settings"]["every"], record["classes"]) == (0, {})
+    monkeypatch.setattr(lora, "replayed", lambda *_: tiny_lm)
+    monkeypatch.setattr(roles, "questions", lambda n, seed: asked)
+    again = roles._again(record, 1)
+    assert set(again) == set(record["values"])
+    assert again["C3.loss"] == pytest.approx(record["values"]["C3.loss"][0][1], abs=1e-4)
+
+
 def test_a_group_that_writes_nothing_counts_as_wrong_and_has_no_loss():
     tests = [
         f"{claim}.{test['name']}"

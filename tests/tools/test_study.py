@@ -12,11 +12,11 @@ from tml_lib.lessons import page
 from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
 from tml_lib.studies import lora, trajectories
-from tml_lib.tools import cli
+from tml_lib.tools import cli, study
 
 FILES = {"roles": "text"}
 OWN_PAIR = ("own_right", "foreign_own")
-SMALL = ("--preset", "small", "--max-tokens", "6", "--stride", "64")
+SMALL = {"max_tokens": ("--max-tokens", "6"), "stride": ("--stride", "64")}
 
 
 @pytest.fixture
@@ -25,7 +25,14 @@ def command(tiny_lm, monkeypatch, tmp_path):
     name = "<img src=x onerror=alert(1)>"
     lm = LanguageModel(tiny_lm.model, tiny_lm.tokenizer, name)
     monkeypatch.setattr(lora.models, "load", lambda *given, **settings: lm)
-    return lambda *words: cli.main(["study", *words, *SMALL, "--out", str(tmp_path)])
+
+    def run(subject, *given):
+        read = study.SUBJECTS[subject].options
+        small = [word for name, pair in SMALL.items() if name in read for word in pair]
+        words = ["--preset", "small", *small, "--out", str(tmp_path)]
+        return cli.main(["study", subject, *given, *words])
+
+    return run
 
 
 class Tags(HTMLParser):
@@ -200,9 +207,11 @@ def test_samples_that_come_with_a_set_are_read(command, tmp_path):
         (["paths", "--preset", "tiny"], "preset 'tiny' reads programs"),
         (
             ["roles", "--trajectories-of", "a.json"],
-            "trajectories_of=a.json: roles reads nothing that was written before",
+            "trajectories_of=a.json: roles does not read it, only trajectories, strides do",
         ),
-        (["roles", "--samples", "0"], "samples=0: roles needs at least 1"),
+        (["roles", "--samples", "3"], "samples=3: roles does not read it, only material,"),
+        (["paths", "--layers", "all"], "only updates do; leave --layers out"),
+        (["efficiency", "--samples", "0"], "samples=0: efficiency needs at least 1"),
         (["trajectories", "--data", "own"], "own is a file of your own"),
         (["paths", "--preset", "nope"], "unknown preset 'nope': choose one of"),
     ],

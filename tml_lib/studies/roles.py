@@ -35,8 +35,8 @@ MOST_TOKENS = 160  # of a trajectory
 ANSWER_TOKENS = 12
 STRIDE = 8
 GROUP = 20  # questions of a record
-# C6 takes every so many questions: each of their tokens is probed, which costs ten times as much as
-# C3
+# C6 takes one of every so many questions: each of their tokens is probed, which costs ten times as
+# much as C3
 EVERY = 4
 PIECES = 30  # of a gold trajectory, which are left out one by one: a program's has 30 words
 _STEP_END = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -180,20 +180,26 @@ def forced(lm: LanguageModel, asked: Sequence[Question], thoughts: Sequence[str]
 
 
 def text_record(
-    group: list[Question], folder: Path, *, lm: LanguageModel, seed: int, max_tokens: int
+    group: list[Question],
+    folder: Path,
+    *,
+    lm: LanguageModel,
+    seed: int,
+    max_tokens: int,
+    every: int = EVERY,
 ) -> dict:
     """The values of C3 and C6 for a group of questions, their curves by share of steps, and the
     tokens' rows.
 
-    C6 takes of every EVERY questions the first into which reflections can be written, and is NaN
-    for the others.
+    C6 takes of every `every` questions the first into which reflections can be written, and is NaN
+    for the others; with 0 it takes none, and has no values.
     """
     cut_found, shares = cut_values(lm, group, seed, max_tokens)
-    tests = [f"C6.{test['name']}" for test in ledger.claims()["C6"]["tests"]]
+    tests = [f"C6.{test['name']}" for test in ledger.claims()["C6"]["tests"]] if every else []
     values = {name: [math.nan] * len(group) for name in tests}
     tokens = []
-    for start in range(0, len(group), EVERY):
-        for place in range(start, min(start + EVERY, len(group))):
+    for start in range(0, len(group), every) if every else ():
+        for place in range(start, min(start + every, len(group))):
             if reflecting := gsm.reflecting(group[place], seed):
                 found, rows = token_roles.role_values(
                     lm, group[place], reflecting, token_roles.text_pieces
@@ -231,7 +237,8 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     question, lm = questions(n, seed)[place], lora.replayed(settings["model"])
     again = cut_values(lm, [question], seed, most)[0]
     found = {test: np.asarray(column)[0] for test, column in again.items()}
-    if evidence["values"]["C6.absolute"][0][place] is not None:
+    roles_of = evidence["values"].get("C6.absolute")  # none where C6 was left out
+    if roles_of and roles_of[0][place] is not None:
         reflecting = gsm.reflecting(question, seed)
         found |= token_roles.role_values(lm, question, reflecting, token_roles.text_pieces)[0]
     return found
@@ -281,10 +288,13 @@ def text_evidence(
     max_tokens: int,
     scale: str,
     command: str,
+    every: int = EVERY,
 ) -> Path:
-    """Write text.<scale>.json; the folder keeps finished groups of questions."""
+    """Write text.<scale>.json; the folder keeps finished groups of questions. every: as
+    `text_record` takes it.
+    """
     groups = [list(asked[start : start + GROUP]) for start in range(0, len(asked), GROUP)]
-    how = {"seed": seed, "max_tokens": max_tokens}
+    how = {"seed": seed, "max_tokens": max_tokens, "every": every}
     found = STUDY.run(groups, folder, progress=True, inputs={"lm": lm}, **how)
     more = {"command": command, "scale": scale}
     return STUDY.write_asked(found, lm, asked, folder, **more)

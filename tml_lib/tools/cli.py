@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import json
 import os
 import re
@@ -246,19 +247,21 @@ def _study_parser(commands) -> None:
     )
     one.add_argument("--n", type=_count, default=100, help="questions (default 100)")
     one.add_argument("--seed", type=int, default=0, help="which questions (default 0)")
+    one.add_argument("--stride", type=_count, help="probe every so many tokens (default 4)")
     one.add_argument(
-        "--stride", type=_count, default=4, help="probe every so many tokens (default 4)"
+        "--every",
+        type=functools.partial(_count, least=0),
+        metavar="K",
+        help="roles: C6, ten times as costly as C3, takes one of K questions (default 4; 0: none)",
     )
     one.add_argument(
         "--layers",
         choices=("last", "all"),
-        default="last",
         help="updates: 'all' also tries updates of every layer, many passes each (default: last)",
     )
     one.add_argument(
         "--samples",
         type=int,
-        default=2,
         help="of the model's own (default 2); trajectories: 0 takes the set's",
     )
     one.add_argument("--max-tokens", type=_count, help="of a sample (default: the preset's)")
@@ -271,10 +274,10 @@ def _study_parser(commands) -> None:
     one.set_defaults(command=_study)
 
 
-def _count(text: str) -> int:
-    """A number on the command line that is at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+def _count(text: str, least: int = 1) -> int:
+    """A whole number on the command line that is at least `least`."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
     return int(text)
 
 

@@ -10,13 +10,12 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tml_lib import runtime
 from tml_lib.lm.models import LanguageModel
 
-READERS = ("trajectories", "strides")  # of what a model wrote before
 ENOUGH = 64  # questions that a verdict needs at a scale of one's own
 
 
@@ -27,6 +26,8 @@ class Subject:
     question: str
     method: str
     make: Callable[[LanguageModel, object, Path, dict], Path]  # (lm, options, folder, said)
+    # the options that it reads beside those of every subject, with their defaults
+    options: dict[str, object] = field(default_factory=dict)
     dtype: str = ""  # in place of the preset's; at a lower precision no update is exact
 
 
@@ -73,7 +74,7 @@ def _roles(lm, options, folder: Path, said: dict) -> Path:
     from tml_lib.studies import roles
 
     asked = roles.questions(options.n, options.seed, options.data)
-    how = {"seed": options.seed, "max_tokens": options.max_tokens}
+    how = {"seed": options.seed, "max_tokens": options.max_tokens, "every": options.every}
     return roles.text_evidence(lm, asked, folder, **how, **said)
 
 
@@ -134,6 +135,7 @@ def _strides(lm, options, folder: Path, said: dict) -> Path:
     return strides.make_evidence(lm, written, folder, n=options.n, **said)
 
 
+_SAMPLES = {"samples": 2, "max_tokens": None}  # None: the preset's
 SUBJECTS = {
     "material": Subject(
         "What does the model write to these questions?",
@@ -141,6 +143,7 @@ SUBJECTS = {
         " and whether it was cut. `trajectories` and `strides`, of this model or of another, can"
         " take their trajectories from here.",
         _material,
+        _SAMPLES,
     ),
     "trajectories": Subject(
         "Does the loss of the right answer fall along a right trajectory, and only there?",
@@ -152,6 +155,7 @@ SUBJECTS = {
         " taken over questions. Where another model wrote the samples, the question is whether its"
         " trajectories lead this model to the answer too.",
         _trajectories,
+        _SAMPLES | {"stride": 4, "trajectories_of": None},
     ),
     "roles": Subject(
         "What does thinking bring when it is cut short, and what do words such as 'Wait' bring?",
@@ -160,6 +164,7 @@ SUBJECTS = {
         " written into gold solutions by rule, and the change of L̂ at each kind of token is"
         " compared. Each test's interval is taken over questions.",
         _roles,
+        {"max_tokens": None, "every": 4},
     ),
     "efficiency": Subject(
         "How much of what thinking gains is left when the trajectory is shortened?",
@@ -168,6 +173,7 @@ SUBJECTS = {
         " of them the model finishes its answer, which is graded. Each test compares shares of"
         " right answers per question, and its interval is taken over questions.",
         _efficiency,
+        _SAMPLES,
     ),
     "updates": Subject(
         "Is a trajectory in the context the same as an update of the weights, and is that update a"
@@ -178,6 +184,7 @@ SUBJECTS = {
         " same for other trajectories and random directions, and intervals are taken over"
         " questions.",
         _updates,
+        {"stride": 4, "layers": "last"},
         "float32",
     ),
     "precision": Subject(
@@ -186,6 +193,7 @@ SUBJECTS = {
         " and the model's own right and wrong texts, in bfloat16 and in float32, at the same"
         " positions. Differences are shown in nats, and by what they do to each estimate.",
         _precision,
+        _SAMPLES | {"stride": 4},
         "bfloat16",
     ),
     "strides": Subject(
@@ -195,6 +203,7 @@ SUBJECTS = {
         " eight tokens; spikes are counted by kind of token. Trends at wider strides are compared"
         " with that of every token.",
         _strides,
+        _SAMPLES | {"trajectories_of": None},
     ),
     "paths": Subject(
         "On the true landscape of its own parameter path, does a trajectory go down?",
@@ -203,6 +212,7 @@ SUBJECTS = {
         " projected path. The control is the path of another question's trajectory in its own"
         " plane, and intervals are taken over questions.",
         _paths,
+        {"stride": 4},
         "float32",
     ),
 }
@@ -218,13 +228,9 @@ def run(options) -> int:
     subject = SUBJECTS[options.subject]
     if options.n < 2:
         raise ValueError(f"n={options.n} questions give no interval: ask for at least 2")
-    if options.trajectories_of and options.subject not in READERS:
-        raise ValueError(
-            f"trajectories_of={options.trajectories_of}: {options.subject} reads nothing that was"
-            f" written before, only {' and '.join(READERS)} do; leave --trajectories-of out"
-        )
+    _fill(options, subject)
     least = 0 if options.subject == "trajectories" else 1
-    if options.samples < least:
+    if "samples" in subject.options and options.samples < least:
         raise ValueError(f"samples={options.samples}: {options.subject} needs at least {least}")
     if presets.preset(options.preset).task == "programs":
         raise ValueError(
@@ -255,6 +261,22 @@ def run(options) -> int:
     page.write(shown, evidence, subject.question, subject.method, look)
     print(f"{evidence}\n{shown}")
     return 0
+
+
+def _fill(options, subject: Subject) -> None:
+    """Put the subject's defaults where nothing was said; ValueError for an option that it does not
+    read.
+    """
+    for name in sorted({name for one in SUBJECTS.values() for name in one.options}):
+        given = getattr(options, name)
+        if given is None:
+            setattr(options, name, subject.options.get(name))
+        elif name not in subject.options:
+            readers = [key for key, one in SUBJECTS.items() if name in one.options]
+            raise ValueError(
+                f"{name}={given}: {options.subject} does not read it, only"
+                f" {', '.join(readers)} do; leave --{name.replace('_', '-')} out"
+            )
 
 
 def _folder(subject: str, model: str) -> Path:
