@@ -33,17 +33,18 @@ class Sentence:
         return [x for x in found if x.claim in self.claims and x.verdict not in nothing]
 
     def tested(self, found: list[report.Settled]) -> str:
-        """The sizes of the models that it was tested on; where they disagree, the models by
-        verdict.
+        """The sizes of the models that it was tested on, in brackets; where they disagree, the
+        models by verdict.
         """
         scales = _scales(found, self)
         if self.verdict != DISAGREE:
-            return ", ".join(dict.fromkeys(size(scale) for scale in scales))
+            sizes = ", ".join(dict.fromkeys(size(scale) for scale in scales))
+            return f" ({sizes})" if sizes else ""
         said = {item.scale: item.verdict for item in self.decided(found)}
         groups = {
-            v: [words(s) for s in scales if said[s] == v] for v in dict.fromkeys(said.values())
+            v: [bracketed(s) for s in scales if said[s] == v] for v in dict.fromkeys(said.values())
         }
-        return "; ".join(f"{found}: {', and '.join(models)}" for found, models in groups.items())
+        return ": " + "; ".join(f"*{v}* for {' and '.join(m)}" for v, m in groups.items())
 
     def faults(self, found: list[report.Settled]) -> list[str]:
         """What of the ledger speaks against the sentence; none where it is borne out."""
@@ -92,7 +93,8 @@ FINDINGS = (
                 "holds",
             ),
             Sentence(
-                "Drawn on the loss landscape, the path of these changes goes down",
+                "Drawn on the loss landscape, the path of these changes goes down on the whole,"
+                " which does not mean that each step follows the gradient",
                 ("C12",),
                 "holds",
             ),
@@ -179,6 +181,12 @@ def words(scale: str) -> str:
     return name.rpartition(": ")[2]
 
 
+def bracketed(scale: str) -> str:
+    """The same with its size or maker in brackets, for a list of models in a sentence."""
+    name, _, more = words(scale).partition(", ")
+    return f"{name} ({more})" if more else name
+
+
 def size(scale: str) -> str:
     """The number of parameters of a scale's model, as '135 M'; where none is known, the model."""
     model = words(scale.removesuffix("-sft"))
@@ -201,8 +209,7 @@ def text(table: list[Row]) -> str:
                     f"the ledger does not bear out {sentence.text!r} ({'; '.join(faults)}): say in"
                     " tml_lib/lessons/findings.py what it does"
                 )
-            tested = sentence.tested(found)
-            said.append(sentence.text + (f" ({tested})." if tested else "."))
+            said.append(f"{sentence.text}{sentence.tested(found)}.")
         lines.append(" ".join(said))
     every = [sentence for finding in FINDINGS for sentence in finding.sentences]
     tested = {scale for sentence in every for scale in _scales(found, sentence)}
