@@ -175,6 +175,7 @@ RULES: dict[str, Rule] = {
     "tries": NONE_OR_MORE,
     "n_close": ONE_OR_MORE,
     "thinking": Choice((True, False)),
+    "layers": Choice(("last", "all")),
 }
 RULES |= dict.fromkeys(("study_seeds", "tiny_seeds", "study_questions"), NONE_OR_MORE)
 RULES |= {
@@ -200,7 +201,7 @@ def _budgets(*names: str) -> dict[str, Rule]:
 EXCEPTIONS: dict[str, dict[str, Rule]] = {
     "preset model seed": {"preset": _TEXT},
     "preset model adapter data thinking seed": {"preset": _TEXT},
-    "preset model n_questions stride tiny_seeds seed evidence_dir": {
+    "preset model n_questions stride layers tiny_seeds seed evidence_dir": {
         "preset": _TEXT,
         "n_questions": NONE_OR_MORE,  # 0 leaves the live study out
     },

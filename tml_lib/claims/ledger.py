@@ -83,12 +83,17 @@ class Row:
         return n if self.cut is None else f"{n}, {self.cut:.0%} cut"
 
     @property
+    def least(self) -> str:
+        """The low end of the better arm's accuracy, as tables print it."""
+        return "unknown" if self.better_low is None else f"{self.better_low:.3f}"
+
+    @property
     def reason(self) -> str:
         """Why a verdict is 'floor', and what it would be without that rule, as tables print it."""
         if not self.before:
             return ""
-        low = "unknown" if self.better_low is None else f"{self.better_low:.3f}"
-        return f" (without this rule {self.before}; better arm {self.better:.3f}, low end {low})"
+        arm = f"better arm {self.better:.3f}, low end {self.least}"
+        return f" (without this rule {self.before}; {arm})"
 
     @property
     def said(self) -> str:
@@ -324,21 +329,30 @@ def _is_pair(arms) -> bool:
     )
 
 
-def rows(folders: list[Path]) -> list[Row]:
-    """The replication table from every evidence file in the folders, in the order of `claims`."""
+def rows(folders: list[Path], *names: str) -> list[Row]:
+    """The replication table from every evidence file in the folders, in the order of `claims`.
+
+    names: of the claims that are wanted; none: all. ValueError for an unknown one.
+    """
     if isinstance(folders, str | Path):
         raise TypeError(f"folders={folders!r} is one place: give a list of folders")
-    table, known = [], claims()
-    for folder in folders:
-        for path in sorted(checks.path(folder=folder).glob("*.json")):
-            table += _rows_of(read_evidence(path), _named(path), known)
+    paths = [p for folder in folders for p in sorted(checks.path(folder=folder).glob("*.json"))]
+    return rows_of(*paths, names=names)
+
+
+def rows_of(*paths: Path, names: Sequence[str] = ()) -> list[Row]:
+    """The rows of some evidence files, in the order of the claims. names: as `rows` takes them."""
+    known = _chosen(names)
+    table = [row for path in paths for row in _rows_of(read_evidence(path), _named(path), known)]
     order = {f"{claim}.{test['name']}": k for k, (claim, test) in enumerate(_all_tests(known))}
     return sorted(table, key=lambda row: order[f"{row.claim}.{row.test}"])
 
 
-def rows_of(path: Path) -> list[Row]:
-    """The rows of one evidence file, in the order of `claims`."""
-    return _rows_of(read_evidence(path), _named(path), claims())
+def _chosen(names: Sequence[str]) -> dict[str, dict]:
+    known = claims()
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"unknown claim {unknown[0]!r}: choose among {', '.join(known)}")
+    return {name: item for name, item in known.items() if not names or name in names}
 
 
 def rows_of_values(values: Values, *, study: str, scale: str, **more) -> list[Row]:
@@ -439,14 +453,19 @@ def _intervals(
         )
         if k in found:
             continue
-        if len(seeds) == 1 and labels is not None and len(set(labels)) >= 2 and len(units) >= 2:
-            numbers = [math.nan if x is None else x for x in every[k][0]]
-            found[k] = clustered_interval(numbers, labels, seed=INTERVAL_SEED)
+        told = [] if labels is None or len(seeds) != 1 else _labelled(every[k][0], labels)
+        if len({label for _, label in told}) >= 2:
+            found[k] = clustered_interval(*zip(*told, strict=True), seed=INTERVAL_SEED)
         elif len(units) >= 2:
             found[k] = bootstrap_interval(units, seed=INTERVAL_SEED)
         else:
             found[k] = Interval(units[0] if units else math.nan, math.nan, math.nan, len(units))
     return [(found[k], seeds) for k, seeds in enumerate(kept)]
+
+
+def _labelled(numbers: Sequence[float | None], labels: Sequence[str]) -> list[tuple[float, str]]:
+    """The numbers that there are, each with the label of its question."""
+    return [(x, label) for x, label in zip(numbers, labels, strict=True) if x is not None]
 
 
 def _named(path: Path) -> str:

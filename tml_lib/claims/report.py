@@ -187,6 +187,6 @@ def floored(table: list[Row]) -> str:
             if row.before and (row.claim, row.scale, row.evidence) == (claim, scale, evidence):
                 label = tests[claim, row.test]["label"].replace("|", "&#124;")
                 name = f"{label} ({claim}.{row.test})" + ("" if row.decisive else ", beside")
-                arm = f"{row.better:.3f} [{row.better_low or 0:.3f}]"
+                arm = f"{row.better:.3f} [{row.least}]"
                 lines.append(f"| {name} | {scale} | {row.before} | {row.verdict} | {arm} |")
     return "\n".join(lines)

@@ -14,7 +14,6 @@ import math
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -59,8 +58,7 @@ def stored_verdicts(
     scales that the figure shows, all by default; none leave it out. decisive: only such tests.
     """
     with stored(*evidence):
-        rows = [row for row in _rows_of(evidence) if row.claim in claims]
-        rows = [row for row in rows if row.decisive or not decisive]
+        rows = [row for row in _rows_of(evidence, claims) if row.decisive or not decisive]
         print(ledger.to_text(rows))
         drawable = [row for row in rows if drawn is None or row.scale in drawn]
         drawable = [row for row in drawable if row.has_value]
@@ -68,15 +66,17 @@ def stored_verdicts(
             plots.forest(drawable)
 
 
-def stored_tests(tests: Iterable[str], *evidence: str) -> None:
+def stored_tests(tests: Sequence[str], *evidence: str) -> None:
     """Some tests ('C1.order', ...) of stored evidence as a figure in a box."""
     with stored(*evidence):
-        plots.forest([row for row in _rows_of(evidence) if f"{row.claim}.{row.test}" in tests])
+        claims = {test.partition(".")[0] for test in tests}
+        found = _rows_of(evidence, claims)
+        plots.forest([row for row in found if f"{row.claim}.{row.test}" in tests])
 
 
-def _rows_of(evidence: Sequence[str]) -> list[Row]:
-    table = ledger.rows([notebooks.stored_evidence()])
-    return [row for row in table if Path(row.evidence).stem in evidence]
+def _rows_of(evidence: Sequence[str], claims: Iterable[str]) -> list[Row]:
+    places = sorted(notebooks.stored_evidence() / f"{name}.json" for name in evidence)
+    return ledger.rows_of(*places, names=tuple(claims))
 
 
 def live_verdicts(rows: Sequence[Row], model: str) -> None:

@@ -132,7 +132,7 @@ class Study:
         """`write` for questions of text: with the model's name, their number and their templates.
         settings: beside those that the records were made with.
         """
-        settings = {"model": lm.name, "n_questions": len(asked)} | made.settings
+        settings = said_of(lm, asked) | made.settings
         settings |= more.pop("settings", {})
         templates = [question.template for question in asked]
         return self.write(made, folder, settings=settings, templates=templates, **more)
@@ -153,7 +153,9 @@ def _left(seconds: float) -> str:
 def _identity(value):
     """What tells a model, questions or plain data from others, as JSON can hold it."""
     if isinstance(value, LanguageModel):
-        return adapters.fingerprint(value.model)
+        weights = adapters.fingerprint(value.model)
+        # None: a model that was never asked; checkpoints of such models stay valid
+        return weights if value.thinking is None else [weights, value.thinking]
     if dataclasses.is_dataclass(value):
         return checkpoint.digest(dataclasses.asdict(value))
     if isinstance(value, list | tuple):
@@ -161,6 +163,36 @@ def _identity(value):
     if isinstance(value, dict):
         return {str(key): _identity(part) for key, part in value.items()}
     return files.plain(value, "a setting")
+
+
+def said_of(lm: LanguageModel, asked: Sequence[Question]) -> dict:
+    """What settings say of a model and its questions: its name, whether it was asked to think
+    (where it can), how many questions, and a digest of what they ask.
+    """
+    told = {"model": lm.name} | ({} if lm.thinking is None else {"thinking": lm.thinking})
+    return told | {"n_questions": len(asked), "asked": digest_of(asked)}
+
+
+def digest_of(asked: Sequence[Question]) -> str:
+    """What tells questions from others that have the same places: their texts and answers."""
+    return checkpoint.digest([[question.text, question.answer] for question in asked])
+
+
+def check_asked(evidence: dict, asked: Sequence[Question]) -> None:
+    """ValueError where the questions that settings give today are not those of the evidence.
+
+    Evidence made before digests were kept has its templates compared, where it keeps these.
+    """
+    settings = evidence["settings"]
+    pairs = [
+        (settings.get("asked"), digest_of(asked)),
+        (evidence.get("templates"), [question.template for question in asked]),
+    ]
+    if any(then is not None and then != now for then, now in pairs):
+        raise ValueError(
+            f"the evidence of {settings.get('model')!r} was made for other questions than its"
+            f" settings give now: make it again with `{evidence['command']}`"
+        )
 
 
 def first_of(found: Sequence[Question], n: int, seed: int) -> list[Question]:

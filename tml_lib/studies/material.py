@@ -88,11 +88,7 @@ def _held(evidence: dict) -> tuple[list[Question], list[Written]]:
         Written(**one | {"samples": tuple(Text(**text) for text in one["samples"])})
         for one in evidence["written"]
     ]
-    if [question.id for question in asked] != [one.id for one in found]:
-        raise ValueError(
-            f"this evidence holds other questions than seed {settings['seed']} gives now: make it"
-            f" again with `{evidence['command']}`"
-        )
+    engine.check_asked(evidence, asked)
     return asked, found
 
 

@@ -34,15 +34,14 @@ QUESTIONS = 200
 
 
 def material(
-    preset: str, model: str, n: int, seed: int, *, dtype: str = ""
+    preset: str, model: str, n: int, seed: int
 ) -> tuple[LanguageModel, list[tuple[Question, dict[str, str]]]]:
     """A preset's model and n questions, each with its gold trajectory and another question's,
     equally long, by kind.
 
     `tiny` takes the shipped reasoner and programs, unless a model is named; the others
-    gsm_symbolic, cut to gold's tokens. dtype: in place of the preset's; paths need float32, as at a
-    lower precision the answer's rows are not told apart, and no update is exact. Raises ValueError
-    for n < 1.
+    gsm_symbolic, cut to gold's tokens, and a float32 model: at a lower precision the answer's rows
+    are not told apart, and no update is exact. Raises ValueError for n < 1.
     """
     if n < 1:
         raise ValueError(f"n={n} questions have no path to draw: ask for at least 1")
@@ -58,7 +57,7 @@ def material(
         return models.load(preset, model=model or models.shipped("tiny-long")), list(
             zip(asked[:n], texts, strict=True)
         )
-    lm = models.load(preset, model=model, dtype=dtype or None)
+    lm = lora.load(preset, model=model, dtype="float32")
     return lm, text_material(lm, n, seed)
 
 
@@ -238,7 +237,8 @@ def make_evidence(
     if models.preset(preset).task == "programs":
         command = runtime.run_command("06", {"study_seeds": seeds})
         return STUDY.evidence(range(seeds), folder, command=command)
-    said = {"scale": preset, "command": runtime.run_command("06", settings)}
+    scale = trajectories.scale_name(preset, "", lm.name)
+    said = {"scale": scale, "command": runtime.run_command("06", settings)}
     return text_evidence(lm, asked, folder, stride=stride, seed=settings["seed"], **said)
 
 
@@ -254,7 +254,8 @@ def text_evidence(
 ) -> Path:
     """Write paths.<scale>.json of a text model; the folder keeps finished questions."""
     made = TEXT.run(asked, folder, progress=True, inputs={"lm": lm}, stride=stride)
-    settings = {"model": lm.name, "stride": stride, "seed": seed}
-    templates = [question.template for question, _ in asked]
+    questions = [question for question, _ in asked]
+    settings = {"stride": stride, "seed": seed} | engine.said_of(lm, questions)
+    templates = [question.template for question in questions]
     more = {"settings": settings, "templates": templates}
     return TEXT.write(made, folder, command=command, scale=scale, **more)

@@ -85,8 +85,8 @@ class Shortened:
         prompts = [self.lm.prompt(question.text) + text for question, text in rows]
         endings, unended = _written(self.lm, prompts, 0, 0, self.max_tokens) if rows else ([], [])
         graded = [
-            grade(text + ending, question.answer)
-            for (question, text), ending in zip(rows, endings, strict=True)
+            not cut_short and grade(text + ending, question.answer)
+            for (question, text), ending, cut_short in zip(rows, endings, unended, strict=True)
         ]
         right |= {way: graded[k * n : (k + 1) * n] for k, way in enumerate(others)}
         cut |= {way: unended[k * n : (k + 1) * n] for k, way in enumerate(others)}

@@ -191,6 +191,7 @@ def make_evidence(
     cases = list(zip(asked, found, strict=True))
     made = STUDY.run(cases, folder, progress=True, inputs={"lm": lm})
     said = {name: told[name] for name in ("seed", "max_tokens")}
+    said |= {"trajectories_of": told["model"]} if told["model"] != lm.name else {}
     cut = [[own.cut, own.samples] for own in found]
     more = {"command": command, "scale": scale, "settings": said, "cut": cut}
     return STUDY.write_asked(made, lm, asked, folder, **more)

@@ -146,7 +146,7 @@ def given_samples(question: Question) -> Own:
 
 def samples_of(record: dict, questions: Sequence[Question]) -> list[Own]:
     """What the model of an evidence file of this study wrote to its questions, for another model to
-    read. ValueError where it keeps no texts, or has not as many questions.
+    read. ValueError where it keeps no texts, or was made for other questions.
     """
     texts = [record.get(kind) for kind in ("own_right", "sampled")]
     if None in texts or len(texts[0]) != len(questions):
@@ -154,12 +154,16 @@ def samples_of(record: dict, questions: Sequence[Question]) -> list[Own]:
             f"this evidence of {record['settings'].get('model')!r} keeps no sampled texts for these"
             " questions: make it again with `python -m tml_lib study trajectories`"
         )
+    engine.check_asked(record, questions)
+    counts = record.get("cut", [(0, 0)] * len(questions))
     return [
         Own(
             right and Trajectory(right, "own_right", question.answer, True),
             wrong and Trajectory(wrong, "sampled", extract(wrong), False),
+            samples=samples,
+            cut=cut,
         )
-        for question, right, wrong in zip(questions, *texts, strict=True)
+        for question, right, wrong, (cut, samples) in zip(questions, *texts, counts, strict=True)
     ]
 
 
@@ -581,5 +585,5 @@ def write_evidence(
     as `study` takes it.
     """
     templates = [question.template for question in questions]
-    more = {"settings": settings, "templates": templates}
+    more = {"settings": {"asked": engine.digest_of(questions)} | settings, "templates": templates}
     return (of or STUDY).write(made, folder, command=command, scale=scale, **more)

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"\ninterrupted; {_what_is_kept(options)}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
-    except (ValueError, TypeError, LookupError, OSError) as error:
+    except (ValueError, TypeError, LookupError, OSError, NotImplementedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -234,10 +234,7 @@ def _study_parser(commands) -> None:
     one.add_argument("--model", default="", help="a folder or a hub name (default: the preset's)")
     one.add_argument("--adapter", default="", help="a LoRA folder, or 'stored' (the kit's)")
     one.add_argument(
-        "--data",
-        default="",
-        metavar="SET",
-        help="a set of the paper, NAME or NAME=FOLDER; or own=FILE.jsonl",
+        "--data", metavar="SET", help="a set of the paper, NAME or NAME=FOLDER; or own=FILE.jsonl"
     )
     one.add_argument(
         "--trajectories-of",
@@ -246,7 +243,7 @@ def _study_parser(commands) -> None:
         help="trajectories, strides: read what a model wrote before, from its evidence file",
     )
     one.add_argument("--n", type=_count, default=100, help="questions (default 100)")
-    one.add_argument("--seed", type=int, default=0, help="which questions (default 0)")
+    one.add_argument("--seed", type=int, help="which questions (default 0)")
     one.add_argument("--stride", type=_count, help="probe every so many tokens (default 4)")
     one.add_argument(
         "--every",
@@ -269,7 +266,9 @@ def _study_parser(commands) -> None:
         "--thinking", action="store_true", help="for a model that thinks apart from its answer"
     )
     one.add_argument(
-        "--out", type=Path, help="folder (default: runs/studies/<subject>-<model>); it resumes"
+        "--out",
+        type=Path,
+        help="folder (default: runs/studies/<subject>-<scale>-<model>); it resumes",
     )
     one.set_defaults(command=_study)
 

@@ -16,8 +16,6 @@ from pathlib import Path
 from tml_lib import runtime
 from tml_lib.lm.models import LanguageModel
 
-ENOUGH = 64  # questions that a verdict needs at a scale of one's own
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -28,24 +26,24 @@ class Subject:
     make: Callable[[LanguageModel, object, Path, dict], Path]  # (lm, options, folder, said)
     # the options that it reads beside those of every subject, with their defaults
     options: dict[str, object] = field(default_factory=dict)
+    claims: tuple[str, ...] = ()  # that its evidence decides
     dtype: str = ""  # in place of the preset's; at a lower precision no update is exact
 
 
 def _trajectories(lm, options, folder: Path, said: dict) -> Path:
-    from tml_lib.studies import trajectories, transfer
+    from tml_lib.studies import engine, trajectories, transfer
 
     how = {"seed": options.seed, "stride": options.stride, "tries": options.samples}
     how |= {"max_tokens": options.max_tokens}
     if options.trajectories_of is None:
         asked = trajectories.chosen_questions(options.data, options.n, options.seed)
-        settings = how | {"n_questions": options.n, "data": options.data, "model": lm.name}
+        settings = how | {"data": options.data} | engine.said_of(lm, asked)
         made = trajectories.study(lm, asked, folder, progress=True, **how)
         return trajectories.write_evidence(made, asked, folder, settings=settings, **said)
     asked, written, writer = _written_before(lm, options)
-    how |= {"max_tokens": writer["max_tokens"], "tries": writer["samples"]}
-    settings = how | {"n_questions": len(asked), "data": options.data}
-    settings |= {"model": lm.name, "trajectories_of": writer["model"]}
-    more = {} if writer["model"] == lm.name else {"of": transfer.STUDY}
+    settings = how | {"data": options.data, "trajectories_of": writer}
+    settings |= engine.said_of(lm, asked)
+    more = {} if writer == lm.name else {"of": transfer.STUDY}
     kinds = {"kinds": transfer.KINDS} if more else {}
     made = trajectories.study(
         lm, asked, folder, written=written, progress=True, **how, **more, **kinds
@@ -53,21 +51,20 @@ def _trajectories(lm, options, folder: Path, said: dict) -> Path:
     return trajectories.write_evidence(made, asked, folder, settings=settings, **said, **more)
 
 
-def _written_before(lm, options) -> tuple[list, list, dict]:
-    """The first questions of `--trajectories-of`, what its model wrote, and its settings."""
+def _written_before(lm, options) -> tuple[list, list, str]:
+    """The first questions of `--trajectories-of`, what its model wrote, and that model's name."""
     from tml_lib.claims import ledger
     from tml_lib.studies import material, trajectories
 
     evidence = ledger.read_evidence(options.trajectories_of)
-    writer = evidence["settings"]
+    settings = evidence["settings"]
     if evidence["study"] == material.STUDY.name:
         asked, written = material.owns(lm, options.trajectories_of)
     else:
-        n = writer["n_questions"]
+        n = settings["n_questions"]
         asked = trajectories.chosen_questions(options.data, n, options.seed)
         written = trajectories.samples_of(evidence, asked)
-        writer = writer | {"samples": writer["tries"]}
-    return asked[: options.n], written[: options.n], writer
+    return asked[: options.n], written[: options.n], settings["model"]
 
 
 def _roles(lm, options, folder: Path, said: dict) -> Path:
@@ -87,16 +84,15 @@ def _efficiency(lm, options, folder: Path, said: dict) -> Path:
 
 
 def _updates(lm, options, folder: Path, said: dict) -> Path:
-    from tml_lib.studies import updates
+    from tml_lib.studies import lora, updates
 
-    if options.data:
-        raise ValueError(
-            f"data={options.data!r}: updates are tried on sibling questions, which only"
-            " gsm_symbolic has; leave --data out"
-        )
     cases = updates.study_cases(lm, options.n, options.seed)
     how = {"stride": options.stride, "seed": options.seed, "layers": options.layers}
-    exact = updates.EXACT.run(cases, folder, progress=True, inputs={"lm": lm})
+    chosen = {"model": options.model, "adapter": options.adapter, "thinking": options.thinking}
+    with_all = options.layers == "all"
+    wide = lora.load(options.preset, **chosen, dtype="float64") if with_all else lm
+    exact = updates.EXACT.run(cases, folder, progress=True, inputs={"lm": wide})
+    del wide
     measured = updates.MEASURED.run(cases, folder, progress=True, inputs={"lm": lm}, **how)
     settings = how | {"n_questions": options.n, "model": lm.name}
     return updates.write_evidence(exact, measured, cases, folder, settings=settings, **said)
@@ -135,7 +131,8 @@ def _strides(lm, options, folder: Path, said: dict) -> Path:
     return strides.make_evidence(lm, written, folder, n=options.n, **said)
 
 
-_SAMPLES = {"samples": 2, "max_tokens": None}  # None: the preset's
+_DATA = {"data": ""}
+_SAMPLES = _DATA | {"samples": 2, "max_tokens": None}  # None: the preset's
 SUBJECTS = {
     "material": Subject(
         "What does the model write to these questions?",
@@ -156,6 +153,7 @@ SUBJECTS = {
         " trajectories lead this model to the answer too.",
         _trajectories,
         _SAMPLES | {"stride": 4, "trajectories_of": None},
+        ("C1", "C2"),
     ),
     "roles": Subject(
         "What does thinking bring when it is cut short, and what do words such as 'Wait' bring?",
@@ -164,7 +162,8 @@ SUBJECTS = {
         " written into gold solutions by rule, and the change of L̂ at each kind of token is"
         " compared. Each test's interval is taken over questions.",
         _roles,
-        {"max_tokens": None, "every": 4},
+        _DATA | {"max_tokens": None, "every": 4},
+        ("C3", "C6"),
     ),
     "efficiency": Subject(
         "How much of what thinking gains is left when the trajectory is shortened?",
@@ -174,6 +173,7 @@ SUBJECTS = {
         " right answers per question, and its interval is taken over questions.",
         _efficiency,
         _SAMPLES,
+        ("C10",),
     ),
     "updates": Subject(
         "Is a trajectory in the context the same as an update of the weights, and is that update a"
@@ -185,6 +185,7 @@ SUBJECTS = {
         " questions.",
         _updates,
         {"stride": 4, "layers": "last"},
+        ("C11", "C11g", "C11t"),
         "float32",
     ),
     "precision": Subject(
@@ -194,7 +195,7 @@ SUBJECTS = {
         " positions. Differences are shown in nats, and by what they do to each estimate.",
         _precision,
         _SAMPLES | {"stride": 4},
-        "bfloat16",
+        dtype="bfloat16",
     ),
     "strides": Subject(
         "What does a stride hide, and which tokens make L̂ jump?",
@@ -212,7 +213,8 @@ SUBJECTS = {
         " projected path. The control is the path of another question's trajectory in its own"
         " plane, and intervals are taken over questions.",
         _paths,
-        {"stride": 4},
+        _DATA | {"stride": 4},
+        ("C12",),
         "float32",
     ),
 }
@@ -222,35 +224,23 @@ def run(options) -> int:
     """Make a subject's evidence and its page; 0 where both are written."""
     from tml_lib.claims import ledger
     from tml_lib.lessons import explorer, page
-    from tml_lib.lm import presets
     from tml_lib.studies import lora, trajectories
 
     subject = SUBJECTS[options.subject]
-    if options.n < 2:
-        raise ValueError(f"n={options.n} questions give no interval: ask for at least 2")
-    _fill(options, subject)
-    least = 0 if options.subject == "trajectories" else 1
-    if "samples" in subject.options and options.samples < least:
-        raise ValueError(f"samples={options.samples}: {options.subject} needs at least {least}")
-    if presets.preset(options.preset).task == "programs":
-        raise ValueError(
-            f"preset {options.preset!r} reads programs, and this command text: take another preset"
-        )
-    options.max_tokens = options.max_tokens or presets.preset(options.preset).max_tokens
+    _check(options, subject)
     chosen = {"model": options.model, "adapter": options.adapter, "dtype": subject.dtype}
-    chosen["thinking"] = options.thinking
-    lm = lora.load(options.preset, **chosen)
-    if options.trajectories_of:  # its questions, of its set
-        told = ledger.read_evidence(options.trajectories_of)["settings"]
-        options.seed, options.data = told["seed"], told.get("data", "")
-    scale = trajectories.scale_name(options.preset, options.data, lm.name)
-    folder = Path(options.out or _folder(options.subject, lm.name))
+    lm = lora.load(options.preset, **chosen, thinking=options.thinking)
+    scale = trajectories.scale_name(options.preset, options.data or "", lm.name)
+    folder = Path(options.out or _folder(options.subject, scale, options.seed, lm.name))
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", "tml_lib", *options.words])
-    if options.n < ENOUGH:
+    known = ledger.claims()
+    rules = [known[claim]["scales"].get(scale, ledger.ENOUGH) for claim in subject.claims]
+    needed = max((rule["questions"] for rule in rules), default=0)
+    if options.n < needed:
         print(
-            f"{options.n} questions are too few for a verdict ({ENOUGH} are enough); estimates and"
-            " intervals are shown",
+            f"{options.n} questions are too few for a verdict on {', '.join(subject.claims)}"
+            f" ({needed} are enough at {scale}); estimates and intervals are shown",
             file=sys.stderr,
         )
     evidence = subject.make(lm, options, folder, {"scale": scale, "command": command})
@@ -263,22 +253,76 @@ def run(options) -> int:
     return 0
 
 
-def _fill(options, subject: Subject) -> None:
-    """Put the subject's defaults where nothing was said; ValueError for an option that it does not
-    read.
+def _check(options, subject: Subject) -> None:
+    """Refuse, before a model is loaded, what the subject cannot do, and fill in what was not said.
+
+    What was written before says its own questions and samples. ValueError names the option.
     """
-    for name in sorted({name for one in SUBJECTS.values() for name in one.options}):
+    from tml_lib import parameters
+    from tml_lib.lm import presets
+
+    if options.n < 2:
+        raise ValueError(f"n={options.n} questions give no interval: ask for at least 2")
+    if presets.preset(options.preset).task == "programs":
+        raise ValueError(
+            f"preset {options.preset!r} reads programs, and this command text: take another preset"
+        )
+    told = {}
+    if options.trajectories_of and "trajectories_of" in subject.options:
+        told = _told(options.trajectories_of, options.subject)
+    _fill(options, subject, told)
+    least = 0 if options.subject == "trajectories" else 1
+    if "samples" in subject.options and options.samples < least:
+        raise ValueError(f"samples={options.samples}: {options.subject} needs at least {least}")
+    rule = parameters.RULES["data"]
+    if options.data and (reason := rule.refusal(options.data, Path.cwd())):
+        raise ValueError(f"data={options.data!r}: {reason}; --data takes {rule.allowed}")
+    options.max_tokens = options.max_tokens or presets.preset(options.preset).max_tokens
+
+
+def _told(path: Path, subject: str) -> dict:
+    """The options that evidence of what a model wrote says for itself; ValueError for evidence that
+    the subject does not read.
+    """
+    from tml_lib.claims import ledger
+
+    evidence = ledger.read_evidence(path)
+    read = ("material", "trajectories") if subject == "trajectories" else ("material",)
+    if evidence["study"] not in read:
+        raise ValueError(
+            f"trajectories_of={path} is evidence of {evidence['study']!r}, and {subject} reads that"
+            f" of {' or '.join(read)}: make one with `python -m tml_lib study material`"
+        )
+    settings = evidence["settings"]
+    samples = settings["samples" if evidence["study"] == "material" else "tries"]
+    told = {"seed": settings["seed"], "data": settings.get("data", ""), "samples": samples}
+    return told | {"max_tokens": settings["max_tokens"]}
+
+
+def _fill(options, subject: Subject, told: dict) -> None:
+    """Put what was written before, or the subject's defaults, where nothing was said; ValueError
+    for an option that is not read.
+    """
+    own = {"seed": 0} | subject.options
+    for name in sorted({"seed"} | {name for one in SUBJECTS.values() for name in one.options}):
         given = getattr(options, name)
+        word = f"--{name.replace('_', '-')}"
         if given is None:
-            setattr(options, name, subject.options.get(name))
-        elif name not in subject.options:
+            setattr(options, name, told.get(name, own.get(name)))
+        elif name in told:
+            raise ValueError(
+                f"{name}={given}: {options.trajectories_of} says it ({told[name]!r}); leave"
+                f" {word} out"
+            )
+        elif name not in own:
             readers = [key for key, one in SUBJECTS.items() if name in one.options]
             raise ValueError(
-                f"{name}={given}: {options.subject} does not read it, only"
-                f" {', '.join(readers)} do; leave --{name.replace('_', '-')} out"
+                f"{name}={given}: {options.subject} does not read it, only {', '.join(readers)}"
+                f" do; leave {word} out"
             )
 
 
-def _folder(subject: str, model: str) -> Path:
-    name = re.sub(r"[^\w.+-]+", "_", Path(model).name)
-    return runtime.project_root() / "runs" / "studies" / f"{subject}-{name}"
+def _folder(subject: str, scale: str, seed: int, model: str) -> Path:
+    """One for each subject, scale, model and seed, so that no study replaces another's evidence."""
+    name = re.sub(r"[^\w.+-]+", "_", f"{subject}-{scale}-{model}").strip("_")
+    return runtime.project_root() / "runs" / "studies" / (name + (f"-seed{seed}" if seed else ""))
