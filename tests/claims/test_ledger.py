@@ -403,6 +403,23 @@ def test_evidence_of_the_project_is_named_from_its_folder():
     assert ledger._named(folder / "a.small.json") == "notebooks/evidence/a.small.json"
 
 
+def test_one_template_with_values_has_an_interval_over_questions(tmp_path):
+    """Of the questions that a test applies to, all may be of one template."""
+    path = write(tmp_path, {"C1.fall": [[0.1, 0.3, None]]})
+    alter(path, templates=["a", "a", "b"])
+    (row,) = ledger.rows_of(path)
+    assert (row.estimate, row.n_questions) == (pytest.approx(0.2), 2)
+    assert row.low < 0.2 < row.high
+
+
+def test_only_the_claims_that_are_named_have_rows():
+    stored = runtime.project_root() / "notebooks" / "evidence"
+    every = [row for row in ledger.rows([stored]) if row.claim in ("C7", "C1")]
+    assert ledger.rows([stored], "C7", "C1") == every
+    with pytest.raises(ValueError, match="unknown claim 'C99': choose among C1"):
+        ledger.rows([stored], "C99")
+
+
 def test_intervals_resample_whole_templates_where_the_evidence_names_them(tmp_path):
     values = [float(k // 16) for k in range(64)]
     path = write(tmp_path, {"C1.fall": [values]})

@@ -293,11 +293,11 @@ def test_costs_are_kept_under_the_preset_that_was_run(monkeypatch):
         "05a": ["small"],
         "01a": ["gpu"],
     }
-    assert kept[names["05a"].name]["small"] == {
-        "seconds": 1.0,
-        "memory_mb": 2.0,
-        "settings": {"seed": 3},
-    }
+    cost = kept[names["05a"].name]["small"]
+    machine = cost.pop("machine")
+    assert cost == {"seconds": 1.0, "memory_mb": 2.0, "settings": {"seed": 3}}
+    here, there = (generated._cost(cost | {"machine": machine}, m) for m in (machine, "another"))
+    assert (here, there) == ("1 s, 0.00 GB (seed 3)", f"1 s, 0.00 GB (seed 3, on {machine})")
     assert "settings" not in kept[names["01a"].name]["gpu"], "the preset is the key"
 
 

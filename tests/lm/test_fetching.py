@@ -233,6 +233,10 @@ def test_weights_that_are_not_fetched_name_the_command(cache):
         models.load("medium", model="qwen2.5-coder-0.5b-instruct")
     with pytest.raises(FileNotFoundError, match="make medium"):
         models.prepare("medium")
+    with pytest.raises(FileNotFoundError, match=r"fetch qwen2\.5-coder-0\.5b-instruct`"):
+        models.prepare("medium", "qwen2.5-coder-0.5b-instruct")
+    assert presets.is_converted("medium")
+    assert not presets.is_converted("medium", "./mine")
 
 
 # --- sources --------------------------------------------------------------------------------------

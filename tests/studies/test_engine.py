@@ -1,5 +1,6 @@
 """The frame of every study: records kept one by one, values, evidence, replay."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -47,6 +48,31 @@ def study(monkeypatch):
         ),
     )
     return one, made, fail
+
+
+def test_a_model_that_is_asked_to_think_has_checkpoints_of_its_own(study, tiny_lm, tmp_path):
+    one, made, _ = study
+    for thinking in (None, False, True, True):
+        lm = dataclasses.replace(tiny_lm, thinking=thinking)
+        one.run(range(1), tmp_path, inputs={"lm": lm})
+    assert made == [0, 0, 0]
+    asked = gsm.gsm_symbolic(2, 0)
+    assert "thinking" not in engine.said_of(tiny_lm, asked)
+    assert engine.said_of(lm, asked)["thinking"] is True
+
+
+def test_evidence_of_other_questions_is_told_by_their_texts_or_their_templates(tiny_lm):
+    asked = gsm.gsm_symbolic(3, 0)
+    templates = [question.template for question in asked]
+    evidence = {"settings": engine.said_of(tiny_lm, asked), "command": "make it"}
+    engine.check_asked(evidence, asked)
+    other = [dataclasses.replace(asked[0], answer="1"), *asked[1:]]
+    with pytest.raises(ValueError, match=r"was made for other questions .* with `make it`"):
+        engine.check_asked(evidence, other)
+    older = {"settings": {}, "command": "make it", "templates": templates}
+    engine.check_asked(older, other)
+    with pytest.raises(ValueError, match="was made for other questions"):
+        engine.check_asked(older, asked[::-1])
 
 
 def test_an_interrupted_study_resumes_after_the_last_finished_record(study, tmp_path, capsys):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tml_lib.data import programs
+from tml_lib.data import gsm, programs
 from tml_lib.lm import models
 from tml_lib.studies import efficiency, lora, shortened
 
@@ -88,6 +88,16 @@ def test_a_text_model_writes_its_own_summary_and_finishes(tiny_lm, monkeypatch):
     assert all(
         prompt.endswith(way["summary"]) for prompt, way in zip(seen[2], given.ways, strict=True)
     )
+
+
+def test_an_answer_that_was_cut_is_not_right_by_chance(tiny_lm, monkeypatch):
+    """A cut text may end in the right number, which is no answer yet."""
+    asked = gsm.gsm_symbolic(2, 0)
+    ways = [{"summary": "Some steps."}] * 2
+    given = shortened.Shortened(tiny_lm, asked, ways, False, 9)
+    endings = [f" That is {question.answer}" for question in asked]
+    monkeypatch.setattr(shortened, "_written", lambda *_: (endings, [True, False]))
+    assert given.right("summary") == [False, True]
 
 
 def test_one_question_leaves_no_other(monkeypatch):

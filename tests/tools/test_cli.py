@@ -132,6 +132,11 @@ def test_verify_prints_rows_and_fails_where_a_number_differs(capsys, monkeypatch
     assert "DIFFERS" in capsys.readouterr().out
 
 
+def test_verify_fails_where_nothing_was_compared(capsys):
+    assert cli.main(["verify", "published", "--within", "0"]) == 1
+    assert "nothing was compared in published.published.json" in capsys.readouterr().err
+
+
 def test_verify_refuses_a_study_without_evidence(capsys):
     assert cli.main(["verify", "nope"]) == 2
     assert "'nope' has no stored evidence" in capsys.readouterr().err

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from tml_lib.claims import ledger
-from tml_lib.lessons import page
+from tml_lib.lessons import notebooks, page
 from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
-from tml_lib.studies import lora, trajectories
+from tml_lib.studies import lora, trajectories, updates
 from tml_lib.tools import cli, study
 
 FILES = {"roles": "text"}
@@ -179,6 +179,51 @@ def test_studies_take_what_was_written_once(command, tmp_path, monkeypatch):
         f"boxed{{{q.answer}}}" in t for q, t in zip(asked, record["own_right"], strict=False)
     )
     assert [set(OWN_PAIR) <= set(curves) for curves in record["curves"]] == [True, True]
+
+
+def test_only_what_holds_a_models_own_samples_is_read(command, tmp_path, capsys):
+    """Transfer evidence names its reader, not the writer of its texts."""
+    stored = notebooks.stored_evidence()
+    for name in ("transfer.small", "sft.tiny", "text.small"):
+        place = str(stored / f"{name}.json")
+        assert command("trajectories", "--trajectories-of", place) == 2
+        assert "and trajectories reads that of material or trajectories" in capsys.readouterr().err
+    place = str(stored / "trajectories.small.json")
+    assert command("strides", "--trajectories-of", place) == 2
+    assert "and strides reads that of material:" in capsys.readouterr().err
+    place = str(stored / "material.medium.json")
+    for option in ("--seed", "--samples", "--max-tokens"):
+        assert command("trajectories", "--trajectories-of", place, option, "3") == 2
+        assert f"leave {option} out" in capsys.readouterr().err
+
+
+def test_cut_samples_and_their_writer_are_carried_over(command, tmp_path):
+    command("material", "--n", "2")
+    written = tmp_path / "material.small.json"
+    record = json.loads(written.read_text(encoding="utf8"))
+    record["settings"]["model"] = "writer"
+    written.write_text(json.dumps(record), encoding="utf8")
+    assert command("strides", "--trajectories-of", str(written), "--n", "2") == 0
+    found = ledger.read_evidence(tmp_path / "strides.small.json")
+    assert found["settings"]["trajectories_of"] == "writer"
+    command("trajectories", "--n", "2")
+    kept = ledger.read_evidence(tmp_path / "trajectories.small.json")
+    asked = trajectories.study_questions(2, 0)
+    owns = trajectories.samples_of(kept, asked)
+    assert [[own.cut, own.samples] for own in owns] == kept["cut"] == [[2, 2], [2, 2]]
+    with pytest.raises(ValueError, match="was made for other questions"):
+        trajectories.samples_of(kept, asked[::-1])
+
+
+def test_all_layers_are_exact_in_float64(command, tmp_path, monkeypatch):
+    held = lora.models.load("small")
+    wide = LanguageModel(updates.wide_copy(held.model), held.tokenizer, held.name)
+    found = {"float32": held, "float64": wide}
+    monkeypatch.setattr(lora.models, "load", lambda *_, dtype, **more: found[dtype])
+    assert command("updates", "--n", "2", "--layers", "all") == 0
+    record = ledger.read_evidence(tmp_path / "updates.small.json")
+    assert None not in record["values"]["C11.exact_all"][0]
+    assert record["settings"]["layers"] == "all"
 
 
 def test_samples_that_come_with_a_set_are_read(command, tmp_path):

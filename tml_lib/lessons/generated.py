@@ -61,18 +61,25 @@ def measured() -> dict:
 
 
 def record(**parts) -> None:
-    """Put new figures into measured.json; dictionaries are merged."""
+    """Put new figures into measured.json; dictionaries are merged. 'machine' is that of the two
+    commands.
+    """
     held = measured()
-    found = runtime.resources()
-    held["machine"] = f"{found['cores']} cores of {found['processor']}, {found['memory_gb']:.0f} GB"
+    if "commands" in parts:
+        held["machine"] = _machine()
     for key, value in parts.items():
         held[key] = held[key] | value if isinstance(value, dict) else value
     runtime.write_text(notebooks.folder() / "measured.json", json.dumps(held, indent=1) + "\n")
 
 
+def _machine() -> str:
+    found = runtime.resources()
+    return f"{found['cores']} cores of {found['processor']}, {found['memory_gb']:.0f} GB"
+
+
 def record_notebooks(results: list[notebooks.Result]) -> None:
-    """Keep the notebooks' wall seconds, peak memory and settings under their preset ('any' where a
-    notebook takes none).
+    """Keep the notebooks' wall seconds, peak memory, machine and settings under their preset ('any'
+    where a notebook takes none).
     """
     held, defaults = (
         measured()["notebooks"],
@@ -81,7 +88,7 @@ def record_notebooks(results: list[notebooks.Result]) -> None:
     for result in results:
         settings = dict(result.parameters)
         key = settings.pop("preset", "") or defaults.get(result.name) or "any"
-        cost = {"seconds": result.seconds, "memory_mb": result.memory_mb}
+        cost = {"seconds": result.seconds, "memory_mb": result.memory_mb, "machine": _machine()}
         held.setdefault(result.name, {})[key] = cost | ({"settings": settings} if settings else {})
     record(notebooks=held)
 
@@ -169,9 +176,13 @@ def needs(name: str) -> str:
     costs = held["notebooks"].get(name, {})
     (book,) = [book for book in notebooks.discover() if book.name == name]
     if book.preset:
-        parts = [f"`{p}` {_cost(costs[p])}" for p in book.presets if p in costs]
+        parts = [f"`{p}` {_cost(costs[p], held['machine'])}" for p in book.presets if p in costs]
     else:
-        parts = [f"{_cost(costs['any'])}, no pretrained model"] if "any" in costs else []
+        parts = (
+            [f"{_cost(costs['any'], held['machine'])}, no pretrained model"]
+            if "any" in costs
+            else []
+        )
     parts = parts or ["not measured yet"]
     return (
         f"**Reading time:** about {_minutes(book)} minutes. **Measured time and peak"
@@ -184,25 +195,26 @@ def _minutes(book: notebooks.Notebook) -> int:
     return round(reading.minutes(files.table(book.path, files.COMMITTED, {"cells": list})["cells"]))
 
 
-def _cost(cost: dict) -> str:
-    settings = ", ".join(f"{name} {value}" for name, value in cost.get("settings", {}).items())
-    return (
-        f"{cost['seconds']:.0f} s, {cost['memory_mb'] / 1000:.2f}"
-        f" GB{f' ({settings})' * bool(settings)}"
-    )
+def _cost(cost: dict, machine: str) -> str:
+    """A cost in words, with its settings, and its machine where this is another one."""
+    told = [f"{name} {value}" for name, value in cost.get("settings", {}).items()]
+    told += [f"on {cost['machine']}"] * (cost.get("machine", machine) != machine)
+    end = f" ({', '.join(told)})" if told else ""
+    return f"{cost['seconds']:.0f} s, {cost['memory_mb'] / 1000:.2f} GB{end}"
 
 
 def map_table() -> str:
     """All notebooks with links, minutes to read, measured time and memory of each way to run."""
-    held = measured()["notebooks"]
+    found = measured()
+    held, machine = found["notebooks"], found["machine"]
     lines = ["| notebook | minutes to read | measured time and peak memory |", "|---|---|---|"]
     for book in notebooks.discover():
         costs = held.get(book.name, {})
         known = [p for p in ("any", *presets.PRESETS) if p in costs]
-        said = [("" if p == "any" else f"`{p}` ") + _cost(costs[p]) for p in known]
+        said = [("" if p == "any" else f"`{p}` ") + _cost(costs[p], machine) for p in known]
         link = f"[{book.name}]({book.name}.ipynb): {book.title}"
         lines.append(f"| {link} | {_minutes(book)} | {'; '.join(said)} |")
-    return "\n".join([*lines, "", f"Measured on {measured()['machine']}."])
+    return "\n".join([*lines, "", f"Measured on {machine}."])
 
 
 COMMANDS = {

@@ -73,8 +73,7 @@ def _claims(rows: list[ledger.Row]) -> list[str]:
         lines = []
         for row in (row for row in rows if row.claim == claim):
             rule = tests[claim, row.test]
-            numbers = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}] {row.unit}"
-            numbers = "no question has it" if math.isnan(row.estimate) else numbers
+            numbers = row.numbers(3) if row.has_value else "no question has it"
             name = f"{rule['label']} ({claim}.{row.test})" + ("" if row.decisive else ", beside")
             lines.append((name, row.control, ledger.wanted(rule), numbers, row.count, row.said))
         found += [f"<h2>{_text(ledger.claims()[claim]['title'])}</h2>", _table(_HEADS, lines)]

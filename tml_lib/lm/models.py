@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tml_lib import checks, files
 from tml_lib.lm import converting, fetching, folders, thinking
-from tml_lib.lm.answers import INSTRUCTION, chat_prompt
+from tml_lib.lm.answers import ANSWER_TEMPLATE, INSTRUCTION, chat_prompt
 from tml_lib.lm.placed import device_of
 from tml_lib.lm.presets import (
     EMBEDDED_FILE,
@@ -102,6 +102,10 @@ class LanguageModel:
         """The trajectory in what the model wrote: all of it, or what stands within the marks."""
         return thinking.split(text, self.tokenizer)[0] if self.thinking else text
 
+    def unanswered(self, text: str) -> str:
+        """The trajectory up to where it gives its answer in the kit's template."""
+        return self.thoughts(text).partition(ANSWER_TEMPLATE.strip())[0].strip()
+
     def asked(self, think: bool) -> LanguageModel:
         """The same model, asked to think or not to, by its template's switch or RaML's sentence.
 
@@ -170,12 +174,13 @@ def local_folder(name: str, dtype: torch.dtype) -> Path | None:
     return fetched_folder(name, dtype) if name in fetching.known() else None
 
 
-def prepare(preset_name: str) -> None:
-    """Convert a preset's model where that is still to be done, so that several processes find it
-    made; raises FileNotFoundError where it has to be installed or fetched first.
+def prepare(preset_name: str, model: str = "") -> None:
+    """Convert a preset's model, or another one at that preset, where that is still to be done, so
+    that several processes find it made; raises FileNotFoundError where it has to be installed or
+    fetched first.
     """
     chosen = preset(preset_name)
-    local_folder(chosen.model, getattr(torch, chosen.dtype_on()))
+    local_folder(model or chosen.model, getattr(torch, chosen.dtype_on()))
 
 
 def embedded_folder() -> Path:

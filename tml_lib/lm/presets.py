@@ -113,9 +113,12 @@ def is_replayed(scale: str, model: str) -> bool:
     return (scale, model) in REPLAYED and (weights is None or weights.gguf.is_file())
 
 
-def is_converted(model: str) -> bool:
-    """Whether a preset's model is converted from a GGUF file before its first use."""
-    return model == "embedded" or model in fetching.known()
+def is_converted(preset_name: str, model: str = "") -> bool:
+    """Whether a preset's model, or another one at that preset, is converted from a GGUF file before
+    its first use.
+    """
+    chosen = model or preset(preset_name).model
+    return chosen == "embedded" or chosen in fetching.known()
 
 
 def embedded_gguf() -> Path | None:

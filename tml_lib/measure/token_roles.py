@@ -20,7 +20,7 @@ import numpy as np
 from tml_lib.data import gsm, programs
 from tml_lib.data.gsm import Reflecting
 from tml_lib.lm import sampling
-from tml_lib.lm.answers import ANSWER_TEMPLATE, Encoded, encode
+from tml_lib.lm.answers import Encoded, encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.answer_rows import answer_nll, batched
 from tml_lib.measure.probe import probe
@@ -247,7 +247,7 @@ def own_rows(
     settings = {"temperature": temperature, "max_new_tokens": most_tokens, "batch_size": 32}
     written = sampling.sample(lm, prompts, sampling.row_seeds(seed, len(prompts)), **settings)
     for question, prompt, text in zip(questions, prompts, sampling.texts(lm, written), strict=True):
-        own = lm.thoughts(text).partition(ANSWER_TEMPLATE.strip())[0].strip()
+        own = lm.unanswered(text)
         if own:
             encoded = encode(lm.tokenizer, prompt, own, [question.answer])
             nll = probe(lm, prompt, own, question.answer).answer_nll

@@ -167,24 +167,20 @@ def rl_record(
     run, cut = preferred(cold, seed, rest, peak_lr=rates["dpo"])
     keep("dpo", run.lm, before + time.perf_counter() - began)
     arms["dpo"]["drawn"] = {"cut": cut}
-    few = 0
-    for name, start, count in (
-        ("warm", cold, rest),
-        ("zero", base, steps),
-        ("zero_wall", base, None),
-    ):
-        count = count or few
-        run = rewarded(start, seed, count, peak_lr=rates["warm" if name == "warm" else "zero"])
+
+    def reward(name: str, start: LanguageModel, count: int, rate: float) -> None:
+        """Train an arm by GRPO, keep its curve, and measure it with what its start took."""
+        run = rewarded(start, seed, count, peak_lr=rate)
         curves[name] = logged(run)
-        keep(
-            name,
-            run.lm,
-            run.seconds + (before if name == "warm" else 0.0),
-            steps if name == "warm" else count,
-        )
-        few = max(
-            int(np.searchsorted(curves[name]["seconds"], arms["long"]["seconds"], side="right")), 1
-        )
+        done, spent = (cold_steps, before) if start is cold else (0, 0.0)
+        keep(name, run.lm, spent + run.seconds, done + count)
+
+    reward("warm", cold, rest, rates["warm"])
+    reward("zero", base, steps, rates["zero"])
+    # as many steps of `zero` as end within the time of SFT on long trajectories
+    ended = curves["zero"]["seconds"]
+    few = int(np.searchsorted(ended, arms["long"]["seconds"], side="right"))
+    reward("zero_wall", base, max(few, 1), rates["zero"])
     return {"arms": arms, "curves": curves}
 
 

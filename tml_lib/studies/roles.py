@@ -117,8 +117,7 @@ def cut_values(
     prompts = [lm.prompt(question.text) for question in asked]
     how = {"temperature": 0, "max_new_tokens": max_tokens, "batch_size": 32}
     written = sampling.sample(lm, prompts, [0] * len(prompts), **how)
-    thoughts = [lm.thoughts(text) for text in sampling.texts(lm, written)]
-    texts = [text.partition(ANSWER_TEMPLATE.strip())[0].strip() for text in thoughts]
+    texts = [lm.unanswered(text) for text in sampling.texts(lm, written)]
     others = gsm.gsm_symbolic(64, seed)
     foreign = [
         gsm.foreign(q, others, seed).text[: len(text)] for q, text in zip(asked, texts, strict=True)

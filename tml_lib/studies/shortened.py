@@ -21,7 +21,7 @@ import numpy as np
 
 from tml_lib.data import gsm, programs
 from tml_lib.lm import models, sampling
-from tml_lib.lm.answers import ANSWER_TEMPLATE, extract, grade
+from tml_lib.lm.answers import extract, grade
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Question
 from tml_lib.studies import efficiency, engine, lora, trajectories
@@ -177,7 +177,7 @@ def text_ways(
 
 def own_text(lm: LanguageModel, text: str) -> str:
     """What a model thought, up to where it gives its answer in the kit's template."""
-    return lm.thoughts(text).partition(ANSWER_TEMPLATE.strip())[0].strip()
+    return lm.unanswered(text)
 
 
 def summaries(

@@ -289,12 +289,17 @@ def _run(options) -> int:
     if options.resume:
         options.out, books, given = notebooks.resumed(options.notebook, given)
     settings = notebooks.check_given(books, given)
-    for name in {settings[book.name].get("preset", book.preset) for book in books} - {""}:
-        if presets.is_converted(presets.preset(name).model):
+    used = {
+        (own.get("preset", book.preset), own.get("model", ""))
+        for book in books
+        for own in [settings[book.name]]
+    }
+    for name, model in used:
+        if name and presets.is_converted(name, model):
             from tml_lib.lm import models
 
             # converted here once rather than by two notebooks at the same time
-            models.prepare(name)
+            models.prepare(name, model)
     out = options.out = options.out or notebooks.new_run(books, given)
     print(f"{len(books)} notebooks into {_short(out)}", file=sys.stderr)
     results = notebooks.run(books, settings, out, jobs=options.jobs)

@@ -133,10 +133,10 @@ def _book(start: object) -> tuple[dict, dict[str, str], Callable[[dict], None]]:
 
     def check(parameters: dict) -> None:
         notebooks.check_given([book], parameters)
-        name = parameters.get("preset", book.preset)
-        if name and presets.is_converted(presets.preset(name).model):
+        name, model = parameters.get("preset", book.preset), parameters.get("model", "")
+        if name and presets.is_converted(name, model):
             # converted here once rather than by several runs at the same time
-            models.prepare(name)
+            models.prepare(name, model)
 
     cells = [
         cell.source

@@ -30,6 +30,7 @@ def run(options) -> int:
     ]
     if options.record:
         wanted = _with_record(wanted, options.record, within)
+    nothing = []
     for k, path in enumerate(wanted):
         began, study = time.perf_counter(), ledger.read_evidence(path)["study"]
         found = replay.verify(
@@ -40,6 +41,7 @@ def run(options) -> int:
             within=within,
             record=options.record,
         )
+        before = len(checks)
         try:
             checks += found
         except KeyboardInterrupt:
@@ -48,12 +50,19 @@ def run(options) -> int:
             )
             _show(checks, options.json)
             raise
+        nothing += [path.name] * (len(checks) == before)
         seconds = time.perf_counter() - began
         print(
             f"{k + 1} of {len(wanted)}: {path.name} in {seconds:.0f} s", file=sys.stderr, flush=True
         )
     _show(checks, options.json)
-    return 0 if all(check.ok for check in checks) else 1
+    if nothing:
+        print(
+            f"nothing was compared in {', '.join(nothing)}: its model is not here (see `python -m"
+            " tml_lib fetch --list`), or no replay is that short",
+            file=sys.stderr,
+        )
+    return 0 if checks and all(check.ok for check in checks) else 1
 
 
 def _with_record(paths: list[Path], record: str, within: float) -> list[Path]:
