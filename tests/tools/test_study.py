@@ -215,6 +215,18 @@ def test_cut_samples_and_their_writer_are_carried_over(command, tmp_path):
         trajectories.samples_of(kept, asked[::-1])
 
 
+def test_the_reference_lists_every_subject_with_its_claims_and_options():
+    text = (notebooks.folder() / "README.md").read_text(encoding="utf8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+ \| [^|]+) \|$", text, re.MULTILINE))
+    for name, subject in study.SUBJECTS.items():
+        claims, options = rows[name].split(" | ")
+        assert set(re.findall(r"C\d+\w*", claims)) == set(subject.claims)
+        told = {
+            word.removeprefix("--").replace("-", "_") for word in re.findall(r"--[\w-]+", options)
+        }
+        assert told == set(subject.options), name
+
+
 def test_all_layers_are_exact_in_float64(command, tmp_path, monkeypatch):
     held = lora.models.load("small")
     wide = LanguageModel(updates.wide_copy(held.model), held.tokenizer, held.name)
