@@ -319,8 +319,8 @@ def _rounded(values) -> list[float]:
 
 
 def estimands(exact: dict[str, float], record: dict) -> dict[str, float]:
-    """The estimands of C11, C11g and C11t for one question, NaN where its conditions lack
-    (claims.toml says what each is).
+    """The estimands of C11, C11g and C11t for one question (claims.toml says what each is), NaN
+    where its conditions lack; those of all layers only where they were measured.
     """
     gold, ends = record["steps"]["gold"], record["ends"]
     drop, norm = np.array(gold["drop"]), np.array(gold["norm"])
@@ -328,7 +328,6 @@ def estimands(exact: dict[str, float], record: dict) -> dict[str, float]:
     total = float(np.nansum(gold["best_gradient_drop"]))
     values = {
         "C11.exact": _log10(exact["last"]),
-        "C11.exact_all": _log10(exact.get("all", math.nan)),
         "C11.size": record["size"],
         "C11.rank": record["rank"] / record["answer_tokens"],
         "C11.content": record["content"],
@@ -349,8 +348,6 @@ def estimands(exact: dict[str, float], record: dict) -> dict[str, float]:
         over = math.nan if held is None else _mean_until(gold, ours) - _mean_until(held, theirs)
         values[f"C11g.over_{kind}"] = over
     last = record["losses"]["last"]
-    missing = dict.fromkeys(last, dict.fromkeys(("own", "same", "other"), math.nan))
-    whole = record["losses"].get("all", missing)
     values |= {
         "C11t.same": last["theta"]["same"] - last["gold"]["same"],
         "C11t.over_foreign": last["foreign"]["same"] - last["gold"]["same"],
@@ -361,11 +358,16 @@ def estimands(exact: dict[str, float], record: dict) -> dict[str, float]:
         "C11t.over_gradient": last["gradient"]["same"] - last["gold"]["same"],
         "C11t.over_best_gradient": last["best_gradient"]["same"] - last["gold"]["same"],
         "C11t.over_matched_gradient": last["matched_gradient"]["same"] - last["gold"]["same"],
-        "C11t.over_matched_gradient_all": whole["matched_gradient"]["same"] - whole["gold"]["same"],
-        "C11t.same_all": whole["theta"]["same"] - whole["gold"]["same"],
-        "C11t.over_foreign_all": whole["foreign"]["same"] - whole["gold"]["same"],
-        "C11t.over_best_gradient_all": whole["best_gradient"]["same"] - whole["gold"]["same"],
     }
+    if "all" in exact:
+        values["C11.exact_all"] = _log10(exact["all"])
+    if whole := record["losses"].get("all"):
+        others = {"same": "theta", "over_foreign": "foreign"}
+        others |= {f"over_{kind}": kind for kind in ("best_gradient", "matched_gradient")}
+        values |= {
+            f"C11t.{test}_all": whole[under]["same"] - whole["gold"]["same"]
+            for test, under in others.items()
+        }
     return {name: float(number) for name, number in values.items()}
 
 
