@@ -9,9 +9,11 @@ out of date. Links to Colab and Binder appear once the owner is known.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from tml_lib import files, runtime
@@ -198,7 +200,8 @@ def _minutes(book: notebooks.Notebook) -> int:
 def _cost(cost: dict, machine: str) -> str:
     """A cost in words, with its settings, and its machine where this is another one."""
     told = [f"{name} {value}" for name, value in cost.get("settings", {}).items()]
-    told += [f"on {cost['machine']}"] * (cost.get("machine", machine) != machine)
+    own = cost.get("machine", machine)
+    told += [f"on {own}"] * (own != machine)
     end = f" ({', '.join(told)})" if told else ""
     return f"{cost['seconds']:.0f} s, {cost['memory_mb'] / 1000:.2f} GB{end}"
 
@@ -276,9 +279,9 @@ def ways_table() -> str:
     return "\n".join([*lines, "", f"{total} classes of transformers {held['transformers']}."])
 
 
-def ledger_table() -> str:
+def ledger_table(table: list[ledger.Row] | None = None) -> str:
     """Verdicts from the stored evidence: a row per claim that has one, a column per scale."""
-    found = {(item.claim, item.scale): item.verdict for item in report.settled(_stored())}
+    found = {(item.claim, item.scale): item.verdict for item in report.settled(table or _stored())}
     scales, asked = report.ordered(scale for _, scale in found), {claim for claim, _ in found}
     lines = [
         f"| claim | {' | '.join(f'`{scale}`' for scale in scales)} |",
@@ -298,15 +301,15 @@ def _stored() -> list[ledger.Row]:
     return ledger.rows([notebooks.stored_evidence()])
 
 
-def _render(name: str, notebook: str) -> str:
+def _render(name: str, notebook: str, stored: Callable[[], list[ledger.Row]]) -> str:
     blocks = {
         "map": map_table,
         "commands": commands_table,
         "bench": bench_table,
         "ways": ways_table,
-        "ledger": ledger_table,
+        "ledger": lambda: ledger_table(stored()),
         "lessons": lessons,
-        "findings": lambda: findings.text(_stored()),
+        "findings": lambda: findings.text(stored()),
     }
     if name == "needs":
         return needs(notebook)
@@ -317,11 +320,15 @@ def _render(name: str, notebook: str) -> str:
     return blocks[name]()
 
 
-def renew(text: str, notebook: str = "README") -> str:
-    """The text with its generated blocks made anew; README links point into notebooks/."""
+def renew(
+    text: str, notebook: str = "README", stored: Callable[[], list[ledger.Row]] = _stored
+) -> str:
+    """The text with its generated blocks made anew; README links point into notebooks/. stored: the
+    ledger's rows, asked for where a block needs them.
+    """
 
     def replace(match: re.Match) -> str:
-        body = _render(match[2], notebook)
+        body = _render(match[2], notebook, stored)
         body = (
             body
             if notebook != "README"
@@ -338,24 +345,24 @@ def outdated(*, write: bool = False) -> list[Path]:
     """
     import nbformat
 
-    changed = []
+    changed, stored = [], functools.cache(_stored)
     root = runtime.project_root()
     pages = {"README": root / "README.md", "reference": root / "notebooks" / "README.md"}
     for name, page in pages.items():
-        if (new := renew(old := files.text(page, files.COMMITTED), name)) != old:
+        if (new := renew(old := files.text(page, files.COMMITTED), name, stored)) != old:
             changed.append((page, new))
     for book in notebooks.discover():
         old = files.text(book.path, files.COMMITTED)
         content = files.notebook(book.path, files.COMMITTED)
         for cell in content.cells:
             if cell.cell_type == "markdown":
-                cell.source = renew(cell.source, book.name)
+                cell.source = renew(cell.source, book.name, stored)
             elif "setup" in cell.metadata.get("tags", []):
                 cell.source = setup_cell()
         if (new := nbformat.writes(content) + "\n") != old:
             changed.append((book.path, new))
     for name in pictures.SHOWN:
-        path, table = notebooks.folder() / name, _stored()
+        path, table = notebooks.folder() / name, stored()
         if not path.is_file() or pictures.digest(name, table) not in files.text(
             path, files.COMMITTED
         ):
