@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 
 import pytest
@@ -189,6 +190,8 @@ def test_only_what_holds_a_models_own_samples_is_read(command, tmp_path, capsys)
         assert command("trajectories", "--trajectories-of", place) == 2
         assert "and trajectories reads that of material or trajectories" in capsys.readouterr().err
     place = str(stored / "trajectories.small.json")
+    told = study._told(stored / "trajectories.small.json", "trajectories")
+    assert told == {"seed": 1, "data": "", "samples": 2}
     assert command("strides", "--trajectories-of", place) == 2
     assert "and strides reads that of material:" in capsys.readouterr().err
     place = str(stored / "material.medium.json")
@@ -225,6 +228,17 @@ def test_the_reference_lists_every_subject_with_its_claims_and_options():
             word.removeprefix("--").replace("-", "_") for word in re.findall(r"--[\w-]+", options)
         }
         assert told == set(subject.options), name
+
+
+def test_the_commands_of_stored_evidence_are_commands_still():
+    found = [ledger.read_evidence(path) for path in notebooks.stored_evidence().glob("*.json")]
+    words = [shlex.split(one["command"])[3:] for one in found]
+    asked = [command for command in words if command[0] == "study"]
+    assert len(asked) > 4
+    for command in asked:
+        options = cli._parser().parse_args(command)
+        study._check(options, study.SUBJECTS[options.subject])
+        assert options.max_tokens
 
 
 def test_all_layers_are_exact_in_float64(command, tmp_path, monkeypatch):

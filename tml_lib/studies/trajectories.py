@@ -585,5 +585,5 @@ def write_evidence(
     as `study` takes it.
     """
     templates = [question.template for question in questions]
-    more = {"settings": {"asked": engine.digest_of(questions)} | settings, "templates": templates}
+    more = {"settings": settings, "templates": templates}
     return (of or STUDY).write(made, folder, command=command, scale=scale, **more)

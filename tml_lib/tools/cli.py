@@ -289,12 +289,8 @@ def _run(options) -> int:
     if options.resume:
         options.out, books, given = notebooks.resumed(options.notebook, given)
     settings = notebooks.check_given(books, given)
-    used = {
-        (own.get("preset", book.preset), own.get("model", ""))
-        for book in books
-        for own in [settings[book.name]]
-    }
-    for name, model in used:
+    own = [{"preset": book.preset, "model": ""} | settings[book.name] for book in books]
+    for name, model in {(one["preset"], one["model"]) for one in own}:
         if name and presets.is_converted(name, model):
             from tml_lib.lm import models
 

@@ -296,7 +296,8 @@ def _told(path: Path, subject: str) -> dict:
     settings = evidence["settings"]
     samples = settings["samples" if evidence["study"] == "material" else "tries"]
     told = {"seed": settings["seed"], "data": settings.get("data", ""), "samples": samples}
-    return told | {"max_tokens": settings["max_tokens"]}
+    limit = settings.get("max_tokens")  # older evidence does not say it
+    return told if limit is None else told | {"max_tokens": limit}
 
 
 def _fill(options, subject: Subject, told: dict) -> None:
