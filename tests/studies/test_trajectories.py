@@ -5,6 +5,7 @@ interruption.
 import copy
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -271,6 +272,8 @@ def nan_names(values):
         ("sampled", {"C2.sampled_trend", "C2.sampled_fall", "C2.pair"}),
         ("own_right", OWN),
         ("foreign_own", {"C1.own_content"}),
+        ("foreign", {"C1.trend_over_foreign", "C1.content", "C2.corrupted_over_foreign"}),
+        ("copying", {"C1.copying"}),
         ("corrupted", CORRUPTED),
     ],
 )
@@ -298,6 +301,25 @@ def test_foreign_text_that_is_shorter_is_read_at_its_end():
 def test_gold_that_never_states_the_answer_counts_whole():
     gold = {"right": held([0, 2, 4, 5], [4.0, 3.0, 2.5, 0.5], shuffled_end=2)}
     assert trajectories.estimands(record(gold=gold), stride=2)["C1.unstated"] == pytest.approx(3.5)
+
+
+def test_only_the_first_questions_have_the_controls_where_so_many_are_said(tiny_lm, questions):
+    suited = [q for q in questions if gsm.corrupt(q) and gsm.shuffle_steps(q)][:3]
+    wrong = Trajectory("It is \\boxed{1}.", "sampled", "1", False)
+    written = [replace(_own(question, wrong), foreign=None) for question in suited]
+    how = {"lm": tiny_lm, "seed": 0, "stride": 50, "tries": 0, "max_tokens": 9}
+    group = (4, suited, written)  # the fifth to seventh question of a study
+    whole = trajectories.group_record(group, None, **how)
+    found = trajectories.group_record(group, None, **how, controls=6)
+    assert found[:2] == whole[:2]
+    assert {*trajectories.CONTROLS} <= {*found[0]["curves"]}
+    kinds = ["gold", "corrupted", "own_right", "sampled"]
+    assert list(found[2]["curves"]) == kinds
+    for kind in kinds[1:]:
+        assert found[2]["curves"][kind] == whole[2]["curves"][kind]
+    values = trajectories.estimands(found[2], 50)
+    missing = {"C1.trend_over_foreign", "C1.content", "C1.copying", "C1.order", "C1.own_content"}
+    assert nan_names(values) - {"C2.corrupted_over_foreign", *CORRUPTED} == missing
 
 
 def test_study_values_are_one_seed_of_questions():

@@ -134,6 +134,15 @@ def test_a_models_own_samples_are_read_again_from_its_evidence(command, tmp_path
     assert ["sampled" in curves for curves in record["curves"]] == [True, False]
 
 
+def test_controls_are_left_out_where_so_many_are_said(command, tmp_path):
+    assert command("trajectories", "--n", "2", "--controls", "1") == 0
+    record = ledger.read_evidence(tmp_path / "trajectories.small.json")
+    assert record["settings"]["controls"] == 1
+    assert ["copying" in curves for curves in record["curves"]] == [True, False]
+    assert record["values"]["C1.copying"][0][1] is None
+    assert (tmp_path / "trajectories.html").is_file()
+
+
 def test_another_models_samples_are_another_question(command, tmp_path):
     """What another model wrote is not the reader's own: T1 is asked, and not C1."""
     command("trajectories", "--n", "2")

@@ -31,6 +31,18 @@ _STRANGERS = 64  # questions from which the trajectories of other questions are 
 # compared with another over as many tokens
 _BESIDE = {"foreign": "gold", "sampled": "own_right", "foreign_own": "own_right"}
 TEXTS = ("sampled", "own_right")  # of the model's own, which evidence keeps
+KINDS = (
+    "gold",
+    "corrupted",
+    "own_right",
+    "sampled",
+    "foreign",
+    "shuffled",
+    "copying",
+    "foreign_own",
+)
+# what tells reasoning from length, order and copying; as costly together as all the rest
+CONTROLS = ("foreign", "shuffled", "copying", "foreign_own")
 _GROUP = 8  # questions sampled together, and so lost at most when a run is interrupted
 
 
@@ -313,18 +325,24 @@ def group_record(
     tries: int,
     max_tokens: int,
     kinds: Sequence[str] = (),
+    controls: int | None = None,
 ) -> list[dict]:
     """The `question_record`s of a group of questions, of which the first has the place group[0].
     The model samples `tries` trajectories a question, unless samples are given.
+
+    controls: questions, from the first one of the study on, that have the CONTROLS too; None: all.
     """
     start, questions, given = group
     how = {"seed": seed + start, "tries": tries, "max_tokens": max_tokens}
     written = own_samples(lm, questions, **how) if given is None else given
     written = with_foreign(questions, written)
-    return [
-        question_record(lm, question, own, seed=seed, stride=stride, kinds=kinds)
-        for question, own in zip(questions, written, strict=True)
-    ]
+    few = [kind for kind in kinds or KINDS if kind not in CONTROLS]
+    found = []
+    for place, (question, own) in enumerate(zip(questions, written, strict=True), start):
+        chosen = kinds if controls is None or place < controls else few
+        how = {"seed": seed, "stride": stride, "kinds": chosen}
+        found.append(question_record(lm, question, own, **how))
+    return found
 
 
 def _plain(curves: dict[str, ProbeCurve]) -> dict[str, dict]:
@@ -425,16 +443,15 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
     end = gold.unstated
     along, along_own = alone(gold, stride), alone(own_right, stride)
     unstated = along["unstated"]
-    foreign_fall = foreign.answer_nll[0] - foreign.at(min(end, foreign.length))
     values = {
         "C1.trend": along["trend"],
         "C1.trend_unstated": along["trend_unstated"],
-        "C1.trend_over_foreign": along["trend_unstated"] - _trend(_until(foreign, end), stride),
+        "C1.trend_over_foreign": math.nan,
         "C1.fall": gold.fall,
         "C1.unstated": unstated,
-        "C1.content": unstated - foreign_fall,
+        "C1.content": math.nan,
         "C1.order": math.nan,
-        "C1.copying": gold.fall - copying.fall,
+        "C1.copying": gold.fall - copying.fall if copying else math.nan,
         "C1.own_trend": along_own["trend"],
         "C1.own_trend_unstated": along_own["trend_unstated"],
         "C1.own_unstated": along_own["unstated"],
@@ -448,6 +465,11 @@ def estimands(record: dict, stride: int) -> dict[str, float]:
         "C2.own_answer": math.nan,
         "C2.pair": fall_beside(own_right, sampled),
     }
+    if foreign is not None:
+        drift = _trend(_until(foreign, end), stride)
+        foreign_fall = foreign.answer_nll[0] - foreign.at(min(end, foreign.length))
+        values["C1.trend_over_foreign"] = along["trend_unstated"] - drift
+        values["C1.content"] = unstated - foreign_fall
     if shuffled is not None:
         in_order, in_disorder = gold.meta["shuffled_end"], shuffled.meta["shuffled_end"]
         values["C1.order"] = shuffled.at(in_disorder) - gold.at(in_order)
@@ -498,8 +520,10 @@ def _trend(curve: ProbeCurve | None, stride: int) -> float:
 # --- the study ------------------------------------------------------------------------------------
 
 
-def record_again(evidence: dict, place: int, kinds: Sequence[str] = ()) -> dict:
-    """A question's record from the texts that evidence keeps of it and of its group."""
+def record_again(evidence: dict, place: int) -> dict:
+    """A question's record from the texts that evidence keeps of it and of its group, under the
+    conditions that it has there.
+    """
     settings, start = evidence["settings"], place - place % _GROUP
     lm = lora.replayed(settings["model"])
     asked = study_questions(settings["n_questions"], settings["seed"])[start : start + _GROUP]
@@ -509,7 +533,8 @@ def record_again(evidence: dict, place: int, kinds: Sequence[str] = ()) -> dict:
         for question, held in zip(asked, zip(*texts, strict=True), strict=bool(texts))
     ]
     own = with_foreign(asked, found)[place - start] if found else Own()
-    how = {"seed": settings["seed"], "stride": settings["stride"], "kinds": kinds}
+    how = {"seed": settings["seed"], "stride": settings["stride"]}
+    how["kinds"] = tuple(evidence["curves"][place])
     return question_record(lm, asked[place - start], own, **how)
 
 

@@ -35,7 +35,7 @@ def estimands(record: dict) -> dict[str, float]:
 
 
 def _again(evidence: dict, place: int) -> dict[str, float]:
-    return estimands(trajectories.record_again(evidence, place, KINDS))
+    return estimands(trajectories.record_again(evidence, place))
 
 
 STUDY = dataclasses.replace(

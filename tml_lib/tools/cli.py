@@ -246,6 +246,13 @@ def _study_parser(commands) -> None:
     one.add_argument("--seed", type=int, help="which questions (default 0)")
     one.add_argument("--stride", type=_count, help="probe every so many tokens (default 4)")
     one.add_argument(
+        "--controls",
+        type=functools.partial(_count, least=0),
+        metavar="K",
+        help="trajectories: the first K questions have the controls, half of the cost (default:"
+        " all)",
+    )
+    one.add_argument(
         "--every",
         type=functools.partial(_count, least=0),
         metavar="K",

@@ -35,6 +35,7 @@ def _trajectories(lm, options, folder: Path, said: dict) -> Path:
 
     how = {"seed": options.seed, "stride": options.stride, "tries": options.samples}
     how |= {"max_tokens": options.max_tokens}
+    how |= {} if options.controls is None else {"controls": options.controls}
     if options.trajectories_of is None:
         asked = trajectories.chosen_questions(options.data, options.n, options.seed)
         settings = how | {"data": options.data} | engine.said_of(lm, asked)
@@ -152,7 +153,7 @@ SUBJECTS = {
         " taken over questions. Where another model wrote the samples, the question is whether its"
         " trajectories lead this model to the answer too.",
         _trajectories,
-        _SAMPLES | {"stride": 4, "trajectories_of": None},
+        _SAMPLES | {"stride": 4, "trajectories_of": None, "controls": None},
         ("C1", "C2"),
     ),
     "roles": Subject(
