@@ -25,7 +25,7 @@ ONLY_IN = {
         "train/dpo.py",
         "train/grpo.py",
         "train/grpo_trainer.py",
-        "tools/bench.py",
+        "tools/bench/outer_loops.py",
     },
     # implicit: writes an adapter
     "peft": {"lm/adapters.py", "train/sft.py", "train/dpo.py", "measure/implicit.py"},
