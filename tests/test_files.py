@@ -16,7 +16,7 @@ import torch
 from tml_lib import files, parameters
 from tml_lib.claims import ledger
 from tml_lib.data import hub, tiny
-from tml_lib.lessons import generated, notebooks
+from tml_lib.lessons import generated, notebooks, run_folders
 from tml_lib.lm import adapters, models, quantised
 from tml_lib.lm.models import LanguageModel
 from tml_lib.studies import engine, published
@@ -106,12 +106,12 @@ READERS = {
     "a study's checkpoint": (checkpoint_path, checkpoint, "delete it, and its records are made"),
     "a run's state": (
         state_path,
-        lambda p: notebooks._finished(p.parent.parent, "05_a", {}),
+        lambda p: run_folders.finished(p.parent.parent, "05_a", {}),
         "delete it, and `run --resume` executes the notebook again",
     ),
     "what a run was begun with": (
         lambda f: f / "run.json",
-        lambda p: notebooks.begun_with(p.parent),
+        lambda p: run_folders.begun_with(p.parent),
         "start a new run, without --resume",
     ),
     "a notebook": (lambda f: f / "05_a.ipynb", notebooks._describe, "back from git"),

@@ -9,11 +9,11 @@ import pytest
 from bs4 import BeautifulSoup
 
 from tml_lib.claims import ledger
-from tml_lib.lessons import explorer, names, notebooks
+from tml_lib.lessons import explorer, names, notebooks, outputs
 from tml_lib.lm.answers import encode
 from tml_lib.measure.probe import probe
 from tml_lib.records import Trajectory
-from tml_lib.studies import trajectories
+from tml_lib.studies import own_trajectories, trajectories
 from tml_lib.tools import cli
 
 BAD = "</script><script>window.hit=1</script><!--<img src=x onerror=window.hit=1> & $x$"
@@ -26,7 +26,7 @@ def question():
 
 @pytest.fixture(scope="module")
 def texts(tiny_lm, question):
-    own = trajectories.Own(
+    own = own_trajectories.Own(
         Trajectory("It is 8.", "own_right", question.answer, True),
         Trajectory(f"It is 17. {BAD}", "sampled", "17", False),
     )
@@ -169,11 +169,11 @@ def test_the_box_probes_what_is_written_and_says_what_is_wrong(tiny_lm, view, mo
 def test_pages_show_the_kits_own_view_and_no_other_html(view):
     bundle = view._repr_mimebundle_()
     data = {**bundle, "text/html": "<b>not ours</b>"}
-    notebooks.make_harmless(data)
+    outputs.make_harmless(data)
     assert data["text/html"] == bundle["text/html"]
     for other in ({"conditions": []}, [], None, {"conditions": [{"kind": BAD}]}):
         data = {explorer.MIME: other, "text/html": "<b>not ours</b>", "text/plain": "x"}
-        notebooks.make_harmless(data)
+        outputs.make_harmless(data)
         assert "text/html" not in data
 
 

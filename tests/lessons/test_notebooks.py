@@ -28,7 +28,7 @@ from outside import TEXT, live_comes_first, unboxed
 from tml_lib import runtime
 from tml_lib.claims import ledger
 from tml_lib.data import hub
-from tml_lib.lessons import generated, notebooks
+from tml_lib.lessons import execution, generated, notebooks, outputs, run_folders, run_pages
 from tml_lib.lm import models
 from tml_lib.studies import lora, rl, supervised, toy_maml, written_descent
 from tml_lib.tools import cli
@@ -75,7 +75,7 @@ OTHERS = [book for book in BOOKS if book.number not in GPU_CASES]
 @pytest.mark.parametrize("book", OTHERS, ids=lambda book: book.name)
 def test_executes_with_its_small_parameters(book, tmp_path):
     (tmp_path / "evidence").mkdir()
-    (result,) = notebooks.run([book], notebooks.check_given([book], SMALL[book.name]), tmp_path)
+    (result,) = execution.run([book], notebooks.check_given([book], SMALL[book.name]), tmp_path)
     assert result.ok, result.message
     assert result.memory_mb > 100
     assert "<html" in (tmp_path / f"{book.name}.html").read_text()
@@ -100,7 +100,7 @@ def test_the_gpu_preset_runs_the_same_cells(start, tmp_path, lm, monkeypatch):
     if data := settings.get("data", ""):
         given["data"] = f"{data}={hub.fixture(data, tmp_path / data)}"
     book = next(b for b in BOOKS if b.name.startswith(start))
-    (result,) = notebooks.run([book], notebooks.check_given([book], given), tmp_path)
+    (result,) = execution.run([book], notebooks.check_given([book], given), tmp_path)
     assert result.ok, result.message
     if start in TEXT:
         executed = nbformat.read(tmp_path / f"{book.name}.ipynb", as_version=4).cells
@@ -284,7 +284,7 @@ def test_costs_are_kept_under_the_preset_that_was_run(monkeypatch):
     settings = {"02": {}, "05a": {"seed": 3}, "01a": {"preset": "gpu"}}
     generated.record_notebooks(
         [
-            notebooks.Result(names[k].name, True, 1.0, 2.0, parameters)
+            run_folders.Result(names[k].name, True, 1.0, 2.0, parameters)
             for k, parameters in settings.items()
         ]
     )
@@ -418,16 +418,16 @@ def test_an_interrupted_run_keeps_what_finished_and_resumes(
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        notebooks.run(tiny_books, slow, out, jobs=2)
+        execution.run(tiny_books, slow, out, jobs=2)
     kept = (out / "00_quick.ipynb").read_bytes()
     assert not (out / "01_slow.ipynb").exists()
     executed = []
-    real = notebooks._execute
+    real = execution._execute
     monkeypatch.setattr(
-        notebooks, "_execute", lambda book, *rest: executed.append(book.name) or real(book, *rest)
+        execution, "_execute", lambda book, *rest: executed.append(book.name) or real(book, *rest)
     )
     # the quick one's parameters are the same; the slow one is told not to wait this time
-    results = notebooks.run(tiny_books, slow | {"01_slow": {"wait": 0}}, out, jobs=2)
+    results = execution.run(tiny_books, slow | {"01_slow": {"wait": 0}}, out, jobs=2)
     assert executed == ["01_slow"]
     assert all(result.ok for result in results)
     assert (out / "00_quick.ipynb").read_bytes() == kept
@@ -436,11 +436,11 @@ def test_an_interrupted_run_keeps_what_finished_and_resumes(
 TERMINATED = """
 import sys, time
 from pathlib import Path
-from tml_lib.lessons import notebooks
+from tml_lib.lessons import notebooks, run_folders
 from tml_lib.tools import cli
 books, out = map(Path, sys.argv[1:])
 notebooks.folder = lambda: books
-notebooks.new_run = lambda *_: out
+run_folders.new_run = lambda *_: out
 sys.exit(cli.main(["run", "-p", "wait", "120"]))
 """
 
@@ -475,12 +475,12 @@ def test_a_full_disk_is_told_and_the_other_notebooks_finish(tiny_books, tmp_path
 
     monkeypatch.setattr(runtime, "write_text", full)
     settings = notebooks.check_given(tiny_books, {})
-    found = notebooks.run(tiny_books, settings, tmp_path / "run", jobs=1)
+    found = execution.run(tiny_books, settings, tmp_path / "run", jobs=1)
     assert [result.ok for result in found] == [True, False]
     assert found[1].message.startswith("the disk is full: free some space, then")
     monkeypatch.undo()
     assert all(
-        result.ok for result in notebooks.run(tiny_books, settings, tmp_path / "run", jobs=1)
+        result.ok for result in execution.run(tiny_books, settings, tmp_path / "run", jobs=1)
     )
 
 
@@ -496,15 +496,15 @@ def test_a_notebook_cut_short_does_not_hide_why(tmp_path, written, tail, said):
     partial = tmp_path / "05.partial.ipynb"
     if written is not None:
         partial.write_text(written)
-    assert notebooks._explain(partial, tail, 1).startswith(said)
+    assert execution._explain(partial, tail, 1).startswith(said)
 
 
 def test_runs_that_begin_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "project_root", lambda: tmp_path)
     monkeypatch.setattr(time, "strftime", lambda form: "20260101-000000")
-    made = [notebooks.new_run(BOOKS, {}) for _ in range(3)]
+    made = [run_folders.new_run(BOOKS, {}) for _ in range(3)]
     assert len(set(made)) == 3
-    assert notebooks.newest_run() == made[-1]
+    assert run_folders.newest_run() == made[-1]
     assert all((folder / "evidence").is_dir() for folder in made)
 
 
@@ -515,14 +515,14 @@ def test_a_run_is_resumed_with_what_it_was_begun_with(tiny_books, tmp_path, monk
     def execute(book, settings, out, *_):
         executed.append((book.name, settings, out))
         (out / f"{book.name}.ipynb").touch()
-        result = notebooks.Result(book.name, True, 1.0, 1, settings)
+        result = run_folders.Result(book.name, True, 1.0, 1, settings)
         runtime.write_text(out / "state" / f"{book.name}.json", json.dumps(asdict(result)))
         if len(executed) == 1:
             raise KeyboardInterrupt
         return result
 
     tiny_book(notebooks.folder(), "02_other", "print(2)")
-    monkeypatch.setattr(notebooks, "_execute", execute)
+    monkeypatch.setattr(execution, "_execute", execute)
     monkeypatch.setattr(notebooks, "stored_evidence", lambda: tmp_path / "none")
     assert cli.main(["run", "01", "00", "-p", "wait", "3", "--jobs", "1"]) == 130
     (folder,) = (tmp_path / "runs").iterdir()
@@ -546,7 +546,7 @@ def test_an_interrupt_before_a_run_begins_promises_nothing(tmp_path, monkeypatch
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(notebooks, "new_run", interrupt)
+    monkeypatch.setattr(run_folders, "new_run", interrupt)
     assert cli.main(["run", "00"]) == 130
     assert "interrupted; the same command begins anew" in capsys.readouterr().err
 
@@ -555,8 +555,8 @@ def test_the_index_of_a_run_escapes_names_and_messages(tmp_path):
     path = notebooks.stored_evidence() / "published.published.json"
     (tmp_path / "evidence").mkdir()
     (tmp_path / "evidence" / "<img src=x>.json").write_text(path.read_text())
-    bad = notebooks.Result("05_x", False, 1.0, 2, {}, "<script>alert(1)</script>")
-    page = notebooks.write_index(tmp_path, [bad]).read_text()
+    bad = run_folders.Result("05_x", False, 1.0, 2, {}, "<script>alert(1)</script>")
+    page = run_pages.write_index(tmp_path, [bad]).read_text()
     assert "<script>" not in page
     assert "<img" not in page
 
@@ -568,7 +568,7 @@ def test_an_executed_page_runs_nothing_that_a_models_name_holds(tmp_path, monkey
     )
     tiny_book(tmp_path, "00_name", body)
     books = notebooks.discover()
-    (result,) = notebooks.run(books, {"00_name": {}}, tmp_path / "run")
+    (result,) = execution.run(books, {"00_name": {}}, tmp_path / "run")
     page = (tmp_path / "run" / "00_name.html").read_text()
     assert result.ok
     assert not BeautifulSoup(page, "html.parser").find_all("img")
@@ -581,18 +581,18 @@ def test_a_run_in_the_folder_of_another_process_is_told(tiny_books, tmp_path):
         runtime.locked(tmp_path / "run"),
         pytest.raises(ValueError, match=f"run is in use by process {os.getpid()}: wait until it"),
     ):
-        notebooks.run(books, notebooks.check_given(books, {}), tmp_path / "run")
+        execution.run(books, notebooks.check_given(books, {}), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_a_failing_notebook_is_reported_and_the_others_finish(tiny_books, tmp_path):
     tiny_book(notebooks.folder(), "02_bad", "raise ValueError('as told')")
     books = notebooks.discover()
-    results = notebooks.run(books, notebooks.check_given(books, {}), tmp_path / "run")
+    results = execution.run(books, notebooks.check_given(books, {}), tmp_path / "run")
     assert [result.ok for result in results] == [True, True, False]
     assert results[2].message == "ValueError: as told"
     assert (tmp_path / "run" / "02_bad.failed.ipynb").exists()
-    index = notebooks.write_index(tmp_path / "run", results).read_text()
+    index = run_pages.write_index(tmp_path / "run", results).read_text()
     assert "failed: ValueError: as told" in index
     assert '<a href="00_quick.html">' in index
 
@@ -630,8 +630,8 @@ def test_storing_outputs_drops_progress_and_run_metadata(tiny_books, tmp_path):
         notebooks.folder(), "00_quick", "import sys; print('kept'); print('bar', file=sys.stderr)"
     )
     (book, *_) = notebooks.discover()
-    (result,) = notebooks.run([book], {"00_quick": {}}, tmp_path / "run")
-    notebooks.store(result, tmp_path / "run")
+    (result,) = execution.run([book], {"00_quick": {}}, tmp_path / "run")
+    outputs.store(result, tmp_path / "run")
     stored = nbformat.read(book.path, as_version=4)
     assert [output.text for output in stored.cells[-1].outputs] == ["kept\n"]
     assert "papermill" not in json.dumps(stored)
@@ -649,7 +649,7 @@ def test_a_kernel_that_takes_too_much_memory_is_ended(tiny_books, tmp_path, monk
         "held = bytearray(b'1') * 5 * 10**8\nimport time; time.sleep(600)",
     )
     books = notebooks.discover()[2:]
-    small, large = notebooks.run(books, notebooks.check_given(books, {}), tmp_path / "run")
+    small, large = execution.run(books, notebooks.check_given(books, {}), tmp_path / "run")
     assert small.ok
     assert not large.ok
     assert "Kernel died" in large.message

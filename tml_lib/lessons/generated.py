@@ -19,6 +19,7 @@ from pathlib import Path
 from tml_lib import files, runtime
 from tml_lib.claims import ledger, report
 from tml_lib.lessons import findings, notebooks, pictures, reading
+from tml_lib.lessons.run_folders import Result
 from tml_lib.lm import presets
 
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -79,7 +80,7 @@ def _machine() -> str:
     return f"{found['cores']} cores of {found['processor']}, {found['memory_gb']:.0f} GB"
 
 
-def record_notebooks(results: list[notebooks.Result]) -> None:
+def record_notebooks(results: list[Result]) -> None:
     """Keep the notebooks' wall seconds, peak memory, machine and settings under their preset ('any'
     where a notebook takes none).
     """

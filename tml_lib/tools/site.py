@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 
 from tml_lib import files, runtime
-from tml_lib.lessons import generated, notebooks
+from tml_lib.lessons import generated, notebooks, outputs
 
 TITLE = "Trajectory meta-learning kit"
 NEEDS = ("sphinx", "myst_nb", "furo", "sphinx-mathjax-offline")
@@ -144,7 +144,7 @@ def _page(path: Path, front: str):
             cell.source = _flat_links(text, front)
         else:
             _collapse(cell)
-            cell.outputs = notebooks.without_widgets(cell.outputs)
+            cell.outputs = outputs.without_widgets(cell.outputs)
             _link_outputs(cell, front)
     return content
 
@@ -170,7 +170,7 @@ def _link_outputs(cell, front: str) -> None:
     the pages.
     """
     for output in cell.get("outputs", []):
-        notebooks.make_harmless(data := output.get("data", {}))
+        outputs.make_harmless(data := output.get("data", {}))
         if "text/markdown" in data:
             text = re.sub(r"\]\((\d\d[a-z]?_\w+)\.ipynb\)", r"](\1.html)", data["text/markdown"])
             data["text/markdown"] = text.replace(f"]({front}.html)", "](index.html)")
