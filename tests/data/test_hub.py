@@ -12,7 +12,7 @@ import pytest
 from tml_lib.data import gsm, hub
 from tml_lib.lm import answers, thinking
 from tml_lib.lm.answers import chat_prompt, encode
-from tml_lib.studies import trajectories
+from tml_lib.studies import own_trajectories, trajectories
 
 READ = [name for name, source in hub.SETS.items() if source.read]
 WITH_GOLD = ["aime24", "math500_5"]
@@ -475,7 +475,7 @@ def test_prompt_trajectory_and_answer_meet_at_token_boundaries(saved, tokenizer,
 @pytest.mark.parametrize("name", ["math500_5", "orz_14b"])
 def test_the_trajectory_study_s_conditions_are_built_and_probed(saved, tiny_lm, made, name):
     (question,) = hub.right_as_gold(hub.questions(name, 1, source=str(saved[name])))
-    found = trajectories.build_conditions(tiny_lm, question, made, trajectories.Own(), 0)
+    found = trajectories.build_conditions(tiny_lm, question, made, own_trajectories.Own(), 0)
     assert {"gold", "foreign", "copying"} <= set(found)
     curves = trajectories.probe_question(tiny_lm, question, found, stride=64)
     assert all(curves[kind]["right"].length > 0 for kind in found)
@@ -505,7 +505,7 @@ def test_a_jsonl_file_of_ones_own_is_read_with_its_samples(tmp_path):
     assert [t.correct for t in found[0].trajectories] == [True, False, True]
     (asked, *_) = trajectories.chosen_questions(f"own={place}", 2, 0)
     assert gsm.gold(asked).text == ROW["generations"][0]
-    own = trajectories.given_samples(asked)
+    own = own_trajectories.given_samples(asked)
     assert (own.right.text, own.wrong.text) == (ROW["generations"][2], ROW["generations"][1])
 
 

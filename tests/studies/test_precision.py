@@ -14,7 +14,7 @@ from tml_lib.lm.exactness import Setting
 from tml_lib.measure.probe import probe
 from tml_lib.records import Trajectory
 from tml_lib.studies import precision, trajectories
-from tml_lib.studies.trajectories import Own
+from tml_lib.studies.own_trajectories import Own
 
 STRIDE = 24
 

@@ -9,7 +9,7 @@ from tml_lib.lm.answers import encode
 from tml_lib.measure.probe import probe
 from tml_lib.records import Trajectory
 from tml_lib.studies import strides, trajectories
-from tml_lib.studies.trajectories import Own
+from tml_lib.studies.own_trajectories import Own
 
 
 @pytest.mark.parametrize(

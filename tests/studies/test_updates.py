@@ -1,4 +1,4 @@
-"""The update study: cases, estimands by hand, and going on after an interruption."""
+"""The update study: estimands by hand, its evidence, and going on after an interruption."""
 
 import json
 import math
@@ -8,125 +8,18 @@ import pytest
 
 from tml_lib.claims import ledger
 from tml_lib.claims.ledger import claims
-from tml_lib.data import gsm, toy
-from tml_lib.measure.implicit import logit_error, update_from_ids
-from tml_lib.measure.probe import naive_nll
-from tml_lib.studies import trajectories, updates
+from tml_lib.data import toy
+from tml_lib.studies import update_cases, update_measures, updates
 from tml_lib.studies.engine import Made
-from tml_lib.studies.updates import estimands, measure
-
-
-@pytest.fixture(scope="module")
-def others():
-    return gsm.gsm_symbolic(64, seed=2)
-
-
-@pytest.fixture(scope="module")
-def gsm_cases(lm, others):
-    return [(q, updates.gsm_case(lm, q, others, 2)) for q in trajectories.study_questions(12, 2)]
+from tml_lib.studies.update_measures import measure
+from tml_lib.studies.updates import estimands
 
 
 @pytest.fixture(scope="module")
 def measured():
     """(model, case, record) of one chain on an untrained model."""
-    model, case = toy.new_model(0), updates.toy_case(toy.chains(1, 0)[0], 0)
+    model, case = toy.new_model(0), update_cases.toy_case(toy.chains(1, 0)[0], 0)
     return model, case, measure(model, case, stride=1, seed=0)
-
-
-# --- cases ----------------------------------------------------------------------------------------
-
-
-def test_no_answer_is_stated_before_the_ends(lm, gsm_cases):
-    for question, case in gsm_cases:
-        assert {"gold", "foreign"} <= set(case.trajectories) == set(case.ends)
-        for kind, (gold_end, end) in case.ends.items():
-            ours = lm.tokenizer.decode(case.trajectories["gold"][:gold_end])
-            assert gsm.first_mention(ours, question.answer) is None
-            assert 0 < end <= len(case.trajectories[kind])
-            assert (
-                gsm.first_mention(
-                    lm.tokenizer.decode(case.trajectories[kind][:end]), question.answer
-                )
-                is None
-            )
-        if "shuffled" in case.ends:
-            both = [
-                case.trajectories[k][:e]
-                for k, e in zip(("gold", "shuffled"), case.ends["shuffled"], strict=True)
-            ]
-            texts = [sorted(lm.tokenizer.decode(ids).split("\n")) for ids in both]
-            assert texts[0] == texts[1]
-
-
-def test_siblings_have_another_answer_that_does_not_stand_in_them(lm, gsm_cases):
-    for question, case in gsm_cases:
-        for prompt, suffix in case.siblings.values():
-            assert gsm.value(suffix.answer) != gsm.value(question.answer)
-            assert gsm.first_mention(lm.tokenizer.decode(prompt), suffix.answer) is None
-        same = updates._sibling(question, True, 2)
-        assert (same.template, same.text != question.text) == (question.template, True)
-        assert updates._sibling(question, False, 2).template != question.template
-    assert len({case.siblings["other"][0] for _, case in gsm_cases}) > 6
-
-
-def test_a_question_without_a_sibling_is_an_error(gsm_cases, monkeypatch):
-    monkeypatch.setattr(updates, "_POOL", 1)
-    question = next(q for q, _ in gsm_cases if q.template != gsm.gsm_symbolic(1, 1002)[0].template)
-    with pytest.raises(LookupError, match="no sibling of gsm_symbolic"):
-        updates._sibling(question, True, 2)
-
-
-def test_toy_cases_end_before_the_last_value():
-    for question in toy.chains(40, 1):
-        case = updates.toy_case(question, 1)
-        answer = toy.encode(question.answer)
-        for kind, ids in case.trajectories.items():
-            values = [list(ids[k + 3 : k + 5]) for k in range(0, 30, 5)]
-            assert answer not in values[: case.ends[kind][1] // 5]
-            assert (values[-1] == answer) is (kind in ("gold", "shuffled"))
-            if kind != "shuffled":  # its last value, in another order, may not come early either
-                assert values[-1] not in values[:-1] or kind == "foreign"
-        sibling = list(case.siblings["same"][1].ids[1:])
-        assert list(case.trajectories["foreign"][-2:]) != sibling
-        assert list(case.trajectories["gold"][case.ends["gold"][0] :]) == answer
-        assert list(case.suffix.ids) == [toy.encode("#")[0], *answer]
-        assert case.ends["shuffled"] == (25, 25)
-
-
-# --- measurements ---------------------------------------------------------------------------------
-
-
-def test_losses_are_those_of_the_updated_model(measured):
-    model, case, record = measured
-    under = record["losses"]["last"]
-    for name, (prompt, suffix) in {"own": (case.prompt, case.suffix), **case.siblings}.items():
-        assert under["theta"][name] == pytest.approx(naive_nll(model, prompt, [], suffix, 0))
-    in_context = naive_nll(
-        model, case.prompt, case.trajectories["gold"], case.suffix, len(case.trajectories["gold"])
-    )
-    # θ' without the trajectory = θ with it
-    assert under["gold"]["own"] == pytest.approx(in_context, abs=1e-4)
-    assert record["losses"]["all"]["gold"]["own"] == pytest.approx(in_context, abs=1e-4)
-    assert (
-        under["best_gradient"]["own"] <= min(under["gradient"]["own"], under["theta"]["own"]) + 1e-9
-    )
-    assert (
-        under["matched_gradient"]["own"]
-        <= max(under["gold"]["own"], under["best_gradient"]["own"]) + 1e-9
-    )
-
-
-def test_exactness_in_float64(measured):
-    model, case, _ = measured
-    errors = updates.exactness(updates.wide_copy(model), case)
-    assert max(errors.values()) < 1e-9
-    # a float32 model computes its last layer in float64 for this, and that one alone
-    assert updates.exactness(model, case).keys() == {"last"}
-    assert updates.exactness(model, case)["last"] < 1e-9
-    assert next(model.parameters()).dtype.itemsize == 4
-    # float32 is not enough, so the figure says something
-    given = case.prompt, case.trajectories["gold"], case.suffix
-    assert logit_error(model, update_from_ids(model, *given), *given) > 1e-9
 
 
 def test_a_record_has_every_estimand_and_survives_json(measured):
@@ -143,7 +36,7 @@ def test_a_record_has_every_estimand_and_survives_json(measured):
     assert values["C11.exact"] == pytest.approx(-13)
     assert values["C11.exact_all"] == pytest.approx(-17)
     shape = np.array(record["by_layer"]["relative_norm"]).shape
-    assert shape == (len(updates.FRACTIONS), 2)
+    assert shape == (len(update_measures.FRACTIONS), 2)
 
 
 def test_with_a_stride_steps_are_still_those_of_one_token(measured):
@@ -251,35 +144,6 @@ def test_no_gradient_that_helps_leaves_the_share_undefined():
         {"last": 1e-10, "all": 1e-9}, record(steps=record()["steps"] | {"gold": gold})
     )
     assert math.isnan(found["C11g.share"])
-
-
-@pytest.mark.parametrize(
-    ("wanted", "fraction"), [(0.5, 0.5), (0.9, 0.1), (0.05, 0.95), (0.9999, 0.0001)]
-)
-def test_the_matched_step_is_the_shortest_that_reaches_the_loss(wanted, fraction):
-    """On a loss that falls as 1 - fraction, steps of these lengths reach these losses."""
-    tried = {f: 1 - f for f in updates.STEP_LENGTHS}
-    found = updates._matched(tried, wanted, lambda f: 1 - f)
-    assert 1 - found <= wanted + 1e-12
-    if fraction >= 0.001:
-        assert found == pytest.approx(fraction, rel=0.05)
-
-
-def test_where_no_step_reaches_the_loss_the_best_one_counts_and_where_none_is_needed_none():
-    tried = {f: 1 - f / 2 for f in updates.STEP_LENGTHS}
-    assert updates._matched(tried, 0.4, lambda f: 1 - f / 2) == 1.0
-    assert updates._matched(tried, 1.0, lambda f: 1 - f / 2) == 0.0
-
-
-def test_random_steps_differ_from_question_to_question():
-    model, cases = toy.new_model(0), [updates.toy_case(q, 0) for q in toy.chains(2, 0)]
-    drawn = [
-        measure(model, case, stride=10, seed=0)["steps"]["gold"]["cosine_random"] for case in cases
-    ]
-    assert len({len(d) for d in drawn}) == 1
-    drawn = [[cosine for cosine in row if not math.isnan(cosine)] for row in drawn]
-    assert abs(np.corrcoef(drawn)[0, 1]) < 0.999
-    assert (np.sign(drawn[0]) != np.sign(drawn[1])).any()
 
 
 def test_summary_and_means_by_token(measured):

@@ -12,7 +12,7 @@ from tml_lib.claims import ledger
 from tml_lib.lessons import notebooks, page
 from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
-from tml_lib.studies import lora, trajectories, updates
+from tml_lib.studies import lora, own_trajectories, probed_curves, trajectories, update_measures
 from tml_lib.tools import cli, study
 
 FILES = {"roles": "text"}
@@ -158,7 +158,7 @@ def test_another_models_samples_are_another_question(command, tmp_path):
     assert record["settings"]["trajectories_of"] == "writer"
     assert {name.split(".")[0] for name in record["values"]} == {"T1"}
     for place, curves in enumerate(record["curves"]):
-        own, foreign = (trajectories.curve_of({"curves": curves}, kind) for kind in OWN_PAIR)
+        own, foreign = (probed_curves.curve_of({"curves": curves}, kind) for kind in OWN_PAIR)
         end = own.stated_at
         assert foreign.length <= own.length
         assert own.answer_nll[0] == foreign.answer_nll[0]
@@ -181,7 +181,7 @@ def test_studies_take_what_was_written_once(command, tmp_path, monkeypatch):
         one["samples"] = [{"text": said, "tokens": 9, "cut": False, "right": True}]
     path.write_text(json.dumps(text), encoding="utf8")
     never = [lambda *given, **settings: pytest.fail("a trajectory is sampled twice")]
-    monkeypatch.setattr(trajectories, "own_samples", *never)
+    monkeypatch.setattr(own_trajectories, "own_samples", *never)
     assert command("trajectories", "--trajectories-of", str(path), "--n", "2") == 0
     record = ledger.read_evidence(tmp_path / "trajectories.small.json")
     assert record["settings"]["n_questions"] == 2
@@ -221,10 +221,10 @@ def test_cut_samples_and_their_writer_are_carried_over(command, tmp_path):
     command("trajectories", "--n", "2")
     kept = ledger.read_evidence(tmp_path / "trajectories.small.json")
     asked = trajectories.study_questions(2, 0)
-    owns = trajectories.samples_of(kept, asked)
+    owns = own_trajectories.samples_of(kept, asked)
     assert [[own.cut, own.samples] for own in owns] == kept["cut"] == [[2, 2], [2, 2]]
     with pytest.raises(ValueError, match="was made for other questions"):
-        trajectories.samples_of(kept, asked[::-1])
+        own_trajectories.samples_of(kept, asked[::-1])
 
 
 def test_the_reference_lists_every_subject_with_its_claims_and_options():
@@ -252,7 +252,7 @@ def test_the_commands_of_stored_evidence_are_commands_still():
 
 def test_all_layers_are_exact_in_float64(command, tmp_path, monkeypatch):
     held = lora.models.load("small")
-    wide = LanguageModel(updates.wide_copy(held.model), held.tokenizer, held.name)
+    wide = LanguageModel(update_measures.wide_copy(held.model), held.tokenizer, held.name)
     found = {"float32": held, "float64": wide}
     monkeypatch.setattr(lora.models, "load", lambda *_, dtype, **more: found[dtype])
     assert command("updates", "--n", "2", "--layers", "all") == 0

@@ -26,7 +26,7 @@ from tml_lib.records import ProbeCurve, Question, Trajectory
 
 if TYPE_CHECKING:
     from tml_lib.lm.models import LanguageModel
-    from tml_lib.studies.trajectories import Own
+    from tml_lib.studies.own_trajectories import Own
 
 MIME = "application/vnd.tml.explorer+json"
 KINDS = ("gold", "own_right", "sampled", "corrupted", "foreign")  # in the order of the buttons
@@ -141,11 +141,11 @@ def own_texts(
     that come with the question, or that stored evidence keeps of this model, if any.
     """
     from tml_lib.claims import ledger
-    from tml_lib.studies import trajectories
+    from tml_lib.studies import own_trajectories
 
     if tries:
         how = {"seed": seed, "tries": tries, "max_tokens": max_tokens}
-        return trajectories.own_samples(lm, questions[-1:], **how)[0]
+        return own_trajectories.own_samples(lm, questions[-1:], **how)[0]
     n, drawn = len(questions), questions[-1].id.startswith(f"gsm_symbolic/{seed}/")
     stored = runtime.project_root() / "notebooks" / "evidence"
     for path in sorted(stored.glob("trajectories.*.json")) * drawn:
@@ -154,8 +154,8 @@ def own_texts(
         same = (said["model"], said["seed"], said.get("data", "")) == (lm.name, seed, "")
         if same and n <= said["n_questions"] and "sampled" in record:
             held = {kind: record.get(kind, [None] * n)[:n] for kind in ("own_right", "sampled")}
-            return trajectories.samples_of(held | {"settings": said}, questions)[-1]
-    return trajectories.given_samples(questions[-1])
+            return own_trajectories.samples_of(held | {"settings": said}, questions)[-1]
+    return own_trajectories.given_samples(questions[-1])
 
 
 def measured(
@@ -182,13 +182,13 @@ def of_study(lm: LanguageModel, record: dict) -> Explorer | None:
     kinds of trajectories. None where its texts cannot be made again.
     """
     from tml_lib.lm.answers import encode
-    from tml_lib.studies import trajectories
+    from tml_lib.studies import own_trajectories, trajectories
 
     said, tables = record["settings"], record["curves"]
     place = max(range(len(tables)), key=lambda k: (len(set(KINDS) & set(tables[k])), -k))
     asked = trajectories.chosen_questions(said.get("data", ""), said["n_questions"], said["seed"])
     question = asked[place]
-    own = trajectories.samples_of(record, asked)[place]
+    own = own_trajectories.samples_of(record, asked)[place]
     others = trajectories.strangers(said["seed"])
     texts = trajectories.build_conditions(lm, question, others, own, said["seed"])
     prompt, kept = lm.prompt(question.text), {}

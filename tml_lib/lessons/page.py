@@ -140,7 +140,7 @@ def _figures(record: dict, rows: list[ledger.Row]) -> list[tuple[str, str]]:
 
     drawn = []
     if record["study"] == "trajectories":
-        from tml_lib.studies.trajectories import by_condition
+        from tml_lib.studies.probed_curves import by_condition
 
         kinds = ("gold", "own_right", "sampled", "corrupted", "foreign")
         figure = plots.bands_alone(by_condition(record["curves"], kinds))

@@ -19,8 +19,9 @@ from tml_lib.lm.answers import grade, token_ids
 from tml_lib.lm.models import LanguageModel
 from tml_lib.lm.placed import device_of
 from tml_lib.records import Question
-from tml_lib.studies import engine, lora, trajectories
+from tml_lib.studies import engine, lora, own_trajectories, trajectories
 from tml_lib.studies.engine import Study
+from tml_lib.studies.own_trajectories import Own
 
 SAMPLES = 8  # of a question; what Pass@8 needs
 TEMPERATURE, TOP_K = 0.7, 50  # the paper's (RaML Table 5)
@@ -62,14 +63,14 @@ def stored(path: Path) -> tuple[list[Question], list[Written]]:
     return _held(evidence)
 
 
-def owns(lm: LanguageModel, path: Path) -> tuple[list[Question], list[trajectories.Own]]:
+def owns(lm: LanguageModel, path: Path) -> tuple[list[Question], list[Own]]:
     """The questions of an evidence file of this study, and the first right and wrong of each one's
     samples, as the other studies take them; a sample that was cut is neither.
     """
     asked, found = stored(path)
     return asked, [
         replace(
-            trajectories.first_own(
+            own_trajectories.first_own(
                 lm, [t.text.strip() for t in one.samples if not t.cut], question
             ),
             samples=len(one.samples),

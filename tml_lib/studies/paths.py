@@ -28,6 +28,7 @@ from tml_lib.measure.parameter_paths import parameter_path
 from tml_lib.records import Question
 from tml_lib.studies import engine, lora, program_probes, trajectories
 from tml_lib.studies.engine import Study
+from tml_lib.studies.own_trajectories import Own
 
 KINDS = ("gold", "corrupted", "foreign", "shuffled")
 QUESTIONS = 200
@@ -68,7 +69,7 @@ def text_material(
     another question's trajectory by kind.
     """
     asked = trajectories.chosen_questions(data, n, seed)
-    others, nothing = trajectories.strangers(seed), trajectories.Own()
+    others, nothing = trajectories.strangers(seed), Own()
     texts = [trajectories.build_conditions(lm, q, others, nothing, seed) for q in asked]
     return [
         (q, {kind: found[kind].text for kind in ("gold", "foreign")})

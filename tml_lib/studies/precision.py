@@ -20,9 +20,9 @@ from tml_lib.lm.answers import encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
 from tml_lib.records import ProbeCurve, Question, Trajectory
-from tml_lib.studies import engine, lora, material, trajectories
+from tml_lib.studies import engine, lora, material, own_trajectories, probed_curves, trajectories
 from tml_lib.studies.engine import Study
-from tml_lib.studies.trajectories import Own
+from tml_lib.studies.own_trajectories import Own
 
 DTYPES = ("bfloat16", "float32")
 KINDS = ("gold", "own_right", "sampled")
@@ -77,7 +77,7 @@ def _fall(lm: LanguageModel, question: Question, strange: Trajectory, end: int) 
 
 def _estimands(curves: dict[str, ProbeCurve], foreign: float, stride: int) -> dict[str, float]:
     """The estimands of C1 and C2 that these curves give, by their names in claims.toml."""
-    gold, right, wrong = (trajectories.alone(curves.get(kind), stride) for kind in KINDS)
+    gold, right, wrong = (probed_curves.alone(curves.get(kind), stride) for kind in KINDS)
     found = {f"C1.{name}": value for name, value in gold.items()}
     found["C1.content"] = gold["unstated"] - foreign
     found |= {f"C1.own_{name}": right[name] for name in ("trend", "trend_unstated", "unstated")}
@@ -122,7 +122,7 @@ def _again(evidence: dict, name: str) -> Pairs:
     question = trajectories.study_questions(settings["n_questions"], settings["seed"])[place]
     stored = evidence["records"][place]
     models = {name: lora.replayed(settings["model"], name) for name in DTYPES}
-    own = trajectories.first_own(models[DTYPES[0]], stored["texts"].values(), question)
+    own = own_trajectories.first_own(models[DTYPES[0]], stored["texts"].values(), question)
     how = {name: settings[name] for name in ("seed", "stride")}
     made = question_record((question, own), Path(), models=models, **how)
     return {

@@ -23,9 +23,9 @@ from tml_lib.lm.answers import Encoded, encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
 from tml_lib.records import Question, Trajectory
-from tml_lib.studies import engine, lora, material, trajectories
+from tml_lib.studies import engine, lora, material, own_trajectories, trajectories
 from tml_lib.studies.engine import Study
-from tml_lib.studies.trajectories import Own
+from tml_lib.studies.own_trajectories import Own
 
 SPIKE = 1.0  # nats per token
 WITHIN = 8  # tokens
@@ -162,7 +162,7 @@ def _again(evidence: dict, name: str) -> Pairs:
     settings, place = evidence["settings"], engine.place_of(name)
     question = trajectories.study_questions(settings["n_questions"], settings["seed"])[place]
     stored, lm = evidence["records"][place], lora.replayed(settings["model"])
-    own = trajectories.first_own(lm, stored["texts"].values(), question)
+    own = own_trajectories.first_own(lm, stored["texts"].values(), question)
     made = question_record((question, own), Path(), lm=lm)
     pairs = {}
     for kind, curve in stored["curves"].items():

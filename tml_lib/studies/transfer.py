@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from tml_lib.studies import engine, trajectories
+from tml_lib.studies import engine, probed_curves, trajectories
 
 # own_right, sampled and foreign_own are here the writer's
 KINDS = ("gold", "own_right", "sampled", "foreign_own")
@@ -20,17 +20,17 @@ def estimands(record: dict) -> dict[str, float]:
     """The estimands of T1 for one question, NaN where its conditions lack (claims.toml says what
     each one is).
     """
-    gold, right, wrong, foreign = (trajectories.curve_of(record, kind) for kind in KINDS)
+    gold, right, wrong, foreign = (probed_curves.curve_of(record, kind) for kind in KINDS)
     fall, of_gold = (
         math.nan if curve is None else float(curve.answer_nll[0] - curve.at(curve.unstated))
         for curve in (right, gold)
     )
     return {
         "T1.unstated": fall,
-        "T1.content": trajectories.fall_beside(right, foreign),
+        "T1.content": probed_curves.fall_beside(right, foreign),
         "T1.over_gold": fall - of_gold,
         "T1.wrong": math.nan if wrong is None else wrong.fall,
-        "T1.pair": trajectories.fall_beside(right, wrong),
+        "T1.pair": probed_curves.fall_beside(right, wrong),
     }
 
 

@@ -55,7 +55,7 @@ def _trajectories(lm, options, folder: Path, said: dict) -> Path:
 def _written_before(lm, options) -> tuple[list, list, str]:
     """The first questions of `--trajectories-of`, what its model wrote, and that model's name."""
     from tml_lib.claims import ledger
-    from tml_lib.studies import material, trajectories
+    from tml_lib.studies import material, own_trajectories, trajectories
 
     evidence = ledger.read_evidence(options.trajectories_of)
     settings = evidence["settings"]
@@ -64,7 +64,7 @@ def _written_before(lm, options) -> tuple[list, list, str]:
     else:
         n = settings["n_questions"]
         asked = trajectories.chosen_questions(options.data, n, options.seed)
-        written = trajectories.samples_of(evidence, asked)
+        written = own_trajectories.samples_of(evidence, asked)
     return asked[: options.n], written[: options.n], settings["model"]
 
 
