@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tml_lib import files, parameters
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.data import hub, tiny
 from tml_lib.lessons import generated, notebooks, run_folders
 from tml_lib.lm import adapters, models, quantised
@@ -160,7 +160,7 @@ def test_every_reader_names_the_file_the_reason_and_the_next_step(tmp_path, read
 
 
 TABLES = {
-    "claims.toml": ledger._parsed.__wrapped__,
+    "claims.toml": rulebook._parsed.__wrapped__,
     "published.toml": published.models,
     "sweep.yaml": sweep.read,
 }

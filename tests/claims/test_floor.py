@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tml_lib.claims import ledger, report
+from tml_lib.claims import ledger, report, rulebook
 from tml_lib.lessons import notebooks
 from tml_lib.records import Arms
 from tml_lib.studies import published, replays
@@ -41,18 +41,18 @@ def row_of(first, second, scale="small", test="optimum", **more):
 
 def test_every_share_either_compares_accuracies_or_is_known_to_be_another():
     others: dict[str, set] = {}
-    for (claim, name), rule in ledger.rules().items():
-        if rule["unit"] == "share" and not ledger.compares_accuracies(f"{claim}.{name}"):
+    for (claim, name), rule in rulebook.rules().items():
+        if rule["unit"] == "share" and not rulebook.compares_accuracies(f"{claim}.{name}"):
             others.setdefault(claim, set()).add(name)
     assert others == OTHER_SHARES
-    compared = [t for t in ledger.rules() if ledger.compares_accuracies(".".join(t))]
-    assert {ledger.rules()[test]["unit"] for test in compared} == {"share"}
+    compared = [t for t in rulebook.rules() if rulebook.compares_accuracies(".".join(t))]
+    assert {rulebook.rules()[test]["unit"] for test in compared} == {"share"}
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 def test_stored_evidence_has_both_arms_of_every_comparison_of_accuracies(path):
     held = ledger.read_evidence(path)
-    wanted = {test for test in held["values"] if ledger.compares_accuracies(test)}
+    wanted = {test for test in held["values"] if rulebook.compares_accuracies(test)}
     assert set(held.get("arms", {})) == wanted
     for row in ledger.rows_of(path):
         if f"{row.claim}.{row.test}" in wanted:
@@ -144,7 +144,7 @@ def test_a_test_of_something_else_has_no_floor():
     ],
 )
 def test_one_decisive_test_at_the_floor_leaves_the_claim_there(verdicts, wanted):
-    names = [test["name"] for test in ledger.claims()["C3"]["tests"] if test["decisive"]]
+    names = [test["name"] for test in rulebook.claims()["C3"]["tests"] if test["decisive"]]
     fixed = ("e", "u", 0.0, 0.0, 0.0, 1, N, "c")
     lines = [
         ledger.Row("C3", name, "small", *fixed, True, verdict, "f")

@@ -1,4 +1,4 @@
-"""Rules, evidence files and the replication table."""
+"""Evidence files and the replication table."""
 
 import json
 import math
@@ -6,12 +6,11 @@ import math
 import pytest
 
 from tml_lib import runtime
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.claims.stats import bootstrap_interval
 from tml_lib.lessons import notebooks
-from tml_lib.records import Interval
 
-TESTS = [(claim, test) for claim, item in ledger.claims().items() for test in item["tests"]]
+TESTS = [(claim, test) for claim, item in rulebook.claims().items() for test in item["tests"]]
 MANY = [k / 64 for k in range(64)]  # as many questions as C1 asks for at scale small
 
 
@@ -22,93 +21,6 @@ def write(folder, values, **changes):
 
 def alter(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-# --- rules ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "side", "wanted"),
-    [
-        (0.11, 0.5, "above", "holds"),
-        (-0.2, 0.09, "above", "contradicted"),
-        (0.05, 0.5, "above", "inconclusive"),
-        (0.10, 0.5, "above", "inconclusive"),
-        (-0.2, 0.09, "below", "holds"),
-        (0.11, 0.5, "below", "contradicted"),
-        (0.05, 0.5, "below", "inconclusive"),
-        (math.nan, math.nan, "above", "inconclusive"),
-    ],
-)
-def test_verdict_is_where_the_interval_lies(low, high, side, wanted):
-    assert ledger.verdict(Interval(0.1, low, high, 9), side, threshold=0.1) == wanted
-
-
-def test_a_negative_threshold_is_mirrored_rightly():
-    falls, flat = Interval(-0.5, -0.6, -0.4, 9), Interval(0.0, -0.05, 0.05, 9)
-    assert [ledger.verdict(i, "below", -0.1) for i in (falls, flat)] == ["holds", "contradicted"]
-    assert [ledger.verdict(i, "above", -0.1) for i in (falls, flat)] == ["contradicted", "holds"]
-
-
-def test_an_unknown_side_is_refused():
-    with pytest.raises(ValueError, match="side='over'"):
-        ledger.verdict(Interval(0, 0, 0, 9), "over", 0.1)
-
-
-@pytest.mark.parametrize(
-    "test", [test for _, test in TESTS], ids=[f"{claim}.{test['name']}" for claim, test in TESTS]
-)
-def test_every_rule_is_complete(test):
-    assert {"name", "label", "decisive", "estimand", "unit", "control", "side", "threshold"} == set(
-        test
-    ) - {"added"}
-    assert not (test.get("added") and test["decisive"]), (
-        "a test written after a first look must not decide"
-    )
-    assert test["side"] in ("above", "below")
-    assert isinstance(test["decisive"], bool)
-    assert isinstance(test["threshold"], float)
-    assert all(test[field].strip() for field in ("name", "label", "estimand", "unit", "control"))
-    assert len(test["label"]) <= 70
-
-
-@pytest.mark.parametrize("claim", ledger.claims().values(), ids=ledger.claims().keys())
-def test_every_claim_has_a_title_its_place_scales_and_a_decisive_test(claim):
-    assert claim["title"].strip()
-    assert claim["paper"].strip()
-    assert all(
-        scale["questions"] >= 2 and scale["seeds"] >= 1 for scale in claim["scales"].values()
-    )
-    assert any(test["decisive"] for test in claim["tests"])
-    assert len({test["name"] for test in claim["tests"]}) == len(claim["tests"])
-
-
-def test_the_rules_hash_changes_with_a_rule_of_a_named_test_only(monkeypatch):
-    before = [
-        ledger.rules_hash(names)
-        for names in (["C1.trend", "C1.fall"], ["C1.fall", "C1.trend"], ["C1.fall"])
-    ]
-    assert before[0] == before[1] != before[2]
-    changed = ledger.claims()
-    next(test for test in changed["C1"]["tests"] if test["name"] == "trend")["threshold"] = -0.2
-    monkeypatch.setattr(ledger, "claims", lambda: changed)
-    assert ledger.rules_hash(["C1.trend", "C1.fall"]) != before[0]
-    assert ledger.rules_hash(["C1.fall"]) == before[2]
-
-
-def test_the_rules_hash_ignores_a_label(monkeypatch):
-    before = ledger.rules_hash(["C1.trend"])
-    changed = ledger.claims()
-    next(test for test in changed["C1"]["tests"] if test["name"] == "trend")["label"] = (
-        "other words"
-    )
-    monkeypatch.setattr(ledger, "claims", lambda: changed)
-    assert ledger.rules_hash(["C1.trend"]) == before
-
-
-@pytest.mark.parametrize("claim", ledger.claims().values(), ids=ledger.claims().keys())
-def test_labels_tell_the_tests_of_a_claim_apart(claim):
-    assert len({test["label"] for test in claim["tests"]}) == len(claim["tests"])
 
 
 # --- evidence files -------------------------------------------------------------------------------
@@ -232,9 +144,9 @@ def test_below_the_asked_number_of_questions_there_is_no_verdict(tmp_path, kept,
 
 
 def test_below_the_asked_number_of_seeds_there_is_no_verdict(tmp_path, monkeypatch):
-    asked = ledger.claims()
+    asked = rulebook.claims()
     asked["C1"]["scales"]["small"]["seeds"] = 2
-    monkeypatch.setattr(ledger, "claims", lambda: asked)
+    monkeypatch.setattr(rulebook, "claims", lambda: asked)
     assert only_row(tmp_path, {"C1.fall": [MANY]}).verdict == "too few"
 
 
@@ -260,7 +172,7 @@ def test_evidence_of_a_study_that_is_gone_is_stale(tmp_path):
 def test_evidence_is_stale_once_its_study_has_a_new_version(tmp_path, monkeypatch):
     raised = {"trajectories": {"version": 2, "tolerance": 0.1}}
     assert only_row(tmp_path, {"C1.fall": [MANY]}).verdict != "stale"
-    monkeypatch.setattr(ledger, "protocols", lambda: raised)
+    monkeypatch.setattr(rulebook, "protocols", lambda: raised)
     (row,) = ledger.rows([tmp_path])
     assert row.verdict == "stale"
 
@@ -271,13 +183,6 @@ def test_a_study_without_a_protocol_writes_nothing(tmp_path):
             tmp_path, "unknown", "small", {}, command="c", settings={}, wall_seconds=0
         )
     assert list(tmp_path.iterdir()) == []
-
-
-def test_every_protocol_has_a_version_and_a_tolerance_and_a_way_to_be_replayed():
-    for study, rules in ledger.protocols().items():
-        assert rules["version"] >= 1
-        assert rules["tolerance"] > 0
-        assert ledger.protocol(study) == f"{study}/{rules['version']}"
 
 
 def test_evidence_of_a_test_that_is_gone_is_stale(tmp_path):
@@ -388,8 +293,8 @@ def test_json_has_the_promised_fields_and_null_for_what_does_not_exist(table, tm
 def test_every_row_is_rendered_with_its_numbers(table):
     lines = ledger.to_text(table).split("\n")
     for row in table:
-        test = ledger.rules()[row.claim, row.test]
-        said = f"{test['label']} ({row.test}): claimed {ledger.wanted(test)}"
+        test = rulebook.rules()[row.claim, row.test]
+        said = f"{test['label']} ({row.test}): claimed {rulebook.wanted(test)}"
         (k,) = [k for k, line in enumerate(lines) if line.endswith(f" {said}")]
         assert ("*" in lines[k]) == row.decisive
         line = lines[k + 1]

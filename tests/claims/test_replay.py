@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tml_lib.claims import ledger, replay
+from tml_lib.claims import ledger, replay, rulebook
 from tml_lib.claims.replay import ESTIMANDS, FIRST_STEPS, RECORD, Check, Replay
 
 
@@ -48,7 +48,7 @@ def test_no_more_records_are_drawn_than_there_are(evidence):
 )
 def test_a_replay_may_differ_by_the_studys_tolerance(evidence, shift, ok):
     (check,) = replay.verify(evidence, [remade(shift)])
-    assert ledger.protocols()["trajectories"]["tolerance"] == 0.02
+    assert rulebook.protocols()["trajectories"]["tolerance"] == 0.02
     assert check.ok == ok
 
 
@@ -66,7 +66,7 @@ def test_no_number_is_met_by_no_number_only(stored, replayed, ok):
 
 
 def test_tolerances_depend_on_the_kind_of_replay():
-    rules = ledger.protocols()["chain"]
+    rules = rulebook.protocols()["chain"]
     assert replay.tolerance("chain", RECORD, "C5s.room", 5.0) == pytest.approx(
         rules["tolerance"], abs=1e-4
     )

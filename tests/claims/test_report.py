@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from tml_lib import runtime
-from tml_lib.claims import ledger, report
+from tml_lib.claims import ledger, report, rulebook
 from tml_lib.lessons import coverage, findings, names, notebooks, plots
 from tml_lib.lessons.exercises import replication_report
 
@@ -26,7 +26,7 @@ def table():
 
 
 def row(claim, test, low, high, verdict, *, scale="tiny", evidence="e.json"):
-    rule = next(t for t in ledger.claims()[claim]["tests"] if t["name"] == test)
+    rule = next(t for t in rulebook.claims()[claim]["tests"] if t["name"] == test)
     middle = (low + high) / 2
     return ledger.Row(
         claim,
@@ -119,7 +119,7 @@ def test_evidence_of_another_scale_has_a_column_and_a_second_file_its_say():
 
 def test_every_claim_has_a_verdict_or_a_reason_at_every_scale(table):
     done = {(row.claim, row.scale) for row in table}
-    for claim, item in ledger.claims().items():
+    for claim, item in rulebook.claims().items():
         assert item["reported"].strip()
         assert any((claim, scale) in done for scale in item["scales"]), f"{claim} has no evidence"
         if claim[0] == "C" and "published" not in item["scales"]:
@@ -133,11 +133,11 @@ def test_every_claim_has_a_verdict_or_a_reason_at_every_scale(table):
 
 def test_the_overview_has_a_line_per_claim_with_evidence_and_each_verdict(table):
     text = report.overview(table)
-    for claim in ledger.claims():
+    for claim in rulebook.claims():
         assert re.search(rf"^\| [^|]+ \({claim}\) \|", text, re.MULTILINE)
     for item in report.settled(table):
         (line,) = [line for line in text.splitlines() if f" ({item.claim}) |" in line]
-        label = ledger.rules()[item.claim, item.row.test]["label"].replace("|", "&#124;")
+        label = rulebook.rules()[item.claim, item.row.test]["label"].replace("|", "&#124;")
         assert f"**{item.verdict}** {label} (`{item.row.test}`, claimed " in line
         assert f"): {item.row.estimate:.2f} [" in line
     assert len({line.count("|") for line in text.splitlines()}) == 1
@@ -155,7 +155,7 @@ def test_the_details_have_a_line_per_decisive_row(table):
 
 def test_every_claim_stands_in_one_chapter():
     placed = [claim for members in report.CHAPTERS.values() for claim in members]
-    assert sorted(placed) == sorted(ledger.claims())
+    assert sorted(placed) == sorted(rulebook.claims())
 
 
 def test_the_page_of_verdicts_has_words_threshold_and_estimate(table):
@@ -164,12 +164,12 @@ def test_the_page_of_verdicts_has_words_threshold_and_estimate(table):
     written = [text.get_text() for text in ax.texts]
     plain = [re.sub(r"\s+", " ", text) for text in written]
     order = [claim for members in report.CHAPTERS.values() for claim in members]
-    titles = [f"{ledger.claims()[claim]['title']} ({claim})" for claim in order]
+    titles = [f"{rulebook.claims()[claim]['title']} ({claim})" for claim in order]
     present = {f"({item.claim})" for item in found}
     wanted = [title for title in titles if title[title.rindex("(") :] in present]
     assert [text for text in plain if text in titles] == wanted
     for item in found:
-        rule = ledger.rules()[item.claim, item.row.test]
+        rule = rulebook.rules()[item.claim, item.row.test]
         sign = ">" if rule["side"] == "above" else "<"
         claimed = f"claimed {sign} {rule['threshold']:g} {rule['unit']}".replace("-", "−", 1)
         assert f"{rule['label']} {claimed}" in plain
@@ -211,7 +211,7 @@ def test_every_item_of_the_paper_stands_once():
 
 def test_every_claim_of_the_paper_is_named_by_an_item():
     named = {claim for item in coverage.coverage() for claim in item.claims}
-    assert {claim for claim in ledger.claims() if claim[0] == "C"} - named <= {"C11t"}
+    assert {claim for claim in rulebook.claims() if claim[0] == "C"} - named <= {"C11t"}
 
 
 def test_the_coverage_table_links_to_notebooks():
@@ -257,7 +257,7 @@ def test_readme_is_read_in_a_minute():
 
 def test_readme_names_no_claim_by_its_code_and_no_scale():
     prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", README, flags=re.DOTALL)
-    codes = [code for code in ledger.claims() if re.search(rf"\b{code}\b", prose)]
+    codes = [code for code in rulebook.claims() if re.search(rf"\b{code}\b", prose)]
     assert codes == []
     assert [scale for scale in report.SCALES if re.search(rf"`{scale}`", README)] == []
 

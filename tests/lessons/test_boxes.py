@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from outside import TEXT, live_comes_first, paragraphs, unboxed
 
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.lessons import boxes, notebooks
 
 BOX = re.compile(r"> \*\*Stored, [^*]+ \(presets? `[^)]+`\)(, this question)?:\*\*")
@@ -121,8 +121,8 @@ def test_a_runs_own_verdicts_are_shown_at_any_number_of_questions(capsys):
         first, head, claim, test, *said = capsys.readouterr().out.splitlines()
         assert first == f"This run: mine, {len(numbers)} questions"
         assert head.split()[:3] == ["test", "(*:", "decisive)"]
-        assert claim == f"{ledger.claims()['C12']['title']} (C12)"
-        assert ledger.rules()["C12", "descends"]["label"].startswith(test[2:48].strip())
+        assert claim == f"{rulebook.claims()['C12']['title']} (C12)"
+        assert rulebook.rules()["C12", "descends"]["label"].startswith(test[2:48].strip())
         enough = len(numbers) == 64
         assert test.endswith("holds") == enough
         assert ("Too few questions for a verdict" in "\n".join(said)) != enough

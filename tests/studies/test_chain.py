@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.data import gsm
 from tml_lib.lm import models
 from tml_lib.studies import chain
@@ -50,7 +50,7 @@ def test_values_by_hand():
     assert found["C5s.zero_boxed"].tolist() == [1.0, 0.0]
     assert found["C5s.greedy"].tolist() == [0, 0]
     assert found["C5s.room"].tolist() == [1, 0]
-    assert set(found) == {f"C5s.{test['name']}" for test in ledger.claims()["C5s"]["tests"]}
+    assert set(found) == {f"C5s.{test['name']}" for test in rulebook.claims()["C5s"]["tests"]}
 
 
 @pytest.mark.filterwarnings("ignore:for .* steps no group")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tml_lib.claims import ledger, replay
+from tml_lib.claims import ledger, replay, rulebook
 from tml_lib.data import gsm
 from tml_lib.lm import fetching, presets
 from tml_lib.studies import checkpoint, engine
@@ -106,7 +106,7 @@ def test_another_setting_protocol_or_model_starts_afresh(
     inputs = {"lm": tiny_lm} if change == "model" else {}
     one.run(items[:1], tmp_path, inputs=inputs)
     if change == "protocol":
-        monkeypatch.setattr(ledger, "protocol", lambda name: f"{name}/0")
+        monkeypatch.setattr(rulebook, "protocol", lambda name: f"{name}/0")
     settings = {"n": 3} if change == "setting" else {}
     one.run(items[-1:], tmp_path, inputs={"lm": lm} if change == "model" else inputs, **settings)
     assert len(made) == 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.lessons import notebooks
 from tml_lib.lm.exactness import Setting
 from tml_lib.measure.probe import probe
@@ -68,7 +68,7 @@ def test_estimands_are_compared_question_by_question(evidence):
     found = precision.estimates(record)
     values = [held["values"] for held in record["records"]]
     for name in ("C1.unstated", "C1.content", "C1.trend"):
-        assert name.split(".")[1] in {rule for claim, rule in ledger.rules() if claim == "C1"}
+        assert name.split(".")[1] in {rule for claim, rule in rulebook.rules() if claim == "C1"}
         change = np.mean([one["bfloat16"][name] - one["float32"][name] for one in values])
         assert found[name]["difference"].estimate == pytest.approx(change, abs=1e-4)
     assert "C1.own_unstated" not in found, "no question has an own right trajectory"

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tml_lib.claims.ledger import claims
+from tml_lib.claims.rulebook import claims
 from tml_lib.studies import probed_curves, trajectories
 
 # --- estimands by hand ----------------------------------------------------------------------------

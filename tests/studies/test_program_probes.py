@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.claims.stats import trend
 from tml_lib.data import gsm, programs
 from tml_lib.lm.answers import chat_prompt, encode
@@ -254,7 +254,7 @@ def test_the_whole_study_runs_and_resumes_where_it_stopped(study, claims, tmp_pa
     assert {row.claim for row in rows} == claims
     assert {row.verdict for row in rows} == {"too few"}
     wanted = {
-        f"{claim}.{test['name']}" for claim in claims for test in ledger.claims()[claim]["tests"]
+        f"{claim}.{test['name']}" for claim in claims for test in rulebook.claims()[claim]["tests"]
     }
     of_text_alone = {"C1.own_content", "C2.pair"}
     assert set(records[0]["values"]) == wanted - of_text_alone
@@ -340,7 +340,7 @@ def test_text_paths_give_the_tests_that_need_no_shuffled_or_wrong_path(
         [row["gold"]["plane"] - row["foreign"]["plane"] for row in table], abs=1e-5
     )
     decisive = {
-        f"C12.{test['name']}" for test in ledger.claims()["C12"]["tests"] if test["decisive"]
+        f"C12.{test['name']}" for test in rulebook.claims()["C12"]["tests"] if test["decisive"]
     }
     assert decisive <= set(record["values"])
     assert {row.verdict for row in ledger.rows([tmp_path])} == {"too few"}

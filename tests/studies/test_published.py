@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from tml_lib.claims import ledger, stats
+from tml_lib.claims import ledger, rulebook, stats
 from tml_lib.lessons import notebooks, plots
 from tml_lib.lessons.exercises import published_models
 from tml_lib.studies import published
@@ -116,7 +116,7 @@ def test_values_by_hand():
     assert found["C13.over_best"] == pytest.approx([0.1, 0.2])
     assert found["C13.over_mean"] == pytest.approx([0.2, 0.3])
     assert found["C13.any_size_over_best"] == pytest.approx([-0.3, -0.2, 0.1, -0.1])
-    assert set(found) == {f"C13.{test['name']}" for test in ledger.claims()["C13"]["tests"]}
+    assert set(found) == {f"C13.{test['name']}" for test in rulebook.claims()["C13"]["tests"]}
     on, off = published.matched(BY_HAND)
     assert [m.name for m in on] == ["e", "f"]
     assert [m.name for m in off] == ["a", "b"]
@@ -179,7 +179,7 @@ def test_evidence_holds_the_values_and_all_that_the_figure_needs(tmp_path):
     }
     assert record["models"] == json.loads(json.dumps([asdict(m) for m in MODELS]))
     verdicts = {row.test: row.verdict for row in ledger.rows([tmp_path])}
-    assert set(verdicts) == {test["name"] for test in ledger.claims()["C13"]["tests"]}
+    assert set(verdicts) == {test["name"] for test in rulebook.claims()["C13"]["tests"]}
     assert not {"stale", "too few"} & set(verdicts.values())
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tml_lib.claims import ledger, replay
+from tml_lib.claims import ledger, replay, rulebook
 from tml_lib.lessons import notebooks
 from tml_lib.studies.replays import REPLAYS
 
@@ -13,7 +13,7 @@ WITHIN = 60  # seconds of a record on one core
 
 
 def test_every_study_can_be_replayed():
-    assert set(REPLAYS) == set(ledger.protocols())
+    assert set(REPLAYS) == set(rulebook.protocols())
     assert {path.name.split(".")[0] for path in FILES} <= set(REPLAYS)
 
 

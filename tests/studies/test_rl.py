@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.data import programs
 from tml_lib.lm import models
 from tml_lib.studies import rl, supervised
@@ -60,7 +60,7 @@ def test_values_of_c4b_and_c5_by_hand():
     wanted = {
         f"{claim}.{test['name']}"
         for claim in ("C4b", "C5")
-        for test in ledger.claims()[claim]["tests"]
+        for test in rulebook.claims()[claim]["tests"]
     }
     assert set(found) == wanted
 
@@ -77,7 +77,7 @@ def test_values_of_c8_by_hand():
     assert found["C8.reward_wall"].tolist() == pytest.approx([0.3, 0.4]), (
         "at 10 s the slower run has taken 5 steps"
     )
-    assert set(found) == {f"C8.{test['name']}" for test in ledger.claims()["C8"]["tests"]}
+    assert set(found) == {f"C8.{test['name']}" for test in rulebook.claims()["C8"]["tests"]}
 
 
 @pytest.fixture

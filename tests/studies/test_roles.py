@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.data import hub
 from tml_lib.lm import sampling
 from tml_lib.studies import lora, roles
@@ -127,7 +127,7 @@ def test_the_whole_study_runs_and_resumes_where_it_stopped(tiny_lm, tmp_path, mo
     wanted = {
         f"{claim}.{test['name']}"
         for claim in ("C3", "C6")
-        for test in ledger.claims()[claim]["tests"]
+        for test in rulebook.claims()[claim]["tests"]
     }
     assert set(record["values"]) == wanted
     assert [x is None for x in record["values"]["C6.relative"][0]] == [False, True, True, True]
@@ -159,7 +159,7 @@ def test_a_group_that_writes_nothing_counts_as_wrong_and_has_no_loss():
     tests = [
         f"{claim}.{test['name']}"
         for claim in ("C3", "C6")
-        for test in ledger.claims()[claim]["tests"]
+        for test in rulebook.claims()[claim]["tests"]
     ]
     curves = {"shares": [0.0, 0.25, 0.5, 0.75, 1.0], "right": [0.0, 0.0, 0.0, 0.0, 1.0]}
     written = {

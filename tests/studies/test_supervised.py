@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.claims.stats import bootstrap_interval, mg_pass_at_k, nested_interval
 from tml_lib.data import programs, tiny
 from tml_lib.lm.answers import ANSWER_TEMPLATE
@@ -169,7 +169,9 @@ def test_the_token_matched_arms_take_more_steps(sft_records):
 def test_every_rule_has_values_and_every_value_a_rule(study, claims, request, small):
     records = request.getfixturevalue(f"{study}_records")
     values = {"sft": supervised.SFT, "support": supervised.SUPPORT}[study].values(records, {})
-    assert set(values) == {f"{c}.{t['name']}" for c in claims for t in ledger.claims()[c]["tests"]}
+    assert set(values) == {
+        f"{c}.{t['name']}" for c in claims for t in rulebook.claims()[c]["tests"]
+    }
     for name, seeds in values.items():
         assert [len(np.asarray(seed)) for seed in seeds] == [3, 3], name
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.studies import toy_maml
 from tml_lib.studies.engine import Made
 
@@ -27,7 +27,7 @@ def records(few):
 def test_every_rule_has_values_and_every_value_a_rule(records):
     ruled = {
         f"{c}.{t['name']}"
-        for c, item in ledger.claims().items()
+        for c, item in rulebook.claims().items()
         for t in item["tests"]
         if c.startswith("M")
     }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tml_lib.claims import ledger
-from tml_lib.claims.ledger import claims
+from tml_lib.claims.rulebook import claims
 from tml_lib.data import toy
 from tml_lib.studies import update_cases, update_measures, updates
 from tml_lib.studies.engine import Made

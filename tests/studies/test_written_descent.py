@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.meta import descent
 from tml_lib.studies import written_descent
 from tml_lib.studies.engine import Made
@@ -28,7 +28,7 @@ def records(few):
 def test_every_rule_has_values_and_every_value_a_rule(records):
     ruled = {
         f"{c}.{t['name']}"
-        for c, item in ledger.claims().items()
+        for c, item in rulebook.claims().items()
         for t in item["tests"]
         if c.startswith("G")
     }

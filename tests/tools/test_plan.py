@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from tml_lib.claims import ledger
+from tml_lib.claims import rulebook
 from tml_lib.tools import plan, plan_formulas
 from tml_lib.tools.plan_formulas import Stage
 
 
 def test_every_claim_of_the_paper_has_a_plan_and_c13_costs_nothing():
-    with (Path(ledger.__file__).parent / "claims.toml").open("rb") as file:
+    with (Path(rulebook.__file__).parent / "claims.toml").open("rb") as file:
         claims = [name for name in tomllib.load(file) if name.startswith("C")]
     numbers = {name.rstrip("abcdefghijklmnopqrstuvwxyz") for name in claims}
     assert numbers == {f"C{k}" for k in range(1, 14)}

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.lessons import notebooks, page
 from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
@@ -82,7 +82,7 @@ def test_a_study_writes_evidence_and_a_page_that_needs_no_other_file(
     assert not [attrs for _, attrs in tags if any(name.startswith("on") for name in attrs)]
     assert "&lt;img src=x onerror=alert(1)&gt;" in page, "names are escaped"
     for claim in claims:
-        assert ledger.claims()[claim]["title"] in words
+        assert rulebook.claims()[claim]["title"] in words
     if subject in ("updates", "paths"):
         assert "This study samples nothing" in page
     else:
@@ -96,7 +96,7 @@ def test_precision_compares_two_dtypes_on_the_material_that_it_makes(command, tm
     assert [one["id"] for one in record["records"]] == [one["id"] for one in written]
     words = html.unescape((tmp_path / "precision.html").read_text(encoding="utf8"))
     assert "95th percentile" in words
-    assert ledger.rules()["C1", "unstated"]["label"] in words
+    assert rulebook.rules()["C1", "unstated"]["label"] in words
     assert re.search(r"\d+% of the model's samples were cut, as .* after 6 tokens", words)
 
 

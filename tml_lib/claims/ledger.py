@@ -1,31 +1,23 @@
-"""Claims, their rules written before the run, evidence files, and the replication table made from
-both.
+"""Evidence files, and the replication table made from them and from the rules (`rulebook`).
 
-`claims.toml` holds the rules. An evidence file is JSON: per test a list over seeds of a list over
-questions (null = does not apply), with the settings, versions, wall time, the command, the study's
-protocol and a hash of its rules.
+An evidence file is JSON: per test a list over seeds of a list over questions (null = does not
+apply), with the settings, versions, wall time, the command, the study's protocol and a hash of its
+rules.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
-import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from tml_lib import checks, files, runtime
-from tml_lib.claims.stats import bootstrap_interval, clustered_interval, nested_intervals
-from tml_lib.records import Arms, Interval
+from tml_lib.claims import intervals, rulebook
+from tml_lib.records import Arms
 
 SCHEMA = 1
-ENOUGH = {"questions": 64, "seeds": 1}  # for a verdict at a scale that claims.toml does not name
 INTERVAL_SEED = 20250526  # the bootstrap's own seed: the day of the paper
 AGAIN = (
     "make it again with the command in its 'command' field (the notebook that writes it runs it"
@@ -34,7 +26,6 @@ AGAIN = (
 _FIELDS = dict.fromkeys(("study", "scale", "command", "protocol", "rules_hash"), str)
 _FIELDS |= {"schema": int, "settings": dict, "versions": dict, "values": dict}
 _FIELDS |= {"wall_seconds": float}
-_KINDS = "CMGT"  # the paper's claims; the kit's own on meta-learning, written descent, transfer
 # a claim's verdict is the first of these that one of its decisive tests has
 _SETTLES = ("stale", "incomplete", "too few", "floor", "contradicted")
 
@@ -101,109 +92,6 @@ class Row:
         return self.verdict + self.reason
 
 
-def claims() -> dict[str, dict]:
-    """The claims of `claims.toml`, by id: the paper's by number, then the kit's own."""
-    return copy.deepcopy(_parsed(Path(__file__).parent / "claims.toml"))
-
-
-@functools.cache
-def _rules_file(path: Path) -> dict:
-    return files.table(path, files.COMMITTED)
-
-
-def least_accuracy() -> float:
-    """A comparison of accuracies counts only where the low end of the better arm's interval is at
-    least this share of right answers; below it the verdict is 'floor'.
-    """
-    return _rules_file(Path(__file__).parent / "claims.toml")["floor"]
-
-
-def compares_accuracies(test: str) -> bool:
-    """Whether a test ('C3.optimum') compares shares of right answers, Pass@k or mG-Pass@k of two
-    arms, as claims.toml lists them.
-    """
-    return test in _rules_file(Path(__file__).parent / "claims.toml")["accuracies"]
-
-
-@functools.cache
-def _parsed(path: Path) -> dict[str, dict]:
-    held = _rules_file(path)
-    found = {key: item for key, item in held.items() if isinstance(item, dict)}
-    return {claim: found[claim] for claim in sorted(found, key=_order)}
-
-
-def _order(claim: str) -> tuple[int, int, str]:
-    """Claims by kind, then by number, then by letter. ValueError for an id of another form."""
-    parts = re.fullmatch(rf"([{_KINDS}])(\d+)([a-z]*)", claim)
-    if parts is None:
-        raise ValueError(
-            f"claim {claim!r} in claims.toml: an id is a letter of {_KINDS}, a number and, if need"
-            " be, a small letter, as in C4a"
-        )
-    return _KINDS.index(parts[1]), int(parts[2]), parts[3]
-
-
-def rules() -> dict[tuple[str, str], dict]:
-    """Every test of `claims.toml`, by claim and name."""
-    return {(claim, test["name"]): test for claim, test in _all_tests(claims())}
-
-
-def label(test: str) -> str:
-    """What a test is called, with its claim: 'C1.fall' -> 'fall of L̂ … (C1)'."""
-    claim, _, name = test.partition(".")
-    return f"{rules()[claim, name]['label']} ({claim})"
-
-
-def wanted(test: dict) -> str:
-    """What a test's rule asks for, with side and unit: 'above 0.05 share'."""
-    return f"{test['side']} {test['threshold']:g} {test['unit']}"
-
-
-def rules_hash(names: list[str]) -> str:
-    """Hash of the rules of the named tests ('C1.trend', ...): 16 hexadecimal digits. A label is
-    wording and not covered.
-    """
-    known = {f"{claim}.{test['name']}": test for claim, test in _all_tests(claims())}
-    if missing := sorted(set(names) - set(known)):
-        raise ValueError(
-            f"test {missing[0]!r} has no rule: write it into claims.toml before running it"
-        )
-    covered = {
-        name: {key: x for key, x in known[name].items() if key != "label"} for name in sorted(names)
-    }
-    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@functools.cache
-def protocols() -> dict[str, dict]:
-    """Version and tolerances of every study, by name (`protocols.toml`)."""
-    return files.table(Path(__file__).parent / "protocols.toml", files.COMMITTED)
-
-
-def protocol(study: str) -> str:
-    """What a study measures, as evidence names it: 'trajectories/1'. ValueError for a study without
-    a version.
-    """
-    if study not in protocols():
-        raise ValueError(
-            f"study {study!r} has no protocol: give it a version and a tolerance in"
-            " claims/protocols.toml"
-        )
-    return f"{study}/{protocols()[study]['version']}"
-
-
-def verdict(interval: Interval, side: str, threshold: float) -> str:
-    """Holds, contradicted or inconclusive: where the interval lies with respect to the threshold
-    (see claims.toml).
-    """
-    low, high = interval.low - threshold, interval.high - threshold
-    if side == "below":
-        low, high = -high, -low
-    elif side != "above":
-        raise ValueError(f"side={side!r} must be 'above' or 'below'")
-    return "holds" if low > 0 else "contradicted" if high < 0 else "inconclusive"
-
-
 def write_evidence(
     folder: Path,
     study: str,
@@ -232,49 +120,17 @@ def write_evidence(
         "command": command,
         "settings": settings,
         "versions": runtime.versions(),
-        "protocol": protocol(study),
-        "rules_hash": rules_hash(list(values)),
+        "protocol": rulebook.protocol(study),
+        "rules_hash": rulebook.rules_hash(list(values)),
         "wall_seconds": round(float(wall_seconds), 1),
         "values": values,
         **(extra or {}),
     }
-    record = _with_arms(record, "evidence")
+    record = intervals.with_arms(record, "evidence", bootstrap_seed=INTERVAL_SEED)
     if fault := _fault(record["values"]):
         raise ValueError(f"evidence {study}.{scale}: {fault}: give those that the study measured")
     text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
     return runtime.write_text(folder / f"{study}.{scale}.json", text + "\n")
-
-
-def _with_arms(record: dict, place: str) -> dict:
-    """A record as JSON holds it: differences where its values are `Arms`, and the intervals of both
-    arms under 'arms', made as the test's own is.
-    """
-    compared = {
-        test: seeds
-        for test, seeds in record["values"].items()
-        if isinstance(seeds, list) and any(isinstance(seed, Arms) for seed in seeds)
-    }
-    differences = {test: [np.asarray(seed) for seed in compared[test]] for test in compared}
-    plain = _rounded(files.plain(record | {"values": record["values"] | differences}, place))
-    if compared:
-        pairs = {test: [seed.paired() for seed in seeds] for test, seeds in compared.items()}
-        sides = [[pair[k] for pair in seeds] for seeds in pairs.values() for k in (0, 1)]
-        found = [
-            _rounded([interval.estimate, interval.low, interval.high])
-            for interval, _ in _intervals(_rounded(files.plain(sides, place)), plain)
-        ]
-        plain["arms"] = dict(zip(pairs, zip(found[::2], found[1::2], strict=True), strict=True))
-    return plain
-
-
-def _rounded(item):
-    if isinstance(item, float):
-        return None if math.isnan(item) else round(item, 5)
-    if isinstance(item, dict):
-        return {key: _rounded(part) for key, part in item.items()}
-    if isinstance(item, list | tuple):
-        return [_rounded(part) for part in item]
-    return item
 
 
 def read_evidence(path: Path) -> dict:
@@ -330,7 +186,7 @@ def _is_pair(arms) -> bool:
 
 
 def rows(folders: list[Path], *names: str) -> list[Row]:
-    """The replication table from every evidence file in the folders, in the order of `claims`.
+    """The replication table from every evidence file in the folders, in the order of the claims.
 
     names: of the claims that are wanted; none: all. ValueError for an unknown one.
     """
@@ -342,63 +198,47 @@ def rows(folders: list[Path], *names: str) -> list[Row]:
 
 def rows_of(*paths: Path, names: Sequence[str] = ()) -> list[Row]:
     """The rows of some evidence files, in the order of the claims. names: as `rows` takes them."""
-    known = _chosen(names)
+    known = rulebook.chosen(names)
     table = [row for path in paths for row in _rows_of(read_evidence(path), _named(path), known)]
-    order = {f"{claim}.{test['name']}": k for k, (claim, test) in enumerate(_all_tests(known))}
+    tests = rulebook.all_tests(known)
+    order = {f"{claim}.{test['name']}": k for k, (claim, test) in enumerate(tests)}
     return sorted(table, key=lambda row: order[f"{row.claim}.{row.test}"])
-
-
-def _chosen(names: Sequence[str]) -> dict[str, dict]:
-    known = claims()
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"unknown claim {unknown[0]!r}: choose among {', '.join(known)}")
-    return {name: item for name, item in known.items() if not names or name in names}
 
 
 def rows_of_values(values: Values, *, study: str, scale: str, **more) -> list[Row]:
     """The rows of what a run has just measured and wrote to no file. values: as `write_evidence`
     takes them; more: 'templates' and 'cut', as its `extra`.
     """
-    record = {"study": study, "scale": scale, "protocol": protocol(study), "values": values}
-    record |= {"rules_hash": rules_hash(list(values))} | more
-    return _rows_of(_with_arms(record, "values"), "this run", claims())
-
-
-def _all_tests(known: dict[str, dict]) -> list[tuple[str, dict]]:
-    return [(claim, test) for claim, item in known.items() for test in item["tests"]]
-
-
-def _is_current(record: dict) -> bool:
-    """Whether a record was made under the rules and with the measurement of today."""
-    try:
-        same = record["protocol"] == protocol(record["study"])
-        return same and record["rules_hash"] == rules_hash(list(record["values"]))
-    except ValueError:  # a study or a rule that the evidence names is gone
-        return False
+    record = {"study": study, "scale": scale, "values": values}
+    record["protocol"] = rulebook.protocol(study)
+    record |= {"rules_hash": rulebook.rules_hash(list(values))} | more
+    record = intervals.with_arms(record, "values", bootstrap_seed=INTERVAL_SEED)
+    return _rows_of(record, "this run", rulebook.claims())
 
 
 def _rows_of(record: dict, evidence: str, known: dict[str, dict]) -> list[Row]:
-    current = _is_current(record)
+    current = rulebook.is_current(record)
     tests = [
         (claim, test)
-        for claim, test in _all_tests(known)
+        for claim, test in rulebook.all_tests(known)
         if f"{claim}.{test['name']}" in record["values"]
     ]
     found = []
     tables = [record["values"][f"{claim}.{test['name']}"] for claim, test in tests]
-    for (claim, test), (interval, kept) in zip(tests, _intervals(tables, record), strict=True):
+    made = intervals.of_tests(tables, record, bootstrap_seed=INTERVAL_SEED)
+    for (claim, test), (interval, kept) in zip(tests, made, strict=True):
         questions = min(len(seed) for seed in kept)
-        needed = known[claim]["scales"].get(record["scale"], ENOUGH)
+        needed = known[claim]["scales"].get(record["scale"], rulebook.ENOUGH)
         enough = questions >= needed["questions"] and len(kept) >= needed["seeds"]
-        better, low = _better(record.get("arms", {}).get(f"{claim}.{test['name']}", []))
-        armed = better is not None or not compares_accuracies(f"{claim}.{test['name']}")
-        now = verdict(interval, test["side"], test["threshold"])
+        better, low = intervals.better(record.get("arms", {}).get(f"{claim}.{test['name']}", []))
+        armed = better is not None or not rulebook.compares_accuracies(f"{claim}.{test['name']}")
+        now = rulebook.verdict(interval, test["side"], test["threshold"])
         before = ""
         if not (current and armed):
             now = "stale"
         elif not enough:
             now = "too few"
-        elif better is not None and not (low is not None and low >= least_accuracy()):
+        elif better is not None and not (low is not None and low >= rulebook.least_accuracy()):
             now, before = "floor", now
         found.append(
             Row(
@@ -425,49 +265,6 @@ def _rows_of(record: dict, evidence: str, known: dict[str, dict]) -> list[Row]:
     return found
 
 
-def _better(arms: Sequence[Sequence[float | None]]) -> tuple[float | None, float | None]:
-    """Estimate and low end of the better of two arms, of equal ones that with the higher low end;
-    None where there are none.
-    """
-    known = [(estimate, low) for estimate, low, _ in arms if estimate is not None]
-    return max(known, key=lambda arm: (arm[0], arm[1] or 0.0), default=(None, None))
-
-
-def _intervals(
-    every: list[list[list[float | None]]], record: dict
-) -> list[tuple[Interval, list[list[float]]]]:
-    """Interval and numbers (seeds, questions to which the test applies) of each of several tests of
-    a record, by the record's way: nested, by templates or over seeds.
-    """
-    kept = [[[x for x in seed if x is not None] for seed in seeds] for seeds in every]
-    several = [
-        k for k, seeds in enumerate(kept) if record.get("nested") and len(seeds) >= 2 and all(seeds)
-    ]
-    # together, as they share draws
-    nested = nested_intervals([kept[k] for k in several], seed=INTERVAL_SEED)
-    found = dict(zip(several, nested, strict=True))
-    labels = record.get("templates")
-    for k, seeds in enumerate(kept):
-        units = (
-            seeds[0] if len(seeds) == 1 else [math.fsum(seed) / len(seed) for seed in seeds if seed]
-        )
-        if k in found:
-            continue
-        told = [] if labels is None or len(seeds) != 1 else _labelled(every[k][0], labels)
-        if len({label for _, label in told}) >= 2:
-            found[k] = clustered_interval(*zip(*told, strict=True), seed=INTERVAL_SEED)
-        elif len(units) >= 2:
-            found[k] = bootstrap_interval(units, seed=INTERVAL_SEED)
-        else:
-            found[k] = Interval(units[0] if units else math.nan, math.nan, math.nan, len(units))
-    return [(found[k], seeds) for k, seeds in enumerate(kept)]
-
-
-def _labelled(numbers: Sequence[float | None], labels: Sequence[str]) -> list[tuple[float, str]]:
-    """The numbers that there are, each with the label of its question."""
-    return [(x, label) for x, label in zip(numbers, labels, strict=True) if x is not None]
-
-
 def _named(path: Path) -> str:
     """The file's path from the project's folder, so that tables read the same on every machine."""
     path, root = Path(path).resolve(), runtime.project_root()
@@ -483,7 +280,7 @@ def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:
     for row in table:
         settings.setdefault((row.claim, row.scale, row.evidence), {})[row.test] = row.verdict
     out: dict[tuple[str, str, str], str] = {}
-    known = claims()
+    known = rulebook.claims()
     for key, found in settings.items():
         needed = [test["name"] for test in known[key[0]]["tests"] if test["decisive"]]
         verdicts = {found.get(name, "incomplete") for name in needed}
@@ -496,7 +293,8 @@ def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:
 
 def to_json(table: list[Row]) -> str:
     """The table as JSON; a number that does not exist is null."""
-    return json.dumps(_rounded([asdict(row) for row in table]), indent=1, ensure_ascii=False)
+    lines = intervals.rounded([asdict(row) for row in table])
+    return json.dumps(lines, indent=1, ensure_ascii=False)
 
 
 def to_text(table: list[Row]) -> str:
@@ -504,7 +302,7 @@ def to_text(table: list[Row]) -> str:
     the claims' verdicts below.
     """
     heads = f"{'scale':11}{'estimate':>9}  {'[95 % interval]':20}{'unit':16}{'n':11}verdict"
-    known, tests, above = claims(), rules(), (None, None)
+    known, tests, above = rulebook.claims(), rulebook.rules(), (None, None)
     lines = [f"      {heads}"] if table else []
     places = list(dict.fromkeys(row.claim for row in table))
     for row in sorted(table, key=lambda row: (places.index(row.claim), not row.decisive)):
@@ -513,7 +311,7 @@ def to_text(table: list[Row]) -> str:
             lines.append(f"{known[row.claim]['title']} ({row.claim})")
         if (row.claim, row.test) != above:
             mark = "*" if row.decisive else " "
-            lines.append(f" {mark} {test['label']} ({row.test}): claimed {wanted(test)}")
+            lines.append(f" {mark} {test['label']} ({row.test}): claimed {rulebook.wanted(test)}")
         above = row.claim, row.test
         interval = f"[{row.low:.3f}, {row.high:.3f}]" if row.has_value else ""
         middle = f"{row.estimate:.3f}" if row.has_value else "–"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 
 RECORD = "record"  # a record of the evidence is measured anew
 # a training is begun anew, and its first losses or rewards are compared
@@ -74,7 +74,7 @@ class Check:
 
 def tolerance(study: str, kind: str, test: str, stored: float) -> float:
     """How far a test's replay may lie from its stored value, in its unit (protocols.toml)."""
-    rules = ledger.protocols()[study]
+    rules = rulebook.protocols()[study]
     if kind == ESTIMANDS:
         return ROUNDING
     if kind == FIRST_STEPS and test.startswith("mean reward"):

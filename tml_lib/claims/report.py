@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.claims.ledger import Row
 
 SCALES = ("tiny", "small", "small-sft", "half", "medium", "medium-sft", "gpu", "published")
@@ -43,7 +43,7 @@ class Settled:
 
         That is the threshold's own size, or, where it is 0, what other tests of the unit have.
         """
-        rule = ledger.rules()[self.claim, self.row.test]
+        rule = rulebook.rules()[self.claim, self.row.test]
         unit = (1 if rule["side"] == "above" else -1) * (
             abs(rule["threshold"]) or smallest_effect(rule["unit"])
         )
@@ -58,7 +58,7 @@ def smallest_effect(unit: str) -> float:
     that are not 0.
     """
     tests = [
-        test for item in ledger.claims().values() for test in item["tests"] if test["decisive"]
+        test for item in rulebook.claims().values() for test in item["tests"] if test["decisive"]
     ]
     sizes = [abs(test["threshold"]) for test in tests if test["unit"] == unit and test["threshold"]]
     if not sizes:
@@ -70,7 +70,7 @@ def smallest_effect(unit: str) -> float:
 
 
 def settled(table: list[Row]) -> list[Settled]:
-    """One entry per claim and scale of the table, in the order of `ledger.claims`."""
+    """One entry per claim and scale of the table, in the order of `rulebook.claims`."""
     found = []
     for (claim, scale, evidence), verdict in ledger.summary(table).items():
         rows = [
@@ -93,7 +93,7 @@ def why_not(claim: str, scale: str) -> str:
     """Why a claim has no verdict at a scale: claims.toml's reason, or that its run is not stored;
     '' where none is asked.
     """
-    item = ledger.claims()[claim]
+    item = rulebook.claims()[claim]
     if scale == "published" or claim[0] != "C":
         return ""
     if scale == "gpu":
@@ -122,7 +122,7 @@ def overview(table: list[Row]) -> str:
     scales = ordered({scale for _, scale in found})
     lines = [f"| claim | paper | {' | '.join(scales)} |", "|---" * (2 + len(scales)) + "|"]
     judged = {claim for claim, _ in found}
-    for claim, item in ledger.claims().items():
+    for claim, item in rulebook.claims().items():
         if claim not in judged:
             continue
         cells = [_cell(found.get((claim, scale), []), why_not(claim, scale)) for scale in scales]
@@ -136,7 +136,7 @@ def overview(table: list[Row]) -> str:
 def _cell(found: list[Settled], reason: str) -> str:
     if not found:
         return f"*{reason}*" if reason else "–"
-    tests = ledger.rules()
+    tests = rulebook.rules()
     return "; ".join(_settling(item, tests[item.claim, item.row.test]) for item in found)
 
 
@@ -151,7 +151,7 @@ def details(table: list[Row]) -> str:
     interval, n, verdict.
     """
     heads = "test | scale | estimand | control | claimed | estimate [95 % interval] | n | verdict"
-    lines, tests = [f"| {heads} |", "|---" * 8 + "|"], ledger.rules()
+    lines, tests = [f"| {heads} |", "|---" * 8 + "|"], rulebook.rules()
     for row in table:
         if row.decisive:
             test = tests[row.claim, row.test]
@@ -160,7 +160,7 @@ def details(table: list[Row]) -> str:
                 row.scale,
                 row.estimand,
                 row.control,
-                ledger.wanted(test),
+                rulebook.wanted(test),
                 row.numbers(3),
                 row.count.replace("×", " × "),
                 row.said,
@@ -174,7 +174,7 @@ def floored(table: list[Row]) -> str:
     before and now, and the accuracy of the test's better arm with the low end of its interval.
     """
     heads = "claim or test | scale | before | now | better arm [low end]"
-    lines, known, tests = [f"| {heads} |", "|---" * 5 + "|"], ledger.claims(), ledger.rules()
+    lines, known, tests = [f"| {heads} |", "|---" * 5 + "|"], rulebook.claims(), rulebook.rules()
     now = ledger.summary(table)
     was = ledger.summary([replace(row, verdict=row.before or row.verdict) for row in table])
     for (claim, scale, evidence), verdict in now.items():

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.claims.ledger import Row
 from tml_lib.claims.stats import bootstrap_interval
 from tml_lib.lessons import names, notebooks, plots
@@ -88,7 +88,7 @@ def live_verdicts(rows: Sequence[Row], model: str) -> None:
         print("\nToo few questions for a verdict, by the rules in tml_lib/claims/claims.toml.")
         return
     for (claim, *_), found in ledger.summary(list(rows)).items():
-        print(f"{ledger.claims()[claim]['title']} ({claim}): {found}")
+        print(f"{rulebook.claims()[claim]['title']} ({claim}): {found}")
     plots.titled(plots.forest(settled), f"This run: {model}")
 
 
@@ -101,13 +101,13 @@ def _table(rows: Sequence[Row], verdicts: bool) -> str:
     for row in rows:
         if row.claim != claim:
             claim = row.claim
-            lines.append(f"{ledger.claims()[claim]['title']} ({claim})")
-        rule = ledger.rules()[claim, row.test]
+            lines.append(f"{rulebook.claims()[claim]['title']} ({claim})")
+        rule = rulebook.rules()[claim, row.test]
         first, *more = textwrap.wrap(rule["label"], 44, break_on_hyphens=False)
         spread = "" if math.isnan(row.low) else f" [{row.low:.2f}, {row.high:.2f}]"
         found = "–" if math.isnan(row.estimate) else f"{row.estimate:.2f}{spread}"
         mark, count = "*" if row.decisive else " ", f"{row.n_seeds * row.n_questions:<6}"
-        line = f"{mark} {_padded(first, 46)}{ledger.wanted(rule):26}{found:26}{count}"
+        line = f"{mark} {_padded(first, 46)}{rulebook.wanted(rule):26}{found:26}{count}"
         lines.append((line + row.verdict * verdicts).rstrip())
         lines += [f"  {part}" for part in more]
     return "\n".join(lines)

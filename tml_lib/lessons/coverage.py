@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tml_lib import files
-from tml_lib.claims import ledger
+from tml_lib.claims import rulebook
 from tml_lib.lessons import notebooks
 
-FILE = Path(ledger.__file__).parent / "coverage.toml"
+FILE = Path(rulebook.__file__).parent / "coverage.toml"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def coverage() -> list[Item]:
                 f"coverage.toml, {item.id}: notebook {item.where[0]!r} has no heading"
                 f" {item.where[1]!r}"
             )
-        if missing := sorted(set(item.claims) - set(ledger.claims())):
+        if missing := sorted(set(item.claims) - set(rulebook.claims())):
             raise ValueError(
                 f"coverage.toml, {item.id}: no claim {', '.join(missing)}; see claims.toml"
             )

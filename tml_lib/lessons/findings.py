@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tml_lib.claims import ledger, report
+from tml_lib.claims import report, rulebook
 from tml_lib.claims.ledger import Row
 from tml_lib.lessons import names
 
@@ -235,7 +235,7 @@ def threshold(finding: Finding) -> float:
     """The smallest effect that matters in a finding's picture; ValueError where its tests have
     several.
     """
-    rules = ledger.rules()
+    rules = rulebook.rules()
     tests = [tuple(test.split(".")) for test in finding.tests]
     found = {rules[test]["threshold"] for test in tests}
     if len(found) != 1 or {rules[test]["side"] for test in tests} != {"above"}:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tml_lib import files, runtime
-from tml_lib.claims import ledger, report
+from tml_lib.claims import ledger, report, rulebook
 from tml_lib.lessons import findings, notebooks, pictures, reading
 from tml_lib.lessons.run_folders import Result
 from tml_lib.lm import presets
@@ -288,7 +288,7 @@ def ledger_table(table: list[ledger.Row] | None = None) -> str:
         f"| claim | {' | '.join(f'`{scale}`' for scale in scales)} |",
         "|---" * (1 + len(scales)) + "|",
     ]
-    for claim, item in ledger.claims().items():
+    for claim, item in rulebook.claims().items():
         if claim not in asked:
             continue
         cells = [

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 
 from tml_lib import runtime
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.lessons import explorer, names
 from tml_lib.records import Interval
 
@@ -68,15 +68,15 @@ def write(
 
 def _claims(rows: list[ledger.Row]) -> list[str]:
     """Per claim its title and a table of its tests."""
-    found, tests = [], ledger.rules()
+    found, tests = [], rulebook.rules()
     for claim in dict.fromkeys(row.claim for row in rows):
         lines = []
         for row in (row for row in rows if row.claim == claim):
             rule = tests[claim, row.test]
             numbers = row.numbers(3) if row.has_value else "no question has it"
             name = f"{rule['label']} ({claim}.{row.test})" + ("" if row.decisive else ", beside")
-            lines.append((name, row.control, ledger.wanted(rule), numbers, row.count, row.said))
-        found += [f"<h2>{_text(ledger.claims()[claim]['title'])}</h2>", _table(_HEADS, lines)]
+            lines.append((name, row.control, rulebook.wanted(rule), numbers, row.count, row.said))
+        found += [f"<h2>{_text(rulebook.claims()[claim]['title'])}</h2>", _table(_HEADS, lines)]
     return found
 
 
@@ -92,7 +92,7 @@ def _precision(record: dict) -> list[str]:
     ]
     means = [
         (
-            ledger.label(test),
+            rulebook.label(test),
             *(_interval(found[name]) for name in (*precision.DTYPES, "difference")),
         )
         for test, found in precision.estimates(record).items()

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 
-from tml_lib.claims import ledger, report
+from tml_lib.claims import report, rulebook
 from tml_lib.claims.ledger import Row
 from tml_lib.lessons import findings
 
@@ -22,7 +22,7 @@ def _findings(table: list[Row]) -> list:
 
 
 def _verdicts(table: list[Row]) -> list:
-    tests, found = ledger.rules(), []
+    tests, found = rulebook.rules(), []
     for item in report.settled(table):
         label = tests[item.claim, item.row.test]["label"]
         found.append((item.claim, item.scale, item.verdict, item.row.test, label, item.margin))

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from tml_lib import checks, files
-from tml_lib.claims import ledger
+from tml_lib.claims import ledger, rulebook
 from tml_lib.claims.replay import ESTIMANDS, FIRST_STEPS, RECORD, Pairs, Replay
 from tml_lib.lm import adapters, presets
 from tml_lib.lm.models import LanguageModel
@@ -69,7 +69,7 @@ class Study:
         per record. Raises ValueError for a damaged checkpoint.
         """
         settings, inputs = self.settings | settings, inputs or {}
-        key = {"study": self.name, "protocol": ledger.protocol(self.protocol or self.name)}
+        key = {"study": self.name, "protocol": rulebook.protocol(self.protocol or self.name)}
         key |= {"said": self.said(), "settings": _identity(settings), "inputs": _identity(inputs)}
         folder = checks.path(folder=folder)
         kept = checkpoint.place(folder, self.name, key)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tml_lib import runtime
-from tml_lib.claims import ledger
+from tml_lib.claims import rulebook
 from tml_lib.data import gsm, programs
 from tml_lib.data.gsm import Reflecting
 from tml_lib.lm import models, sampling
@@ -194,7 +194,7 @@ def text_record(
     for the others; with 0 it takes none, and has no values.
     """
     cut_found, shares = cut_values(lm, group, seed, max_tokens)
-    tests = [f"C6.{test['name']}" for test in ledger.claims()["C6"]["tests"]] if every else []
+    tests = [f"C6.{test['name']}" for test in rulebook.claims()["C6"]["tests"]] if every else []
     values = {name: [math.nan] * len(group) for name in tests}
     tokens = []
     for start in range(0, len(group), every) if every else ():

@@ -119,7 +119,7 @@ def _shown(books: list[Notebook], out: Path, *, everything: bool) -> list:
     """The ledger's rows after a run: this run's and, of the claims that its notebooks speak of, the
     stored ones; after a run of everything, all.
     """
-    from tml_lib.claims import ledger
+    from tml_lib.claims import ledger, rulebook
 
     made = ledger.rows([out / "evidence"])
     spoken = {claim for book in books for claim in book.claims} | {row.claim for row in made}
@@ -130,7 +130,7 @@ def _shown(books: list[Notebook], out: Path, *, everything: bool) -> list:
     ]
     # by claim and test, in the ledger's order; of one test this run's row first
     table = [(row, 0) for row in made] + [(row, 1) for row in stored]
-    order = {name: k for k, name in enumerate(ledger.rules())}
+    order = {name: k for k, name in enumerate(rulebook.rules())}
     return [
         row
         for row, _ in sorted(table, key=lambda pair: (order[pair[0].claim, pair[0].test], pair[1]))

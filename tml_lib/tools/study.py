@@ -223,7 +223,7 @@ SUBJECTS = {
 
 def run(options) -> int:
     """Make a subject's evidence and its page; 0 where both are written."""
-    from tml_lib.claims import ledger
+    from tml_lib.claims import ledger, rulebook
     from tml_lib.lessons import explorer, page
     from tml_lib.studies import lora, trajectories
 
@@ -235,8 +235,8 @@ def run(options) -> int:
     folder = Path(options.out or _folder(options.subject, scale, options.seed, lm.name))
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", "tml_lib", *options.words])
-    known = ledger.claims()
-    rules = [known[claim]["scales"].get(scale, ledger.ENOUGH) for claim in subject.claims]
+    known = rulebook.claims()
+    rules = [known[claim]["scales"].get(scale, rulebook.ENOUGH) for claim in subject.claims]
     needed = max((rule["questions"] for rule in rules), default=0)
     if options.n < needed:
         print(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_lib.claims.ledger import verdict
+from tml_lib.claims.rulebook import verdict
 from tml_lib.lessons.exercises.checking import checker, say
 from tml_lib.records import Interval
 

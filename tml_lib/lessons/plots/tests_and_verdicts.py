@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tml_lib.claims import ledger
+from tml_lib.claims import rulebook
 from tml_lib.claims.ledger import Row
 from tml_lib.lessons import names
 from tml_lib.lessons.plots.drawing import at_left
@@ -46,7 +46,7 @@ def forest(table: list[Row]) -> Figure:
         if claim in titled:
             continue
         titled.add(claim)
-        title = f"{ledger.claims()[claim]['title']} ({claim})"
+        title = f"{rulebook.claims()[claim]['title']} ({claim})"
         at_left(ax, textwrap.fill(title, 92), 1.0, (0, 5), va="bottom", weight="bold", fontsize=8)
     said = "Estimate and 95 % interval. Tick with arrow: threshold and side claimed."
     if left := len(given) - len(table):
@@ -57,7 +57,7 @@ def forest(table: list[Row]) -> Figure:
 
 def _test(ax: Axes, y: float, row: Row) -> None:
     """A test's estimate and interval in the colour of its verdict, and its threshold."""
-    rule, style = ledger.rules()[row.claim, row.test], names.style(names.VERDICTS, row.verdict)
+    rule, style = rulebook.rules()[row.claim, row.test], names.style(names.VERDICTS, row.verdict)
     ax.plot([row.low, row.high], [y, y], color=style.colour, lw=2)
     ax.plot(row.estimate, y, "o" if row.decisive else "D", color=style.colour, ms=6)
     above, at = rule["side"] == "above", rule["threshold"]
@@ -68,16 +68,16 @@ def _test(ax: Axes, y: float, row: Row) -> None:
 
 def _words(row: Row) -> str:
     """A test's label, then its threshold in its own unit, its verdict, scale and code."""
-    rule = ledger.rules()[row.claim, row.test]
+    rule = rulebook.rules()[row.claim, row.test]
     label = textwrap.fill(rule["label"], 52, break_on_hyphens=False)
-    return f"{label}\nclaimed {ledger.wanted(rule)}: {row.verdict} ({row.scale}, {row.test})"
+    return f"{label}\nclaimed {rulebook.wanted(rule)}: {row.verdict} ({row.scale}, {row.test})"
 
 
 def decision(ax: Axes, values: Sequence[float], row: Row) -> None:
     """How one test is decided: its values, a bar per range of them; below, their mean with its
     interval; and the threshold. values: one per question, NaN where the test does not apply.
     """
-    rule, style = ledger.rules()[row.claim, row.test], names.style(names.VERDICTS, row.verdict)
+    rule, style = rulebook.rules()[row.claim, row.test], names.style(names.VERDICTS, row.verdict)
     counts, *_ = ax.hist(np.array(values, dtype=float), 40, color=names.LIGHT)
     top = max(counts)
     y, at = -0.22 * top, rule["threshold"]

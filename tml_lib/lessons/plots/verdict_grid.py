@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from tml_lib.claims import ledger, report
+from tml_lib.claims import report, rulebook
 from tml_lib.claims.report import Settled
 from tml_lib.lessons import names
 
@@ -79,7 +79,7 @@ def _chapters(found: list[Settled], width: float) -> list[tuple[str, list[_Claim
     """The chapters of the argument that have verdicts, with their claims; words in lines of so many
     inches.
     """
-    known, chapters = ledger.claims(), []
+    known, chapters = rulebook.claims(), []
     for chapter, members in report.CHAPTERS.items():
         claims = []
         for name in members:
@@ -96,7 +96,7 @@ def _lines(own: list[Settled], width: float) -> list[_Line]:
     """
     lines: dict[tuple[str, int], _Line] = {}
     for item in own:
-        rule = ledger.rules()[item.claim, item.row.test]
+        rule = rulebook.rules()[item.claim, item.row.test]
         sign = ">" if rule["side"] == "above" else "<"
         claimed = f"claimed {sign} {rule['threshold']:g} {rule['unit']}".replace("-", "−", 1)
         parts = (rule["label"], claimed)
