@@ -26,7 +26,7 @@ _STRANGERS = 64  # questions from which the trajectories of other questions are 
 # compared with another over as many tokens
 _BESIDE = {"foreign": "gold", "sampled": "own_right", "foreign_own": "own_right"}
 TEXTS = ("sampled", "own_right")  # of the model's own, which evidence keeps
-# what tells reasoning from length, order and copying; as costly together as all the rest
+# what tells reasoning from length, order and copying
 CONTROLS = ("foreign", "shuffled", "copying", "foreign_own")
 KINDS = ("gold", "corrupted", "own_right", "sampled", *CONTROLS)
 _GROUP = 8  # questions sampled together, and so lost at most when a run is interrupted

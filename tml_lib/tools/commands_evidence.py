@@ -53,8 +53,8 @@ def _add_study_settings(parser) -> None:
         "--controls",
         type=functools.partial(count, least=0),
         metavar="K",
-        help="trajectories: the first K questions have the controls, half of the cost (default:"
-        " all)",
+        help="trajectories: the first K questions have the controls, four of the eight"
+        " conditions (default: all)",
     )
     parser.add_argument(
         "--every",
