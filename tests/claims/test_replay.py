@@ -57,6 +57,14 @@ def test_what_takes_longer_than_asked_is_left_out(evidence):
     assert len(list(checks)) == 1
 
 
+def test_a_record_takes_what_it_took_in_the_run_of_a_larger_model(evidence):
+    kept = ledger.read_evidence(evidence)
+    assert remade(0, seconds=5).cost(kept) == 5
+    assert remade(0, seconds=5).cost(kept | {"wall_seconds": 700}) == 70
+    training = Replay(FIRST_STEPS, lambda evidence: ["seed 0"], lambda evidence, name: {}, 5)
+    assert training.cost(kept | {"wall_seconds": 700}) == 5, "only its first steps are run"
+
+
 @pytest.mark.parametrize(
     ("stored", "replayed", "ok"),
     [(math.nan, math.nan, True), (math.nan, 0.0, False), (0.0, math.nan, False)],

@@ -48,10 +48,13 @@ window.found = null;
   await panel.sessionContext.ready;
   await app.commands.execute('notebook:clear-all-cell-outputs');
   await app.commands.execute('notebook:run-all-cells');
+  // a cell's reply may come before its last outputs: they are there when the kernel says 'idle'
+  const kernel = panel.sessionContext.session.kernel;
+  while (kernel.status === 'busy') await new Promise(again => setTimeout(again, 100));
   const cells = panel.content.widgets
     .map(cell => cell.model.toJSON())
     .filter(cell => cell.cell_type === 'code');
-  return {status: panel.sessionContext.session.kernel.status, cells};
+  return {status: kernel.status, cells};
 })().then(found => window.found = found, error => window.found = {error: String(error)});
 """
 

@@ -34,7 +34,14 @@ class Replay:
     # evidence -> the records that can be drawn; none where it cannot be replayed
     names: Callable[[dict], Sequence[str]]
     again: Callable[[dict, str], Pairs]  # evidence, record -> what is compared
-    seconds: float  # about what one record takes on one core
+    seconds: float  # about what one record takes on one core, of the smallest model that has them
+
+    def cost(self, evidence: dict) -> float:
+        """About the seconds that one record of this evidence takes on one core: `seconds`, or what
+        a record took in the run, where a larger model made it.
+        """
+        records = len(self.names(evidence)) if self.kind == RECORD else 0
+        return max(self.seconds, evidence["wall_seconds"] / records) if records else self.seconds
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def verify(
     """
     evidence = ledger.read_evidence(path)
     for replay in replays:
-        names = list(replay.names(evidence)) if replay.seconds <= within else []
+        names = list(replay.names(evidence)) if replay.cost(evidence) <= within else []
         draw = random.Random(f"{seed}/{Path(path).name}/{replay.kind}")
         drawn = draw.sample(names, min(records, len(names)))
         for name in [name for name in names if name == record] if record else drawn:
@@ -111,7 +118,7 @@ def verify(
 def records_of(path: Path, replays: Sequence[Replay], *, within: float = math.inf) -> list[str]:
     """The names of all records that `verify` can replay of an evidence file."""
     evidence = ledger.read_evidence(path)
-    names = [name for r in replays if r.seconds <= within for name in r.names(evidence)]
+    names = [name for r in replays if r.cost(evidence) <= within for name in r.names(evidence)]
     return list(dict.fromkeys(names))
 
 
