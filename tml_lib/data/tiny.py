@@ -206,6 +206,7 @@ def collate(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
 WARMUP = 50  # steps
 DECAY = 0.3  # share of all steps, at their end
 BETAS = (0.9, 0.98)  # of AdamW
+ROWS_AT_ONCE = 16
 
 
 def schedule(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -245,15 +246,30 @@ def train(
         disable=not progress,
         leave=False,
     ):
-        ids, labels = (part.to(model.device) for part in collate(rows(step)))
-        loss = model(input_ids=ids, labels=labels).loss
-        losses.append(loss.item())
+        optimiser.zero_grad()
+        losses.append(_add_gradient(model, rows(step)))
         if not math.isfinite(losses[-1]):
             raise ValueError(f"the loss is {losses[-1]} at step {step}: lower peak_lr={peak_lr}")
-        optimiser.zero_grad()
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         rate.step()
     model.eval()
     return losses
+
+
+def _add_gradient(model: LlamaForCausalLM, rows: Sequence[Row]) -> float:
+    """Add the gradient of the mean loss of a batch's learnt tokens to the weights'; returns that
+    loss.
+
+    The rows go through the model by length, a few at a time: padded to the batch's longest row, a
+    third of all work would be padding.
+    """
+    learnt = sum(len(ids) - start for ids, start in rows)
+    by_length, loss = sorted(rows, key=lambda row: len(row[0])), 0.0
+    for k in range(0, len(rows), ROWS_AT_ONCE):
+        ids, labels = collate(by_length[k : k + ROWS_AT_ONCE])
+        placed = {"input_ids": ids.to(model.device), "labels": labels.to(model.device)}
+        part = model(**placed, num_items_in_batch=learnt).loss
+        part.backward()
+        loss += part.item()
+    return loss
