@@ -20,7 +20,7 @@ from tml_lib.lessons import generated, notebooks, run_folders
 from tml_lib.lm import adapters, models, quantised
 from tml_lib.lm.models import LanguageModel
 from tml_lib.studies import engine, published
-from tml_lib.tools import checkpoints, cli, plan_formulas, sweep, sweep_run
+from tml_lib.tools import checkpoints, cli, plan_shapes, sweep, sweep_run
 from tml_lib.train import dpo, runs, sft
 
 STUDY = engine.Study("trajectories", record=lambda item, folder: {"value": item})
@@ -131,7 +131,7 @@ READERS = {
     ),
     "a model to plan": (
         lambda f: f / "config.json",
-        lambda p: plan_formulas.shape(str(p.parent)),
+        lambda p: plan_shapes.shape(str(p.parent)),
         "give the folder that `save_pretrained` wrote",
     ),
 }
@@ -378,7 +378,7 @@ FOLDERS = {
     "which model an adapter is of": lambda value: adapters.belongs(None, value),
     "a set of one's own": lambda value: hub.fixture("aime24", value, 1),
     "a sweep": sweep.read,
-    "a model to plan": plan_formulas.shape,
+    "a model to plan": plan_shapes.shape,
     "a model in 4 bits": quantised.load_4bit,
     "a model": lambda value: models.load("tiny", model=value),
     "questions": lambda value: hub.questions("aime24", source=value),

@@ -27,8 +27,8 @@ ONLY_IN = {
         "train/grpo_trainer.py",
         "tools/bench/outer_loops.py",
     },
-    # implicit: writes an adapter
-    "peft": {"lm/adapters.py", "train/sft.py", "train/dpo.py", "measure/implicit.py"},
+    # layer_updates: writes an adapter
+    "peft": {"lm/adapters.py", "train/sft.py", "train/dpo.py", "measure/layer_updates.py"},
     "bitsandbytes": {"lm/quantised.py"},
     "sphinx": {"tools/site.py"},
     "joblib": {"tools/sweep.py"},

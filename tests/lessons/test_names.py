@@ -11,7 +11,7 @@ from matplotlib.colors import is_color_like, to_rgb
 
 import tml_lib
 from tml_lib.claims import ledger
-from tml_lib.data import programs
+from tml_lib.data import program_grading
 from tml_lib.lessons import names, notebooks
 from tml_lib.measure import token_roles
 from tml_lib.meta import descent, maml
@@ -57,7 +57,7 @@ def keys_of_evidence():
     yield "written", set(descent.KINDS) | {"direct", "maml"}
     yield "modes", first("efficiency.tiny", "modes") | set(efficiency.MODES)
     yield "classes", set(probes["classes"]) | set(token_roles.MARKS)
-    yield "faults", set(programs.FAULTS)
+    yield "faults", set(program_grading.FAULTS)
     groups = {model["group"] for model in evidence("published.published")["models"]}
     yield "sources", groups - {"base"}
     files = notebooks.stored_evidence().glob("*.json")

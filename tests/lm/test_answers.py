@@ -207,7 +207,8 @@ def test_hostile_text_is_not_right_and_does_not_spoil_the_next_request(grader, t
     grader.grade(*FORMULA)  # start-up does not count
     began = time.perf_counter()
     assert grader.grade(text, "5" if text != HOSTILE["new lines"] else "6") is False
-    assert time.perf_counter() - began < grader.seconds + 1.0
+    # a busy machine needs a few seconds more, and what is not stopped takes hours
+    assert time.perf_counter() - began < grader.seconds + 30
     assert grader.grade("so 5", "5") is True
 
 

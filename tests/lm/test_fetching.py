@@ -19,7 +19,7 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from tml_lib import files, runtime
-from tml_lib.lm import converting, fetching, models, presets
+from tml_lib.lm import converting, fetching, models, presets, pretrained
 from tml_lib.tools import cli, fetch
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
@@ -437,7 +437,7 @@ def test_the_command_fetches_converts_and_lists(tiny, file, capsys):
 
 
 def as_transformers_reads(path, dtype=torch.float32):
-    with models.quiet():
+    with pretrained.quiet():
         return transformers.AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=dtype
         )

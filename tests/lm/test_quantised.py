@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tml_lib.lm import models, quantised
+from tml_lib.lm import models, pretrained, quantised
 from tml_lib.lm.answers import encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure import probe
@@ -132,7 +132,7 @@ def test_settings_go_to_the_loader(monkeypatch, folder, full):
     monkeypatch.setitem(
         sys.modules, "bitsandbytes", SimpleNamespace(supported_torch_devices={"cpu"})
     )
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(pretrained.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     lm = quantised.load_4bit(str(folder), device="cpu")
     assert lm.name == "tiny (4 bit)"
     assert (given["source"], given["device_map"], given["local_files_only"]) == (
@@ -149,13 +149,13 @@ def test_what_the_loader_says_is_passed_on_with_the_next_step(monkeypatch, folde
     monkeypatch.setitem(
         sys.modules, "bitsandbytes", SimpleNamespace(supported_torch_devices={"cpu"})
     )
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(pretrained.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: 1 / 0)
     with pytest.raises(
         ValueError, match=rf"{folder}' cannot be loaded \(ZeroDivisionError.*save the folder again"
     ):
         quantised.load_4bit(str(folder), device="cpu")
     lacking = lambda *_, **__: (full.model, {"missing_keys": {"model.norm.weight"}})  # noqa: E731
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lacking)
+    monkeypatch.setattr(pretrained.AutoModelForCausalLM, "from_pretrained", lacking)
     with pytest.raises(ValueError, match=r"lacks 1 weights \(first: model\.norm\.weight\)"):
         quantised.load_4bit(str(folder), device="cpu")
 

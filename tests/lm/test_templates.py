@@ -46,14 +46,15 @@ def tokenizer():
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_template_is_refused_by_name_within_its_limits(monkeypatch, tokenizer, kind):
-    monkeypatch.setattr(templates, "SECONDS", 0.5)
-    monkeypatch.setattr(templates, "MEMORY", 1 << 28)
     source, reason = BROKEN[kind]
+    if "does not end" in reason:  # elsewhere a busy machine might reach this limit first
+        monkeypatch.setattr(templates, "SECONDS", 0.5)
+    monkeypatch.setattr(templates, "MEMORY", 1 << 28)
     tokenizer.chat_template, tokenizer.name_or_path = source, "/models/mine"
     before, began = threading.active_count(), time.perf_counter()
     with pytest.raises(ValueError, match=r"^the chat template of /models/mine ") as caught:
         answers.chat_prompt(tokenizer, QUESTION)
-    assert time.perf_counter() - began < 10
+    assert time.perf_counter() - began < 30
     assert reason in str(caught.value)
     assert "take it out of the model's folder" in str(caught.value)
     assert threading.active_count() == before, "the thread has ended"

@@ -10,7 +10,7 @@ from tml_lib.data import gsm
 from tml_lib.lm import answers, models
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure import landscape, parameter_paths, probe
-from tml_lib.measure.implicit import LayerUpdate, Update
+from tml_lib.measure.layer_updates import LayerUpdate, Update
 
 
 @pytest.fixture(scope="module")

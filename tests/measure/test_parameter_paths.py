@@ -9,7 +9,8 @@ import torch
 from tml_lib.lm import models
 from tml_lib.lm.answers import Suffix, encode
 from tml_lib.measure import parameter_paths, probe
-from tml_lib.measure.implicit import Update, gradient_update, update_from_ids
+from tml_lib.measure.implicit import gradient_update, update_from_ids
+from tml_lib.measure.layer_updates import Update
 from tml_lib.measure.parameter_paths import (
     PathSteps,
     answer_loss,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tml_lib.data import gsm, programs
+from tml_lib.data import gsm, gsm_variants, programs
 from tml_lib.lm.answers import chat_prompt, encode
 from tml_lib.measure import token_roles
 from tml_lib.measure.probe import probe
@@ -40,7 +40,7 @@ def test_a_programs_reflections_stand_where_they_are_said_to(asked):
 def test_a_texts_reflections_stand_where_they_are_said_to():
     for question in trajectories.study_questions(30, 2):
         gold = gsm.gold(question).text
-        found = gsm.reflecting(question, 0)
+        found = gsm_variants.reflecting(question, 0)
         if found is None:
             continue
         wait, other = found
@@ -156,8 +156,8 @@ def test_reflections_are_compared_with_all_else_by_hand(reasoner, asked, monkeyp
 
 
 def test_the_values_of_a_text_are_differences_of_its_curves(tiny_lm):
-    question = next(q for q in trajectories.study_questions(8, 3) if gsm.reflecting(q, 0))
-    wait, other = gsm.reflecting(question, 0)
+    question = next(q for q in trajectories.study_questions(8, 3) if gsm_variants.reflecting(q, 0))
+    wait, other = gsm_variants.reflecting(question, 0)
     values, rows = token_roles.role_values(
         tiny_lm, question, [wait, other], token_roles.text_pieces
     )

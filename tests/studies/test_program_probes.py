@@ -13,7 +13,7 @@ import torch
 
 from tml_lib.claims import ledger, rulebook
 from tml_lib.claims.stats import trend
-from tml_lib.data import gsm, programs
+from tml_lib.data import gsm, program_grading, programs
 from tml_lib.lm.answers import chat_prompt, encode
 from tml_lib.measure.probe import probe
 from tml_lib.studies import paths, program_probes, supervised, trajectories
@@ -38,7 +38,10 @@ def test_conditions_are_equally_long_and_what_they_are_called(asked, conditions)
     for question, found in zip(asked, conditions, strict=True):
         program, gold = programs.parse(question.text), found["gold"]
         assert {len(words) for words in found.values()} == {30}
-        assert programs.fault(program, f"{' '.join(gold)} \\boxed{{ {question.answer} }}") == "none"
+        assert (
+            program_grading.fault(program, f"{' '.join(gold)} \\boxed{{ {question.answer} }}")
+            == "none"
+        )
         used = {letter for letter in programs.LETTERS if letter in question.text}
         assert not used & {letter for word in found["foreign"] for letter in word}
         assert found["copying"][:28] == found["foreign"][:28]
@@ -224,17 +227,6 @@ def test_thinking_is_cut_after_each_step_and_answers_are_forced(reasoner, asked)
 
 
 # --- the studies ----------------------------------------------------------------------------------
-
-
-def test_a_reasoner_is_trained_once_and_then_kept(tmp_path, monkeypatch):
-    first = program_probes.reasoner(0, tmp_path, steps=2)
-    monkeypatch.setattr(supervised, "tuned", None)  # nothing is left to train
-    again = program_probes.reasoner(0, tmp_path, steps=2)
-    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
-        assert (a == b).all()
-    with pytest.raises(TypeError):
-        program_probes.reasoner(1, tmp_path, steps=2)  # another seed is another model
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("tmp")] == []
 
 
 @pytest.mark.parametrize(

@@ -67,14 +67,14 @@ def test_an_answer_is_what_stands_in_the_box(tiny_lm, monkeypatch):
 def test_questions_can_be_reflected_on_and_were_not_trained():
     found = roles.questions(12, 1)
     assert len({question.id for question in found}) == 12
-    assert all(roles.gsm.reflecting(question, 1) for question in found)
+    assert all(roles.gsm_variants.reflecting(question, 1) for question in found)
     assert all(lora.fresh(found, lora.STEPS, 0))
 
 
 def test_questions_of_the_paper_can_be_reflected_on_too(tmp_path):
     found = roles.questions(5, 1, f"math500_5={hub.fixture('math500_5', tmp_path / 'set', n=30)}")
     assert len(found) == 5
-    assert all(roles.gsm.reflecting(question, 1) for question in found)
+    assert all(roles.gsm_variants.reflecting(question, 1) for question in found)
 
 
 def test_material_is_a_presets_own(tiny_lm, monkeypatch):

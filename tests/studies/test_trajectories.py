@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken
 
-from tml_lib.data import gsm, hub
+from tml_lib.data import gsm, gsm_variants, hub
 from tml_lib.lm import models, presets, sampling, thinking
 from tml_lib.lm.answers import chat_prompt, encode
 from tml_lib.lm.models import LanguageModel
@@ -98,7 +98,7 @@ def conditions(lm, questions):
     """(question, its conditions) for two that can be shuffled, and corrupted without ever stating
     the right answer.
     """
-    wrong = [(q, gsm.corrupt(q)) for q in questions if gsm.shuffle_steps(q)]
+    wrong = [(q, gsm_variants.corrupt(q)) for q in questions if gsm_variants.shuffle_steps(q)]
     suited = [q for q, made in wrong if made and gsm.first_mention(made.text, q.answer) is None][:2]
     wrong = Trajectory("It is \\boxed{1}.", "sampled", "1", False)
     return [
@@ -138,7 +138,11 @@ def test_copying_states_the_answer_at_its_end_only_and_foreign_never(conditions)
 
 
 def test_a_condition_that_cannot_be_built_is_left_out(lm, questions):
-    question = next(q for q in questions if gsm.corrupt(q) is None and gsm.shuffle_steps(q) is None)
+    question = next(
+        q
+        for q in questions
+        if gsm_variants.corrupt(q) is None and gsm_variants.shuffle_steps(q) is None
+    )
     found = trajectories.build_conditions(lm, question, questions, Own(), seed=0)
     assert set(found) == {"gold", "foreign", "copying"}
 
@@ -171,7 +175,7 @@ def test_the_orders_are_compared_after_the_same_steps(lm, tiny_lm, conditions):
 
 
 def test_only_the_first_questions_have_the_controls_where_so_many_are_said(tiny_lm, questions):
-    suited = [q for q in questions if gsm.corrupt(q) and gsm.shuffle_steps(q)][:3]
+    suited = [q for q in questions if gsm_variants.corrupt(q) and gsm_variants.shuffle_steps(q)][:3]
     wrong = Trajectory("It is \\boxed{1}.", "sampled", "1", False)
     written = [replace(_own(question, wrong), foreign=None) for question in suited]
     how = {"lm": tiny_lm, "seed": 0, "stride": 7, "tries": 0, "max_tokens": 9}
@@ -268,7 +272,7 @@ def thinker(request, lm):
 
 def test_a_model_that_thinks_has_its_trajectory_within_the_marks(thinker, questions, monkeypatch):
     opening, thinks = thinker
-    question = next(q for q in questions if gsm.shuffle_steps(q))
+    question = next(q for q in questions if gsm_variants.shuffle_steps(q))
     written = [
         f"Let me add.</think>\n\nIt is \\boxed{{{question.answer}}}.",
         "So 1 and 2.</think>\n\nIt is \\boxed{-7}.",

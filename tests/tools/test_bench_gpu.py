@@ -5,7 +5,7 @@ import torch
 
 from tml_lib.data import tiny
 from tml_lib.tools.bench import gpu
-from tml_lib.tools.plan_formulas import Shape
+from tml_lib.tools.plan_shapes import Shape
 
 TOY = Shape("toy", 2, 32, heads=4, kv_heads=2, head=8, ffn=64, vocabulary=512, tied=True, bias=True)
 LOAD = gpu.Load(

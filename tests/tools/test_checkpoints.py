@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tml_lib.data import programs, tiny
-from tml_lib.lm import models
+from tml_lib.lm import models, pretrained
 from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.studies import supervised
 from tml_lib.tools import checkpoints
@@ -52,8 +52,8 @@ def test_tokenizers_are_the_kits(name, lms):
 
 def test_the_shared_tokenizer_is_what_the_code_here_writes(tmp_path):
     files = sorted(Path(path).name for path in tiny.tokenizer().save_pretrained(tmp_path))
-    assert sorted(path.name for path in models.shipped_tokenizer().iterdir()) == files
-    assert filecmp.cmpfiles(tmp_path, models.shipped_tokenizer(), files, shallow=False) == (
+    assert sorted(path.name for path in pretrained.shipped_tokenizer().iterdir()) == files
+    assert filecmp.cmpfiles(tmp_path, pretrained.shipped_tokenizer(), files, shallow=False) == (
         files,
         [],
         [],
@@ -63,18 +63,18 @@ def test_the_shared_tokenizer_is_what_the_code_here_writes(tmp_path):
 def whole(folder):
     """A copy of tiny-base with a tokenizer of its own."""
     shutil.copytree(models.shipped("tiny-base"), folder)
-    return Path(shutil.copytree(models.shipped_tokenizer(), folder, dirs_exist_ok=True))
+    return Path(shutil.copytree(pretrained.shipped_tokenizer(), folder, dirs_exist_ok=True))
 
 
 def test_a_folder_takes_its_own_tokenizer_and_no_other(tmp_path, monkeypatch):
     folder = whole(tmp_path / "tiny-base")
-    monkeypatch.setattr(models, "shipped", lambda name: str(tmp_path / name))
-    assert models.tokenizer_source(str(folder)) == str(folder)
+    monkeypatch.setattr(pretrained, "shipped", lambda name: str(tmp_path / name))
+    assert pretrained.tokenizer_source(str(folder)) == str(folder)
     (folder / "tokenizer_config.json").unlink()
-    assert models.tokenizer_source(str(folder)) == str(tmp_path / "tiny-tokenizer")
+    assert pretrained.tokenizer_source(str(folder)) == str(tmp_path / "tiny-tokenizer")
     elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")
-    assert models.tokenizer_source(str(elsewhere)) == str(elsewhere)
-    assert models.tokenizer_source("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert pretrained.tokenizer_source(str(elsewhere)) == str(elsewhere)
+    assert pretrained.tokenizer_source("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
 
 
 def test_a_copy_without_a_tokenizer_is_refused_by_name(tmp_path):
@@ -119,7 +119,8 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(tmp_path):
 
 
 def test_making_a_checkpoint_replaces_it_whole_and_writes_the_manifest(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "shipped", lambda name: str(tmp_path / "weights" / name))
+    for module in (models, pretrained):
+        monkeypatch.setattr(module, "shipped", lambda name: str(tmp_path / "weights" / name))
     monkeypatch.setattr(checkpoints, "BASE_STEPS", 3)
     threads = torch.get_num_threads()
     (tmp_path / "weights" / "tiny-base").mkdir(parents=True)

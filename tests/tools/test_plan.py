@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tml_lib.claims import rulebook
-from tml_lib.tools import plan, plan_formulas
+from tml_lib.tools import plan, plan_formulas, plan_shapes
 from tml_lib.tools.plan_formulas import Stage
 
 
@@ -56,7 +56,7 @@ def test_full_training_of_7b_takes_as_many_devices_as_its_states_need(gpu, least
 
 def test_devices_are_as_many_as_hold_a_stage():
     stage = Stage("sample", 1000, 1, 100.0, longest=200, prompt=100)
-    model, served = plan_formulas.shape("Qwen2.5-7B"), plan.device("A100-80GB", eager=False)
+    model, served = plan_shapes.shape("Qwen2.5-7B"), plan.device("A100-80GB", eager=False)
     needed, gpus, *_ = plan._fitted(stage, model, replace(served, memory=2e9))
     assert needed <= gpus * plan_formulas.FILL * 2e9
     assert needed > 2 * model.parameters
@@ -112,9 +112,9 @@ def test_the_table_has_a_row_a_claim_and_their_sum():
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in plan.table().splitlines()
     ]
-    assert [line[0] for line in lines] == ["claim", "---", *plan_formulas.tables()["claims"], "all"]
+    assert [line[0] for line in lines] == ["claim", "---", *plan_shapes.tables()["claims"], "all"]
     assert {len(line) for line in lines} == {10}
-    total = sum(c.gpu_hours for claim in plan_formulas.tables()["claims"] for c in plan.plan(claim))
+    total = sum(c.gpu_hours for claim in plan_shapes.tables()["claims"] for c in plan.plan(claim))
     assert lines[-1][6] == f"{total:.0f}"
 
 

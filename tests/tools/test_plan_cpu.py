@@ -7,7 +7,8 @@ import torch
 
 from tml_lib import runtime
 from tml_lib.tools import plan, plan_cpu
-from tml_lib.tools.plan_formulas import Shape, Stage
+from tml_lib.tools.plan_formulas import Stage
+from tml_lib.tools.plan_shapes import Shape
 
 SMALL = Shape("small", layers=2, width=8, heads=2, kv_heads=1, head=4, ffn=16, vocabulary=10)
 HERE = {

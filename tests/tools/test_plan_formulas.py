@@ -12,8 +12,9 @@ from tml_lib.lm import adapters, models
 from tml_lib.lm.answers import Suffix
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import prefix_nll
-from tml_lib.tools import plan, plan_cpu, plan_formulas
-from tml_lib.tools.plan_formulas import Device, Shape, Stage
+from tml_lib.tools import plan, plan_cpu, plan_formulas, plan_shapes
+from tml_lib.tools.plan_formulas import Stage
+from tml_lib.tools.plan_shapes import Device, Shape
 
 SIZE = {
     "hidden_size": 64,
@@ -36,7 +37,7 @@ def counted(tmp_path_factory):
     model, folder = models.random_model("llama", **SIZE), tmp_path_factory.mktemp("llama")
     model.set_attn_implementation("eager")
     model.config.save_pretrained(folder)
-    return model, plan_formulas.shape(str(folder))
+    return model, plan_shapes.shape(str(folder))
 
 
 def operations(call) -> int:
@@ -49,63 +50,6 @@ def planned(stage: Stage, model: Shape, on: Device = UNIT) -> float:
     return sum(phase.flops for phase in plan_formulas.phases(stage, model, on))
 
 
-# --- shapes ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", plan_formulas.tables()["models"])
-def test_a_shape_gives_the_published_count_of_parameters(name):
-    found = plan_formulas.shape(name)
-    assert found.parameters == found.published > 0
-    assert plan_formulas.shape(f"Qwen/{name}-Instruct") == found
-
-
-def test_a_shape_of_another_count_than_published_is_refused():
-    with pytest.raises(
-        ValueError, match=r"small has 1352 parameters, published are 1000: fix plan\.toml"
-    ):
-        replace(SMALL, published=1000)
-
-
-def test_parameters_of_a_small_shape_counted_by_hand():
-    attention = 8 * 8 + 2 * (8 * 4) + 8 * 8  # queries, keys and values, output
-    assert SMALL.matrices == 2 * (attention + 3 * 8 * 16)
-    assert SMALL.parameters == SMALL.matrices + 2 * 2 * 8 + 8 + 2 * 10 * 8
-    assert replace(SMALL, tied=True).parameters == SMALL.parameters - 10 * 8
-    assert replace(SMALL, bias=True).parameters == SMALL.parameters + 2 * (8 + 2 * 4)
-
-
-@pytest.mark.parametrize("kind", plan_formulas.FAMILIES)
-def test_parameters_equal_those_of_a_real_model(kind, random_model, tmp_path):
-    model = random_model(kind)
-    model.config.save_pretrained(tmp_path)
-    assert plan_formulas.shape(str(tmp_path)).parameters == sum(
-        p.numel() for p in model.parameters()
-    )
-
-
-def test_parameters_of_the_kits_own_models(lm, start):
-    assert plan_formulas.shape("SmolLM2-135M").parameters == lm.parameters
-    assert (
-        plan_formulas.shape("tiny-base").parameters
-        == plan_formulas.shape(models.shipped("tiny-long")).parameters
-        == start.parameters
-    )
-
-
-def test_an_unknown_model_is_refused_with_what_is_known(tmp_path):
-    with pytest.raises(
-        ValueError,
-        match=r"'GPT-5' is not known: choose one of SmolLM2-135M, .*tiny-base, or give a folder",
-    ):
-        plan_formulas.shape("GPT-5")
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ValueError, match="is of a 'gpt2' model; the formulas are for llama"):
-        plan_formulas.shape(str(tmp_path))
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 2}')
-    with pytest.raises(ValueError, match="lacks 'hidden_size'"):
-        plan_formulas.shape(str(tmp_path))
-
-
 # --- operations -----------------------------------------------------------------------------------
 
 
@@ -115,7 +59,7 @@ def test_a_forward_pass_counted_by_hand():
     assert plan_formulas.forward_flops(SMALL, tokens=5, context=3, scored=4) == by_hand
 
 
-@pytest.mark.parametrize("kind", plan_formulas.FAMILIES)
+@pytest.mark.parametrize("kind", plan_shapes.FAMILIES)
 def test_a_forward_pass_equals_counted_operations(kind, tmp_path):
     model = models.random_model(kind, **SIZE)
     model.set_attn_implementation("eager")
@@ -123,7 +67,7 @@ def test_a_forward_pass_equals_counted_operations(kind, tmp_path):
     ids = torch.randint(3, 190, (4, 50))
     wanted = operations(lambda: model(ids))
     assert (
-        plan_formulas.forward_flops(plan_formulas.shape(str(tmp_path)), 200, 50, 200) == wanted
+        plan_formulas.forward_flops(plan_shapes.shape(str(tmp_path)), 200, 50, 200) == wanted
     )  # written out, attention is not halved
 
 
@@ -178,7 +122,7 @@ def test_sampling_equals_counted_operations(start):
         # equal ones would be read once
         prompts = [f"<user>a={number} ?a<assistant>" for number in range(1, 5)]
         *_, stage, shape, call = plan_cpu._sampling(
-            start, plan_formulas.shape("tiny-base"), prompts, 20
+            start, plan_shapes.shape("tiny-base"), prompts, 20
         )
         assert planned(stage, shape) == pytest.approx(operations(call), rel=0.1)
     finally:
@@ -259,7 +203,7 @@ def test_published_gpu_hours_of_another_paper_are_met_within_a_factor_of_two():
     """
     stage = Stage("sft", 59_000, 5, 3600, longest=20_000, batch=16, recompute=True)
     seconds = plan_formulas.predicted_seconds(
-        stage, plan_formulas.shape("Qwen2.5-32B"), plan.device("H100-80GB", eager=False)
+        stage, plan_shapes.shape("Qwen2.5-32B"), plan.device("H100-80GB", eager=False)
     )
     assert 0.5 < seconds / 3600 / 394 < 2
 
@@ -301,13 +245,13 @@ def test_kept_activations_are_what_a_real_model_keeps(counted):
 
 def test_a_cache_holds_keys_and_values_of_every_layer():
     assert plan_formulas.cache_bytes(SMALL, 7) == 7 * 2 * 2 * 4 * 2
-    qwen = plan_formulas.shape("Qwen2.5-7B")
+    qwen = plan_shapes.shape("Qwen2.5-7B")
     assert plan_formulas.cache_bytes(qwen, 1) == 56 * 1024
 
 
 def test_rows_are_as_many_as_find_room():
     stage = Stage("sample", 1000, 1, 100.0, longest=200, prompt=100)
-    model, served = plan_formulas.shape("Qwen2.5-7B"), plan.device("A100-80GB", eager=False)
+    model, served = plan_shapes.shape("Qwen2.5-7B"), plan.device("A100-80GB", eager=False)
     needed, rows = plan_formulas.memory_bytes(stage, model, served)
     assert rows == plan_formulas.BATCH
     assert needed == 2 * model.parameters + plan_formulas.BATCH * 200 * 56 * 1024

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tml_lib.data import programs, tiny
+from tml_lib.data import program_grading, programs, tiny
 from tml_lib.lm import adapters, models
 from tml_lib.lm.answers import chat_prompt
 from tml_lib.lm.models import LanguageModel
@@ -352,7 +352,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(start, pairs, tmp_path):
 
 def test_a_pair_is_a_right_and_a_wrong_sample_of_one_question(short):
     asked = programs.questions(24, seed=3)
-    pairs, without, cut = dpo.sampled_pairs(short, asked, programs.graded, samples=6, seed=0)
+    pairs, without, cut = dpo.sampled_pairs(short, asked, program_grading.graded, samples=6, seed=0)
     assert len(pairs) + without == 24
     assert cut[1] == 144
     assert len(pairs) >= 8
@@ -362,20 +362,20 @@ def test_a_pair_is_a_right_and_a_wrong_sample_of_one_question(short):
         question = next(
             q for text, q in by_prompt.items() if short.tokenizer(text)["input_ids"] == prompt
         )
-        assert [programs.graded(text, question.answer) for text in texts] == [True, False]
+        assert [program_grading.graded(text, question.answer) for text in texts] == [True, False]
         for ids in (chosen, rejected):
             assert ids.count(short.tokenizer.eos_token_id) == 1
             assert ids[-1] == short.tokenizer.eos_token_id
-    assert dpo.sampled_pairs(short, asked, programs.graded, samples=6, seed=0)[0] == pairs
-    first = dpo.sampled_pairs(short, asked[:12], programs.graded, samples=6, seed=0)[0]
+    assert dpo.sampled_pairs(short, asked, program_grading.graded, samples=6, seed=0)[0] == pairs
+    first = dpo.sampled_pairs(short, asked[:12], program_grading.graded, samples=6, seed=0)[0]
     assert first == pairs[: len(first)]
-    assert dpo.sampled_pairs(short, asked, programs.graded, samples=6, seed=1)[0] != pairs
+    assert dpo.sampled_pairs(short, asked, program_grading.graded, samples=6, seed=1)[0] != pairs
 
 
 def test_samples_that_are_cut_are_in_no_pair_and_are_counted(short):
     asked, least = programs.questions(24, seed=3), 24
     settings = {"samples": 6, "seed": 0, "max_new_tokens": least}
-    pairs, _, cut = dpo.sampled_pairs(short, asked, programs.graded, **settings)
+    pairs, _, cut = dpo.sampled_pairs(short, asked, program_grading.graded, **settings)
     assert 0 < cut[0] < cut[1] == 144
     assert all(len(ids) <= least + 1 for pair in pairs for ids in pair[1:])
 
@@ -389,7 +389,11 @@ def test_samples_that_are_cut_are_in_no_pair_and_are_counted(short):
             r"4 no wrong one, 0 none that ended\): ask harder questions",
         ),
         (lambda text, answer: False, {}, r"4 have no right one, .*\): ask easier questions"),
-        (programs.graded, {"max_new_tokens": 1}, r"4 none that ended\): raise max_new_tokens"),
+        (
+            program_grading.graded,
+            {"max_new_tokens": 1},
+            r"4 none that ended\): raise max_new_tokens",
+        ),
     ],
 )
 def test_where_there_is_no_pair_the_error_says_what_to_change(short, graded, settings, message):

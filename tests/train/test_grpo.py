@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from tml_lib.data import programs, tiny
+from tml_lib.data import program_grading, programs, tiny
 from tml_lib.lm import adapters, models, sampling
 from tml_lib.lm.answers import chat_prompt
 from tml_lib.lm.models import LanguageModel
@@ -44,7 +44,7 @@ def brevity(text: str, answer: str) -> float:
     have the same.
     """
     return (
-        programs.graded(text, answer)
+        program_grading.graded(text, answer)
         - len(text.split()) / 10
         + text.count("=") / 30
         + text.count("a") / 70
@@ -300,7 +300,15 @@ def test_an_adapter_is_loaded_again_on_its_own_base_and_on_no_other(long, questi
             long, questions, brevity, tmp_path / "run", **SMALL, lora_rank=2, peak_lr=1e-2, update=2
         )
     with pytest.raises(ValueError, match=r"holds another run \(reward was brevity, is graded\)"):
-        fit(long, questions, programs.graded, tmp_path / "run", **SMALL, lora_rank=2, peak_lr=1e-2)
+        fit(
+            long,
+            questions,
+            program_grading.graded,
+            tmp_path / "run",
+            **SMALL,
+            lora_rank=2,
+            peak_lr=1e-2,
+        )
 
 
 def test_a_bfloat16_model_stays_one(long, questions, tmp_path):

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from tml_lib.data import programs, tiny
+from tml_lib.data import program_grading, programs, tiny
 from tml_lib.lm import adapters
 from tml_lib.train import dpo, grpo, sft
 
@@ -49,7 +49,7 @@ def preferred(lm, folder):
 
 
 def brevity(text, answer):
-    return programs.graded(text, answer) - len(text.split()) / 10 + text.count("=") / 30
+    return program_grading.graded(text, answer) - len(text.split()) / 10 + text.count("=") / 30
 
 
 def rewarded(lm, folder, settings):

@@ -5,8 +5,8 @@ columns.
 columns from disk, without a network; `questions("own", source="mine.jsonl")` problems with their
 answers, generations and labels, sampled wherever you like; `fixture` writes such a folder from the
 kit's own questions.
-Data are read as Arrow, JSON or CSV: no code of a set is run and nothing is unpickled. A set's own
-solutions become 'gold' trajectories, what a model wrote becomes 'sampled' ones.
+Data are read as Arrow, JSON or CSV: no code of a set is run and nothing is unpickled. `hub_rows`
+says how a row becomes a question with its trajectories.
 Deviation from the paper: LiveCodeBench is refused, for there is no safe way here to run the code
 that a model writes.
 """
@@ -17,19 +17,15 @@ import itertools
 import json
 import os
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 
 from tml_lib import checks, files
-from tml_lib.data import gsm
-from tml_lib.lm.thinking import THINK, divide
-from tml_lib.records import Question, Trajectory
+from tml_lib.data import gsm, hub_rows
+from tml_lib.lm.thinking import THINK
+from tml_lib.records import Question
 
-LETTERS = "ABCD"
-_WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 LARGEST = 4 << 30  # bytes of a data file of text, which is read line by line
 _FILES = "give a folder, or a parquet, JSON or CSV file"
 _STEP = "give a part of it, or the folder that `save_to_disk` of `datasets` wrote, which is mapped"
@@ -256,158 +252,7 @@ def _rows(data, name: str, place: str, seed: int | None) -> Iterator[tuple[int, 
             yield k, row
 
 
-# --- rows to questions ----------------------------------------------------------------------------
-
-
-def _text(row: Mapping, column: str, name: str) -> str:
-    """A column's text; an answer loses the dollars around it, for the answer template is
-    mathematics already.
-    """
-    value = row[column]
-    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    if not (number or isinstance(value, str)) or not str(value).strip():
-        raise ValueError(
-            f"{name} has {value!r} in column {column!r}, which is no text: leave this row out of"
-            " the set"
-        )
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # a column with one 2.5 in it turns 3 into 3.0
-    text = str(value).strip()
-    return text.strip("$").strip() if column == "answer" and text[0] == text[-1] == "$" else text
-
-
-def _solved(text: str) -> Callable[[Mapping, str, int], Question]:
-    """A reader of rows with the question in column `text`, the answer in 'answer' and, where there
-    is one, a 'solution'.
-    """
-
-    def read(row: Mapping, name: str, seed: int) -> Question:
-        answer = _text(row, "answer", name)
-        gold = (
-            (Trajectory(_text(row, "solution", name), "gold", answer, True),)
-            if row.get("solution")
-            else ()
-        )
-        return Question(name, _text(row, text, name), answer, name, gold)
-
-    return read
-
-
-def _is_level_5(row: Mapping) -> bool:
-    """Whether a row is of level 5, written as 5, 5.0, '5' or 'Level 5'; 'Level ?' is of none."""
-    level = row["level"]
-    found = str(level).strip().lower().removeprefix("level").strip().removesuffix(".0")
-    if not re.fullmatch(r"\d+|\?", found):  # of 'None', 'True', '[5]', 'nan' too
-        raise ValueError(
-            f"{level!r} in column 'level' is no level, such as 5 or 'Level 5': leave this row out"
-            " of the set"
-        )
-    return found == "5"
-
-
-def _rollouts(row: Mapping, name: str, seed: int) -> Question:
-    """A row of generations with labels, 1 for right: the thinking of each, where it is marked, else
-    all that was written.
-    """
-    written, labels, answer = row["generations"], row["labels"], _text(row, "answer", name)
-    for column, found, kind in (("generations", written, str), ("labels", labels, int | float)):
-        if not isinstance(found, Sequence) or isinstance(found, str):
-            raise ValueError(
-                f"{name} has {found!r} in column {column!r}, which is no list: leave this row out"
-                " of the set"
-            )
-        if strange := [one for one in found if not isinstance(one, kind)]:
-            raise ValueError(
-                f"{name} has {strange[0]!r} in a list of column {column!r}: leave this row out of"
-                " the set"
-            )
-    if len(written) != len(labels) or not set(labels) <= {0, 1}:
-        raise ValueError(
-            f"{name} has {len(written)} generations and the labels {list(labels)[:8]}: each needs"
-            " its own, 0 or 1; leave this row out of the set"
-        )
-    pairs = [(divide(text)[0], bool(label)) for text, label in zip(written, labels, strict=True)]
-    found = tuple(
-        Trajectory(text, "sampled", answer if right else None, right)
-        for text, right in pairs
-        if text
-    )
-    return Question(name, _text(row, "problem", name), answer, name, found)
-
-
-def _choice(row: Mapping, name: str, seed: int) -> Question:
-    """A multiple-choice row: options in an order of the seed, the right one's letter as answer;
-    `answers.grade` grades it.
-    """
-    options = [_text(row, column, name) for column in ("Correct Answer", *_WRONG)]
-    order = random.Random(f"{name}/{seed}").sample(range(4), 4)
-    lines = [f"{letter}) {options[k]}" for letter, k in zip(LETTERS, order, strict=True)]
-    ask = "Put nothing but the letter of the right option in the box."
-    text = "\n".join([_text(row, "Question", name), "", *lines, "", ask])
-    return Question(name, text, LETTERS[order.index(0)], name)
-
-
-# --- questions to rows of the same schema ---------------------------------------------------------
-
-
-def _wrong(question: Question) -> Trajectory:
-    answer = f"{gsm.value(question.answer) + 1}"
-    return gsm.corrupt(question) or Trajectory(
-        f"I guess that it is {answer}.", "corrupted", answer, False
-    )
-
-
-def _rollout_rows(begin: str, end: str) -> Callable[[Question, int], list[dict]]:
-    def rows(question: Question, k: int) -> list[dict]:
-        both = [gsm.gold(question), _wrong(question)]
-        written = [f"{begin}{t.text}{end}The answer is \\boxed{{{t.answer}}}." for t in both]
-        row = {
-            "problem": question.text,
-            "answer": question.answer,
-            "generations": written,
-            "labels": [1, 0],
-        }
-        return [row]
-
-    return rows
-
-
-def _aime_rows(question: Question, k: int) -> list[dict]:
-    text = {
-        "problem": question.text,
-        "solution": gsm.gold(question).text,
-        "answer": question.answer,
-    }
-    return [{"id": k, **text, "url": "", "year": "2024"}]
-
-
-def _math_rows(question: Question, k: int) -> list[dict]:
-    """The question at level 5, and again at a lower level, which is not read."""
-    text = {
-        "problem": question.text,
-        "solution": gsm.gold(question).text,
-        "answer": question.answer,
-    }
-    return [
-        {**text, "subject": "Prealgebra", "level": level, "unique_id": f"{k}/{level}"}
-        for level in (k % 4 + 1, 5)
-    ]
-
-
-def _live_rows(question: Question, k: int) -> list[dict]:
-    return [
-        {
-            "question": question.text,
-            "answer": f"${question.answer}$",
-            "question_type": "problem-solving",
-        }
-    ]
-
-
-def _choice_rows(question: Question, k: int) -> list[dict]:
-    wrong = {column: str(gsm.value(question.answer) + j) for j, column in enumerate(_WRONG, 1)}
-    return [{"Question": question.text, "Correct Answer": question.answer, **wrong}]
-
+# --- the sets -------------------------------------------------------------------------------------
 
 # Where the columns were looked up: aime24 on its card; math500_5 and gpqa_diamond on copies' cards
 # and in evaluation code; the rollouts in RaML's own script for SFT data; LiveMathBench in its
@@ -416,7 +261,7 @@ def _choice_rows(question: Question, k: int) -> list[dict]:
 # A set whose columns have changed is refused by name.
 _ORZ = ("problem", "answer", "generations", "labels")
 _MATH = ("problem", "solution", "answer")
-_GPQA = ("Question", "Correct Answer", *_WRONG)
+_GPQA = ("Question", "Correct Answer", *hub_rows.WRONG_ANSWERS)
 _MARKED = (f"{THINK[0]}\n", f"\n{THINK[1]}\n\n")
 _LARGE = "64 long generations a question: take a small n and stream=True."
 _GATED = (
@@ -434,8 +279,8 @@ SETS = {
         "",
         "train",
         _ORZ,
-        _rollouts,
-        _rollout_rows(*_MARKED),
+        hub_rows.read_rollouts,
+        hub_rows.rollout_writer(*_MARKED),
         _LARGE,
     ),
     "orz_72b": Source(
@@ -443,33 +288,52 @@ SETS = {
         "",
         "train",
         _ORZ,
-        _rollouts,
-        _rollout_rows("", "\n\n"),
+        hub_rows.read_rollouts,
+        hub_rows.rollout_writer("", "\n\n"),
         _LARGE,
     ),
-    "aime24": Source("HuggingFaceH4/aime_2024", "", "train", _MATH, _solved("problem"), _aime_rows),
+    "aime24": Source(
+        "HuggingFaceH4/aime_2024",
+        "",
+        "train",
+        _MATH,
+        hub_rows.solved_reader("problem"),
+        hub_rows.aime_rows,
+    ),
     "math500_5": Source(
         "HuggingFaceH4/MATH-500",
         "",
         "test",
         (*_MATH, "level"),
-        _solved("problem"),
-        _math_rows,
-        keep=_is_level_5,
+        hub_rows.solved_reader("problem"),
+        hub_rows.math_rows,
+        keep=hub_rows.is_level_5,
     ),
     "livemathbench_hard": Source(
         "opencompass/LiveMathBench",
         "v202412_hard_en",
         "test",
         ("question", "answer"),
-        _solved("question"),
-        _live_rows,
+        hub_rows.solved_reader("question"),
+        hub_rows.live_rows,
     ),
     "gpqa_diamond": Source(
-        "Idavidrein/gpqa", "gpqa_diamond", "train", _GPQA, _choice, _choice_rows, _GATED
+        "Idavidrein/gpqa",
+        "gpqa_diamond",
+        "train",
+        _GPQA,
+        hub_rows.read_choice,
+        hub_rows.choice_rows,
+        _GATED,
     ),
     "own": Source(
-        "", "", "train", _ORZ, _rollouts, _rollout_rows("", "\n\n"), "a file of your own"
+        "",
+        "",
+        "train",
+        _ORZ,
+        hub_rows.read_rollouts,
+        hub_rows.rollout_writer("", "\n\n"),
+        "a file of your own",
     ),
     "livecodebench": Source("livecodebench/code_generation_lite", "", "test", (), note=_CODE),
 }

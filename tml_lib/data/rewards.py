@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 
 from tml_lib import checks
-from tml_lib.data import programs
+from tml_lib.data import program_grading
 from tml_lib.lm import answers
 from tml_lib.lm.answers import ANSWER_TEMPLATE
 
@@ -72,12 +72,12 @@ def boxed_at_the_end(text: str) -> bool:
 def program_reward(text: str, answer: str) -> float:
     """RaML Eq. 21 for the tiny reasoner, its answer compared word by word.
 
-    Right format: `in_template`. Right answer: with a box in the text `programs.graded`, the words
-    of the last box up to its first '}'; without one the text's last words, a closing '.' or '}'
-    aside.
+    Right format: `in_template`. Right answer: with a box in the text `program_grading.graded`, the
+    words of the last box up to its first '}'; without one the text's last words, a closing '.' or
+    '}' aside.
     """
     checks.texts(text=text, answer=answer)
-    right = programs.graded(text, answer) if BOX + "{" in text else _ends_in(text, answer)
+    right = program_grading.graded(text, answer) if BOX + "{" in text else _ends_in(text, answer)
     return eq21(right, in_template(text))
 
 

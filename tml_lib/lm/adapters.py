@@ -13,7 +13,8 @@ from peft.tuners.lora import LoraLayer
 from transformers.pytorch_utils import Conv1D
 
 from tml_lib import checks, files
-from tml_lib.lm.models import LanguageModel, check_tokenizer, quiet
+from tml_lib.lm.models import LanguageModel, check_tokenizer
+from tml_lib.lm.pretrained import quiet
 
 RUN = "run.json"  # what an output folder was made for
 WEIGHTS = "adapter_model.safetensors"

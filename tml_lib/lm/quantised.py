@@ -16,7 +16,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from tml_lib import checks
-from tml_lib.lm import models
+from tml_lib.lm import models, pretrained
 from tml_lib.lm.models import LanguageModel
 from tml_lib.runtime import pick_device
 
@@ -44,7 +44,7 @@ def load_4bit(name: str, device: str | None = None) -> LanguageModel:
     target = pick_device(device)
     _check_backend(target)
     folder = models.local_folder(str(name), torch.bfloat16)
-    model, tokenizer = models.read(
+    model, tokenizer = pretrained.read(
         str(folder or name),
         local_only=folder is not None,
         quantization_config=settings(),

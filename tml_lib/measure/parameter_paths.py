@@ -30,7 +30,8 @@ import torch
 from tml_lib.lm.answers import ANSWER_TEMPLATE, Suffix, encode
 from tml_lib.lm.blocks import final_norm, find_blocks, frozen, hidden, run, widened
 from tml_lib.lm.models import LanguageModel
-from tml_lib.measure.implicit import LayerUpdate, Update, smallest_update, weight_norm
+from tml_lib.measure.implicit import smallest_update, weight_norm
+from tml_lib.measure.layer_updates import LayerUpdate, Update
 from tml_lib.measure.probe import prefix_nll
 
 # fractions of a step's length at which gradient steps are tried

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from tml_lib.data import gsm, programs
-from tml_lib.data.gsm import Reflecting
+from tml_lib.data.gsm_variants import Reflecting
 from tml_lib.lm import sampling
 from tml_lib.lm.answers import Encoded, encode
 from tml_lib.lm.models import LanguageModel

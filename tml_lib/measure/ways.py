@@ -29,7 +29,7 @@ from tml_lib.lm.exactness import (
     setting,
     silenced,
 )
-from tml_lib.lm.models import not_finite
+from tml_lib.lm.pretrained import not_finite
 from tml_lib.measure import limits
 from tml_lib.measure.forked import Reading, forked_nll
 from tml_lib.measure.naive import Request, naive_loop, naive_nll, plain_nll

@@ -23,7 +23,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from tml_lib.data import programs, tiny
+from tml_lib.data import program_grading, programs, tiny
 from tml_lib.data.programs import Program
 from tml_lib.data.tiny import Row
 from tml_lib.lm import adapters, sampling
@@ -243,7 +243,7 @@ def answered(
             (written,) = sampling.sample(lm, [prompt], [0], temperature=0, max_new_tokens=128)
             right.append(
                 not written.cut
-                and programs.graded(lm.tokenizer.decode(written.ids), question.answer)
+                and program_grading.graded(lm.tokenizer.decode(written.ids), question.answer)
             )
     finally:
         meta.with_weights(own)

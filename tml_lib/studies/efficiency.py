@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib.data import programs, tiny
+from tml_lib.data import program_grading, programs, tiny
 from tml_lib.data.programs import Program
 from tml_lib.data.tiny import Row
 from tml_lib.lm import sampling
@@ -30,7 +30,7 @@ from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.token_roles import word_class
 from tml_lib.records import Arms, Question
-from tml_lib.studies import program_probes, supervised
+from tml_lib.studies import reasoners, supervised
 from tml_lib.studies.program_probes import STEP_WORDS, renamed
 
 SHARE = 0.25  # of training rows that begin with a summary
@@ -191,7 +191,7 @@ def finished(
         written, sampling.texts(lm, written), questions, begun, strict=True
     ):
         text = ending + end
-        right.append(not one.cut and programs.graded(text, question.answer))
+        right.append(not one.cut and program_grading.graded(text, question.answer))
         counts.append(
             len(words)
             + (ROOM if one.cut else len(text.partition(ANSWER_TEMPLATE.strip())[0].split()))
@@ -222,12 +222,12 @@ def contributions(
 
 
 def efficiency_record(
-    seed: int, folder: Path, *, questions: int, steps: int = program_probes.STEPS
+    seed: int, folder: Path, *, questions: int, steps: int = reasoners.STEPS
 ) -> dict:
     """One seed: 'values', test of C10 -> one number per question; 'modes' -> share right, Pass@8,
     words; 'worth' by class.
     """
-    lm = program_probes.kept(f"mixed-{seed}", folder, mixed_rows(seed), steps)
+    lm = reasoners.kept(f"mixed-{seed}", folder, mixed_rows(seed), steps)
     learnt = programs.questions(LEARNT_FROM, seed + 5000, "train")
     worth = contributions(lm, learnt, own_trajectories(lm, learnt, seed, 1)[0])
     asked = programs.questions(questions, seed, "held_out")
@@ -303,4 +303,4 @@ def summed(right: dict[str, np.ndarray], words: dict[str, np.ndarray]) -> dict:
     return {"values": values, "modes": modes}
 
 
-STUDY = program_probes.of_reasoners("efficiency", efficiency_record, QUESTIONS, mixed_rows)
+STUDY = reasoners.of_reasoners("efficiency", efficiency_record, QUESTIONS, mixed_rows)

@@ -4,8 +4,8 @@ landscape? (C12)
 For each question the exact path θ'_0, …, θ'_|t| of `parameter_paths` is projected on the plane of
 its largest spread (`landscape`). The loss of the answer without the trajectory is read off that
 plane at the projected points: the picture that the paper could not draw. The same is done for the
-control trajectories, each in its own plane. Reasoners, questions and trajectories are those of
-`program_probes`.
+control trajectories, each in its own plane. Reasoners are those of `reasoners`, questions and
+trajectories those of `program_probes`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.landscape import path_losses, path_plane
 from tml_lib.measure.parameter_paths import parameter_path
 from tml_lib.records import Question
-from tml_lib.studies import engine, lora, program_probes, trajectories
+from tml_lib.studies import engine, lora, program_probes, reasoners, trajectories
 from tml_lib.studies.engine import Study
 from tml_lib.studies.own_trajectories import Own
 
@@ -176,13 +176,11 @@ def text_record(
     }
 
 
-def path_record(
-    seed: int, folder: Path, *, questions: int, steps: int = program_probes.STEPS
-) -> dict:
+def path_record(seed: int, folder: Path, *, questions: int, steps: int = reasoners.STEPS) -> dict:
     """One seed: 'values', test -> one number per question; 'curves', kind -> mean loss after each
     word, 'true' and 'plane'.
     """
-    lm = program_probes.reasoner(seed, folder, steps=steps)
+    lm = reasoners.reasoner(seed, folder, steps=steps)
     asked, rows, curves = programs.questions(questions, seed, "held_out"), [], {}
     for k, question in enumerate(asked):
         found = program_probes.conditions(
@@ -201,7 +199,7 @@ def path_record(
     }
 
 
-STUDY = program_probes.of_reasoners("paths", path_record, QUESTIONS)
+STUDY = reasoners.of_reasoners("paths", path_record, QUESTIONS)
 
 
 def _text_again(evidence: dict, place: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ import numpy as np
 from tml_lib.claims import ledger
 from tml_lib.claims.replay import RECORD, Pairs, Replay
 from tml_lib.claims.stats import Interval, bootstrap_interval
-from tml_lib.data import gsm
+from tml_lib.data import gsm, gsm_variants
 from tml_lib.lm.answers import encode
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import probe
@@ -52,7 +52,7 @@ def question_record(
     for name, lm in models.items():
         gold = curves[name]["gold"]
         end = gold.unstated
-        strange = gsm.foreign(question, trajectories.strangers(seed), seed)
+        strange = gsm_variants.foreign(question, trajectories.strangers(seed), seed)
         fall = _fall(lm, question, strange, end)
         values[name] = _estimands(curves[name], fall, stride)
     plain = {

@@ -1,78 +1,37 @@
 """The probe study of the tiny reasoner: L̂ along right, wrong and unrelated trajectories, five
 reasoners (C1, C2, C3, C6).
 
-A seed trains its own reasoner (`tiny-base` after as many steps of SFT as the shipped `tiny-long`)
-and asks it its own held-out questions. Every condition is as long as the gold trajectory, by
-construction: six statements of five words. Two things are easier to say here than for text: where
-the answer is first stated (the first of its two words), and what another question's trajectory
-shares with this one (nothing: its letters are renamed to ones that this question does not use).
+A seed trains its own reasoner (`reasoners`) and asks it its own held-out questions. Every condition
+is as long as the gold trajectory, by construction: six statements of five words. Two things are
+easier to say here than for text: where the answer is first stated (the first of its two words), and
+what another question's trajectory shares with this one (nothing: its letters are renamed to ones
+that this question does not use).
 """
 
 from __future__ import annotations
 
 import math
-import os
 import random
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tml_lib.claims.stats import changepoint, trend
-from tml_lib.data import gsm, programs
+from tml_lib.data import gsm, program_grading, programs
 from tml_lib.data.programs import Program
-from tml_lib.data.tiny import Row
-from tml_lib.lm import models, sampling
+from tml_lib.lm import sampling
 from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure import token_roles
 from tml_lib.measure.probe import probe
 from tml_lib.records import Arms, Question
-from tml_lib.studies import engine, supervised
-from tml_lib.studies.engine import Study
+from tml_lib.studies import reasoners, supervised
 
-STEPS = 1500  # of a seed's SFT
 QUESTIONS = 300
 TRIES = 8  # samples at T = 1 per question, among which a right and a wrong one are looked for
 STEP_WORDS = 5  # of a plain trajectory's step: 'c:= h*4 h=5 c=6 .'
 NEAR = 0.1  # nats per token: as good as where L̂ ends
-
-
-def reasoner(seed: int, folder: Path, *, steps: int = STEPS) -> LanguageModel:
-    """The reasoner of a seed, after SFT on long trajectories; trained once, then kept in the
-    folder.
-    """
-    return kept(f"reasoner-{seed}", folder, supervised.arm_rows(seed, "long"), steps)
-
-
-def kept(name: str, folder: Path, rows: Callable[[int], list[Row]], steps: int) -> LanguageModel:
-    """tiny-base after `steps` steps on the rows; the folder keeps it."""
-    place = Path(folder) / f"{name}-{steps}-{supervised.checkpoint_digest()[:8]}"
-    if not place.is_dir():
-        lm, _ = supervised.tuned(models.load("tiny", device="cpu"), rows, steps, progress=True)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=place.parent))
-        with models.quiet():
-            lm.model.save_pretrained(temporary)
-            lm.tokenizer.save_pretrained(temporary)
-        try:
-            os.replace(temporary, place)
-        except OSError:  # another process finished first: either copy will do
-            shutil.rmtree(temporary)
-    return models.load("tiny", model=str(place), device="cpu")
-
-
-def first_losses(
-    seed: int, rows: Callable[[int], Callable[[int], list[Row]]] | None = None
-) -> list[float]:
-    """The losses of the first steps of a seed's reasoner, for replays. rows: seed -> its training
-    rows (default: long).
-    """
-    made = supervised.arm_rows(seed, "long") if rows is None else rows(seed)
-    base = models.load("tiny", device="cpu")
-    return supervised.tuned(base, made, STEPS, stop=engine.FIRST)[1]
 
 
 # --- trajectories ---------------------------------------------------------------------------------
@@ -183,7 +142,7 @@ def own_samples(
     for k, text in enumerate(sampling.texts(lm, written, whole=True)):
         words = text.partition(ANSWER_TEMPLATE.strip())[0].split()
         if words:
-            right = programs.graded(text, questions[k // TRIES].answer)
+            right = program_grading.graded(text, questions[k // TRIES].answer)
             found[k // TRIES].setdefault("own_right" if right else "own_wrong", words)
     return found, [sum(one.cut for one in written), len(written)]
 
@@ -329,7 +288,7 @@ def forced(
     )
     texts = [ANSWER_TEMPLATE + text for text in sampling.texts(lm, written, whole=True)]
     return [
-        programs.graded(text, question.answer)
+        program_grading.graded(text, question.answer)
         for text, question in zip(texts, questions, strict=True)
     ]
 
@@ -347,12 +306,12 @@ def settled(nll: np.ndarray, positions: np.ndarray | None = None) -> float:
 # --- the study ------------------------------------------------------------------------------------
 
 
-def probe_record(seed: int, folder: Path, *, questions: int, steps: int = STEPS) -> dict:
+def probe_record(seed: int, folder: Path, *, questions: int, steps: int = reasoners.STEPS) -> dict:
     """One seed: 'values', test -> one number per question; 'curves', condition -> mean L̂ after
     each word (those of gold's length); 'cuts', see `cut_values`; 'classes', word class -> mean of
     |ΔL̂|, ΔL̂ and |ΔL̂|/L̂, and their number.
     """
-    lm = reasoner(seed, folder, steps=steps)
+    lm = reasoners.reasoner(seed, folder, steps=steps)
     asked = programs.questions(questions, seed, "held_out")
     (samples, cut_samples), rows = own_samples(lm, asked, seed), []
     curves, foreign, tokens = {}, [], []
@@ -384,35 +343,4 @@ def probe_record(seed: int, folder: Path, *, questions: int, steps: int = STEPS)
     }
 
 
-def made_values(records: Sequence[dict], settings: dict) -> engine.Values:
-    """Values that each seed's record holds already."""
-    return engine.by_seed(lambda record: record["values"])(records, settings)
-
-
-def kept_parts(records: Sequence[dict]) -> dict:
-    """What evidence holds of a study of several seeds beside the values that its records hold."""
-    parts = [{name: x for name, x in record.items() if name != "values"} for record in records]
-    return {"nested": True, "records": parts}
-
-
-def of_reasoners(
-    name: str, record: Callable, questions: int, rows: Callable | None = None
-) -> Study:
-    """A study of one tiny reasoner per seed, trained on rows(seed) (default: long trajectories)."""
-
-    def losses(seed: int) -> list[float]:
-        return first_losses(seed, rows)
-
-    return Study(
-        name,
-        record,
-        made_values,
-        kept_parts,
-        settings={"questions": questions, "steps": STEPS},
-        said=lambda: {"base_sha256": supervised.checkpoint_digest()},
-        first_losses=losses,
-        replays=(engine.losses_again(losses, 15),),
-    )
-
-
-STUDY = of_reasoners("probes", probe_record, QUESTIONS)
+STUDY = reasoners.of_reasoners("probes", probe_record, QUESTIONS)

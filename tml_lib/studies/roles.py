@@ -18,8 +18,8 @@ import numpy as np
 
 from tml_lib import runtime
 from tml_lib.claims import rulebook
-from tml_lib.data import gsm, programs
-from tml_lib.data.gsm import Reflecting
+from tml_lib.data import gsm, gsm_variants, programs
+from tml_lib.data.gsm_variants import Reflecting
 from tml_lib.lm import models, sampling
 from tml_lib.lm.answers import ANSWER_TEMPLATE, grade
 from tml_lib.lm.models import LanguageModel
@@ -73,7 +73,7 @@ def material(preset: str, *, n: int, seed: int, data: str = "", **chosen) -> Mat
         found = [token_roles.reflecting(q, seed) for q in asked]
     else:
         asked, pieces = questions(n, seed, data), token_roles.text_pieces
-        found = [gsm.reflecting(q, seed) for q in asked]
+        found = [gsm_variants.reflecting(q, seed) for q in asked]
     return Material(lm, asked, found, pieces, [_pieces(gsm.gold(q).text.split()) for q in asked])
 
 
@@ -91,12 +91,14 @@ def questions(n: int, seed: int, data: str = "") -> list[Question]:
     """
     if data:
         return trajectories.chosen_questions(
-            data, n, seed, lambda question: gsm.reflecting(question, seed)
+            data, n, seed, lambda question: gsm_variants.reflecting(question, seed)
         )
     wanted = trajectories.study_questions(n + 16 + n // 8, seed)
     trained = lora.fresh(wanted, lora.STEPS, 0)
     found = [
-        q for q, fresh in zip(wanted, trained, strict=True) if fresh and gsm.reflecting(q, seed)
+        q
+        for q, fresh in zip(wanted, trained, strict=True)
+        if fresh and gsm_variants.reflecting(q, seed)
     ]
     return engine.first_of(found, n, seed)
 
@@ -120,7 +122,8 @@ def cut_values(
     texts = [lm.unanswered(text) for text in sampling.texts(lm, written)]
     others = gsm.gsm_symbolic(64, seed)
     foreign = [
-        gsm.foreign(q, others, seed).text[: len(text)] for q, text in zip(asked, texts, strict=True)
+        gsm_variants.foreign(q, others, seed).text[: len(text)]
+        for q, text in zip(asked, texts, strict=True)
     ]
     last = [cut(text, 1.0, less=1) for text in texts]
     groups = [*([cut(text, share) for text in texts] for share in SHARES), last, texts, foreign]
@@ -199,7 +202,7 @@ def text_record(
     tokens = []
     for start in range(0, len(group), every) if every else ():
         for place in range(start, min(start + every, len(group))):
-            if reflecting := gsm.reflecting(group[place], seed):
+            if reflecting := gsm_variants.reflecting(group[place], seed):
                 found, rows = token_roles.role_values(
                     lm, group[place], reflecting, token_roles.text_pieces
                 )
@@ -238,7 +241,7 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     found = {test: np.asarray(column)[0] for test, column in again.items()}
     roles_of = evidence["values"].get("C6.absolute")  # none where C6 was left out
     if roles_of and roles_of[0][place] is not None:
-        reflecting = gsm.reflecting(question, seed)
+        reflecting = gsm_variants.reflecting(question, seed)
         found |= token_roles.role_values(lm, question, reflecting, token_roles.text_pieces)[0]
     return found
 

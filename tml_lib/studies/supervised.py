@@ -20,7 +20,7 @@ import numpy as np
 from tml_lib import files
 from tml_lib.claims.replay import FIRST_STEPS, Replay
 from tml_lib.claims.stats import mg_pass_at_k, pass_at_k
-from tml_lib.data import programs, tiny
+from tml_lib.data import program_grading, programs, tiny
 from tml_lib.data.tiny import Row
 from tml_lib.lm import models, sampling
 from tml_lib.lm.adapters import copy_to_train
@@ -94,7 +94,7 @@ def greedy(lm: LanguageModel, questions: list[Question], begin: str = "") -> dic
     """
     settings = {"temperature": 0, "max_new_tokens": MOST_TOKENS, "batch_size": 512}
     right, tokens, ended = sampling.right_counts(
-        lm, questions, programs.graded, samples=1, seed=0, begin=begin, **settings
+        lm, questions, program_grading.graded, samples=1, seed=0, begin=begin, **settings
     )
     found = {"right": right, "tokens": round(tokens, 2), "ended": round(ended, 4)}
     return found | {"cut": cut_of(ended, len(questions))}
@@ -113,7 +113,9 @@ def sampled(lm: LanguageModel, questions: list[Question], seed: int) -> dict[str
     found, ended = {}, []
     for t in TEMPERATURES:
         how = settings | {"temperature": t}
-        found[str(t)], _, share = sampling.right_counts(lm, questions, programs.graded, **how)
+        found[str(t)], _, share = sampling.right_counts(
+            lm, questions, program_grading.graded, **how
+        )
         ended.append(share)
     return found | {"cut": cut_of(float(np.mean(ended)), len(ended) * SAMPLES * len(questions))}
 

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tml_lib.data import gsm, hub
+from tml_lib.data import gsm, gsm_variants, hub
 from tml_lib.lm import models, presets
 from tml_lib.lm.answers import encode, token_ids
 from tml_lib.lm.models import LanguageModel
@@ -113,18 +113,18 @@ def build_conditions(
     the own right one; copying ends by stating the right answer.
     """
     prompt, gold = lm.prompt(question.text), gsm.gold(question)
-    strange = gsm.foreign(question, others, seed)
+    strange = gsm_variants.foreign(question, others, seed)
     length = len(encode(lm.tokenizer, prompt, gold.text, [question.answer]).trajectory)
     ending = f"\nThe result is {question.answer}."
     room = length - len(token_ids(lm.tokenizer, ending, begins=False))
     copying = _cut(lm, prompt, strange.text, max(room, 1)) + ending
     found = {
         "gold": gold,
-        "corrupted": gsm.corrupt(question, seed),
+        "corrupted": gsm_variants.corrupt(question, seed),
         "own_right": own.right,
         "sampled": own.wrong,
         "foreign": Trajectory(_cut(lm, prompt, strange.text, length), "foreign"),
-        "shuffled": gsm.shuffle_steps(question, seed),
+        "shuffled": gsm_variants.shuffle_steps(question, seed),
         "copying": Trajectory(copying, "copying", question.answer, None),
     }
     if own.right and own.foreign:

@@ -15,7 +15,8 @@ import torch
 from tml_lib.lm.answers import Suffix
 from tml_lib.lm.blocks import wide_tail
 from tml_lib.lm.models import widen_norms
-from tml_lib.measure.implicit import Update, cosine, gradient_update, logit_error, update_from_ids
+from tml_lib.measure.implicit import gradient_update, logit_error, update_from_ids
+from tml_lib.measure.layer_updates import Update, cosine
 from tml_lib.measure.parameter_paths import (
     LINE_SEARCH,
     LastLayer,

@@ -18,7 +18,7 @@ import numpy as np
 
 from tml_lib import files, runtime
 from tml_lib.data import tiny
-from tml_lib.lm import models
+from tml_lib.lm import models, pretrained
 from tml_lib.lm.models import LanguageModel
 from tml_lib.studies import supervised
 from tml_lib.tools.plan_cpu import one_thread
@@ -75,9 +75,9 @@ def make(name: str, *, progress: bool = False) -> dict:
     folder = Path(models.shipped(name))
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        with models.quiet():
+        with pretrained.quiet():
             lm.model.save_pretrained(temporary)
-            tiny.tokenizer().save_pretrained(models.shipped_tokenizer())  # one for all
+            tiny.tokenizer().save_pretrained(pretrained.shipped_tokenizer())  # one for all
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(shutil.copytree(temporary, f"{temporary}.whole"), folder)
     entry = {

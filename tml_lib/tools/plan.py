@@ -12,18 +12,8 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 
-from tml_lib.tools.plan_formulas import (
-    FILL,
-    Device,
-    Phase,
-    Shape,
-    Stage,
-    memory_bytes,
-    phases,
-    predicted_seconds,
-    shape,
-    tables,
-)
+from tml_lib.tools.plan_formulas import FILL, Phase, Stage, memory_bytes, phases, predicted_seconds
+from tml_lib.tools.plan_shapes import Device, Shape, shape, tables
 
 MEMORY_USE = 0.6  # of a GPU's peak bandwidth while decoding; ASSUMED, not measured here
 SERVING = 3e-5  # seconds of a layer's launch under a serving engine with captured graphs; ASSUMED

@@ -22,7 +22,8 @@ from tml_lib.data import gsm, programs
 from tml_lib.lm import adapters, models, sampling
 from tml_lib.lm.answers import encode, token_ids
 from tml_lib.measure.probe import prefix_nll
-from tml_lib.tools.plan_formulas import Device, Shape, Stage, predicted_seconds, shape
+from tml_lib.tools.plan_formulas import Stage, predicted_seconds
+from tml_lib.tools.plan_shapes import Device, Shape, shape
 
 
 class Case(NamedTuple):

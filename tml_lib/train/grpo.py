@@ -49,7 +49,8 @@ from tml_lib import checks
 from tml_lib.lm.adapters import copy_to_train, without_patches
 from tml_lib.lm.answers import token_ids
 from tml_lib.lm.context import check_context
-from tml_lib.lm.models import LanguageModel, check_tokenizer, quiet
+from tml_lib.lm.models import LanguageModel, check_tokenizer
+from tml_lib.lm.pretrained import quiet
 from tml_lib.records import Question
 from tml_lib.train.grpo_trainer import RewardError, Trainer
 from tml_lib.train.runs import OuterRun, fit, opened, per_process, seal, shared_arguments

@@ -25,7 +25,8 @@ from transformers import PrinterCallback, TrainerCallback
 from tml_lib import files
 from tml_lib.data import tiny
 from tml_lib.lm.adapters import RUN, adapted, adapted_modules, fingerprint, merged, without_patches
-from tml_lib.lm.models import LanguageModel, quiet, read
+from tml_lib.lm.models import LanguageModel
+from tml_lib.lm.pretrained import quiet, read
 from tml_lib.runtime import LOCK, locked, write_text
 from tml_lib.train.settings import TrainSettings
 

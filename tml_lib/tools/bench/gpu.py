@@ -24,7 +24,8 @@ from tml_lib.lm import sampling
 from tml_lib.lm.answers import Suffix
 from tml_lib.lm.models import LanguageModel
 from tml_lib.measure.probe import naive_nll, prefix_nll
-from tml_lib.tools.plan_formulas import Shape, forward_flops, shape
+from tml_lib.tools.plan_formulas import forward_flops
+from tml_lib.tools.plan_shapes import Shape, shape
 
 PROMPT, SUFFIX, ANSWER = 200, 13, 3  # tokens, as plan's stages assume
 SPARE = 0.8  # of a card's memory, which weights and work must fit into
