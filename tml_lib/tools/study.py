@@ -200,10 +200,10 @@ SUBJECTS = {
     ),
     "strides": Subject(
         "What does a stride hide, and which tokens make L̂ jump?",
-        "L̂ is measured after every token of the gold solution and of the model's own right and"
-        " wrong texts. A spike is a rise of at least one nat of which half is gone again within"
-        " eight tokens; spikes are counted by kind of token. Trends at wider strides are compared"
-        " with that of every token.",
+        "L̂ is measured after every token of the gold solution and of a right and a wrong sample,"
+        " the model's own or another's. A spike is a rise of at least one nat of which half is gone"
+        " again within eight tokens; spikes are counted by kind of token. Trends at wider strides"
+        " are compared with that of every token.",
         _strides,
         _SAMPLES | {"trajectories_of": None},
     ),
