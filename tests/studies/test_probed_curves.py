@@ -181,6 +181,27 @@ def test_gold_of_one_step_has_nothing_before_its_last():
     assert np.isnan(probed_curves.before_last_step(record(gold=gold))).all()
 
 
+def test_a_wrong_text_rises_beside_as_many_tokens_of_another():
+    found = probed_curves.rises_beside_foreign(record(), "sampled")
+    assert found == pytest.approx((0.1, -0.5))  # 4.1 - 4 after three tokens, and 3.5 - 4
+    # after four tokens, where the other was not probed: halfway between 3.5 and 3.9
+    found = probed_curves.rises_beside_foreign(record(), "corrupted")
+    assert found == pytest.approx((-0.3, -0.3))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampled": None},
+        {"foreign": None},
+        {"sampled": {"right": held([0, 2, 3], [4.0, 4.2, 4.1], 2)}},
+    ],
+    ids=["no wrong sample", "no other text", "states the right answer"],
+)
+def test_a_wrong_text_without_its_partner_has_no_rise(changes):
+    assert np.isnan(probed_curves.rises_beside_foreign(record(**changes), "sampled")).all()
+
+
 def test_a_pair_without_its_condition_is_none():
     assert probed_curves.paired_before_statement(record(foreign=None), "foreign") is None
 

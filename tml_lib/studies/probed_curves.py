@@ -93,6 +93,23 @@ def before_last_step(record: dict) -> tuple[float, float]:
     return fall, fall - float(foreign.answer_nll[0] - beside)
 
 
+def rises_beside_foreign(record: dict, kind: str) -> tuple[float, float]:
+    """Rise of L̂ (nats per token) along a wrong text, and over as many tokens of another question's
+    text; where one is longer, the rest of it is left out. Read off between probed prefixes.
+
+    It tells a rise that comes from what the text says from one that any text brings. kind: sampled
+    or corrupted. NaN where the question lacks one of both, or the text states the right answer.
+    """
+    wrong, foreign = curve_of(record, kind), curve_of(record, "foreign")
+    if wrong is None or foreign is None or wrong.stated_at is not None:
+        return math.nan, math.nan
+    end = min(wrong.length, foreign.length)
+    first, other = (
+        float(np.interp(end, c.positions, c.answer_nll) - c.answer_nll[0]) for c in (wrong, foreign)
+    )
+    return first, other
+
+
 def estimands(record: dict, stride: int) -> dict[str, float]:
     """The estimands of C1 and C2 for one question, NaN where its conditions lack (claims.toml says
     what each one is).
