@@ -347,9 +347,9 @@ def test_stored_evidence_is_current_and_large_enough():
         "C8",
         "C9",
     }
-    # tests that explain: of the larger model's own right samples, and of the controls that its first
-    # 64 questions have; of T1, where few of two samples are wrong; and of C11g, where 28 of 42
-    # questions have the control
+    # tests that explain: those of C1 and C2 that need a control, which the larger model's first 64
+    # questions have, or a right and a wrong sample of one question; of T1, where few of two samples
+    # are wrong; and of C11g, where 28 of 42 questions have the control
     few = [row for row in table if row.verdict == "too few"]
     files = {"trajectories.medium", "transfer.small", "updates.medium"}
     assert {Path(row.evidence).stem for row in few} == files

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tml_lib.claims.replay import verify
+from tml_lib.lessons import notebooks
 from tml_lib.lm import sampling
 from tml_lib.lm.answers import grade, token_ids
 from tml_lib.studies import material, trajectories
@@ -35,6 +36,16 @@ def test_texts_are_read_back_as_they_were_written(made):
         for text in one.samples:
             assert text.tokens <= HOW["max_tokens"]
             assert text.right == (not text.cut and grade(text.text, question.answer))
+
+
+@pytest.mark.parametrize(
+    "path", notebooks.stored_evidence().glob("material.*.json"), ids=lambda path: path.stem
+)
+def test_in_stored_evidence_too_only_a_group_s_first_sample_was_read(path):
+    _, found = material.stored(path)
+    read = {place: one.first_nll for place, one in enumerate(found) if one.first_nll is not None}
+    assert list(read) == list(range(0, len(found), material.GROUP))
+    assert all(0 < nll < 1 for nll in read.values()), "samples of a language model, at T < 1"
 
 
 def test_more_samples_or_other_groups_leave_the_first_as_they_were(tiny_lm, made, monkeypatch):
