@@ -11,18 +11,6 @@ from transformers import LlamaConfig
 from tml_lib.lm import models, pretrained
 
 
-@pytest.fixture
-def folder(tmp_path, tokenizer):
-    """A folder that holds a tiny random Llama with SmolLM2's tokenizer, as `save_pretrained` writes
-    it.
-    """
-    models.random_model("llama", vocab_size=len(tokenizer), seed=5).save_pretrained(
-        tmp_path / "tiny"
-    )
-    tokenizer.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
 def load(folder, **settings):
     return models.load(model=str(folder), device="cpu", **{"dtype": "float32"} | settings)
 
