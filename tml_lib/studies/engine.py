@@ -166,11 +166,15 @@ def _identity(value):
 
 
 def said_of(lm: LanguageModel, asked: Sequence[Question]) -> dict:
-    """What settings say of a model and its questions: its name, whether it was asked to think
-    (where it can), how many questions, and a digest of what they ask.
+    """What settings say of a model and its questions: `said_of_model`, how many questions, and a
+    digest of what they ask.
     """
-    told = {"model": lm.name} | ({} if lm.thinking is None else {"thinking": lm.thinking})
-    return told | {"n_questions": len(asked), "asked": digest_of(asked)}
+    return said_of_model(lm) | {"n_questions": len(asked), "asked": digest_of(asked)}
+
+
+def said_of_model(lm: LanguageModel) -> dict:
+    """What settings say of a model: its name and, where it can think, whether it was asked to."""
+    return {"model": lm.name} | ({} if lm.thinking is None else {"thinking": lm.thinking})
 
 
 def digest_of(asked: Sequence[Question]) -> str:

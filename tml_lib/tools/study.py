@@ -85,7 +85,7 @@ def _efficiency(lm, options, folder: Path, said: dict) -> Path:
 
 
 def _updates(lm, options, folder: Path, said: dict) -> Path:
-    from tml_lib.studies import lora, updates
+    from tml_lib.studies import engine, lora, updates
 
     cases = updates.study_cases(lm, options.n, options.seed)
     how = {"stride": options.stride, "seed": options.seed, "layers": options.layers}
@@ -95,7 +95,7 @@ def _updates(lm, options, folder: Path, said: dict) -> Path:
     exact = updates.EXACT.run(cases, folder, progress=True, inputs={"lm": wide})
     del wide
     measured = updates.MEASURED.run(cases, folder, progress=True, inputs={"lm": lm}, **how)
-    settings = how | {"n_questions": options.n, "model": lm.name}
+    settings = how | {"n_questions": options.n} | engine.said_of_model(lm)
     return updates.write_evidence(exact, measured, cases, folder, settings=settings, **said)
 
 
