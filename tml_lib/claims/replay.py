@@ -38,10 +38,10 @@ class Replay:
 
     def cost(self, evidence: dict) -> float:
         """About the seconds that one record of this evidence takes on one core: `seconds`, or what
-        a record took in the run, where a larger model made it.
+        a question took in the run, where a larger model made it.
         """
-        records = len(self.names(evidence)) if self.kind == RECORD else 0
-        return max(self.seconds, evidence["wall_seconds"] / records) if records else self.seconds
+        asked = len(evidence.get("templates", ())) if self.kind == RECORD else 0
+        return max(self.seconds, evidence["wall_seconds"] / asked) if asked else self.seconds
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,8 @@ def _add_gradient(model: LlamaForCausalLM, rows: Sequence[Row]) -> float:
     The rows go through the model by length, a few at a time: padded to the batch's longest row, a
     third of all work would be padding.
     """
-    learnt = sum(len(ids) - start for ids, start in rows)
+    # a row's first token is never predicted
+    learnt = sum(len(ids) - max(start, 1) for ids, start in rows)
     by_length, loss = sorted(rows, key=lambda row: len(row[0])), 0.0
     for k in range(0, len(rows), ROWS_AT_ONCE):
         ids, labels = collate(by_length[k : k + ROWS_AT_ONCE])
