@@ -3,8 +3,8 @@ seeds each.
 
 All arms of a seed start from the same base checkpoint and see the same questions at the same step;
 each seed has its own questions, trained and held out, and its own trajectories. They train by
-`tiny.train`, which gives the same weights as `sft.sft` (a test compares them) in about 60 % of its
-time. Deviations from the paper: accuracy is exact match; the greedy answer is reported beside its
+`tiny.train`, which gives the same weights as `sft.sft` (a test compares them) in about half of its
+time (`bench sft`). Deviations from the paper: accuracy is exact match; the greedy answer is reported beside its
 Pass@8 and mG-Pass@8.
 """
 
