@@ -4,8 +4,8 @@ seeds each.
 All arms of a seed start from the same base checkpoint and see the same questions at the same step;
 each seed has its own questions, trained and held out, and its own trajectories. They train by
 `tiny.train`, which gives the same weights as `sft.sft` (a test compares them) in about half of its
-time (`bench sft`). Deviations from the paper: accuracy is exact match; the greedy answer is reported beside its
-Pass@8 and mG-Pass@8.
+time (`bench sft`). Deviations from the paper: accuracy is exact match; the greedy answer is
+reported beside its Pass@8 and mG-Pass@8.
 """
 
 from __future__ import annotations
