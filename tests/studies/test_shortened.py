@@ -2,10 +2,12 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from tml_lib.data import gsm, programs
 from tml_lib.lm import models
+from tml_lib.lm.answers import ANSWER_TEMPLATE
 from tml_lib.studies import efficiency, lora, shortened
 
 
@@ -98,6 +100,32 @@ def test_an_answer_that_was_cut_is_not_right_by_chance(tiny_lm, monkeypatch):
     endings = [f" That is {question.answer}" for question in asked]
     monkeypatch.setattr(shortened, "_written", lambda *_: (endings, [True, False]))
     assert given.right("summary") == [False, True]
+
+
+def test_room_for_an_ending_and_words_of_both(tiny_lm, monkeypatch):
+    """With the room of a whole trajectory a model would think anew, whatever it was given."""
+    asked, rooms = gsm.gsm_symbolic(2, 0), []
+    ways = [{"full": "a b c d", "summary": "a b"}] * 2
+    given = shortened.Shortened(tiny_lm, asked, ways, False, 400)
+
+    def written(lm, prompts, seed, temperature, most):
+        rooms.append(most)
+        return [f" c So it is.{ANSWER_TEMPLATE}1}}", " c d e"], [False, True]
+
+    monkeypatch.setattr(shortened, "_written", written)
+    monkeypatch.setattr(shortened, "forced", lambda *_: [True, True])
+    _, words, cut = given.finished(["full", "summary"])
+    assert rooms == [100]
+    assert words == {"full": [4, 4], "summary": [2 + 4, 2 + 3]}
+    assert cut == {"full": [False, False], "summary": [False, True]}
+
+
+def test_pass_at_8_is_said_of_8_samples_only():
+    for k in (2, efficiency.SAMPLES):
+        tables = {way: np.ones((3, k)) for way in efficiency.MODES if way != "pruned"}
+        values = efficiency.summed(tables, tables)["values"]
+        assert ("C10.kept_pass" in values) == (k == 8)
+        assert "C10.pruned_over_random" not in values
 
 
 def test_one_question_leaves_no_other(monkeypatch):

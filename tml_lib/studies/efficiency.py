@@ -277,7 +277,8 @@ def summed(right: dict[str, np.ndarray], words: dict[str, np.ndarray]) -> dict:
     right, Pass@k and mean words.
 
     right, words: mode -> (Q, k), per sample whether it is right and its words of trajectory. What
-    is said of pruned trajectories is left out where that mode is missing.
+    is said of pruned trajectories is left out where that mode is missing, and what is said of
+    Pass@8 where there are not 8 samples.
     """
     mean, passed = (
         {mode: table(held) for mode, held in right.items()}
@@ -285,13 +286,15 @@ def summed(right: dict[str, np.ndarray], words: dict[str, np.ndarray]) -> dict:
     )
     values = {
         "C10.kept": Arms(mean["summary"], (mean["full"] + mean["at_once"]) / 2),
-        "C10.kept_pass": Arms(passed["summary"], (passed["full"] + passed["at_once"]) / 2),
         "C10.saved": 1 - words["summary"].mean(1) / np.maximum(words["full"].mean(1), 1),
         "C10.over_full": Arms(mean["summary"], mean["full"]),
         "C10.over_begun": Arms(mean["summary"], mean["begun"]),
         "C10.over_random": Arms(mean["summary"], mean["random"]),
         "C10.over_foreign": Arms(mean["summary"], mean["foreign"]),
     }
+    if right["summary"].shape[1] == SAMPLES:
+        arms = passed["summary"], (passed["full"] + passed["at_once"]) / 2
+        values["C10.kept_pass"] = Arms(*arms)
     if "pruned" in mean:
         values["C10.pruned_over_summary"] = Arms(mean["pruned"], mean["summary"])
         values["C10.pruned_over_random"] = Arms(mean["pruned"], mean["random"])

@@ -4,8 +4,10 @@ of a text model.
 For programs the ways are those of `efficiency`. For text the model's own sample is shortened:
 *withheld* is what stands before the sentence that states its result (the right answer's, where it
 boxes none), and the *summary* of that is the model's own, cut likewise before the result. Beside it
-stand as many words of the beginning, at random, and of another question's summary. Text has no
-*pruned* way: what a class of its words is worth was not learnt.
+stand as many words of the beginning, at random, and of another question's summary. From there the
+model has room for its ending and no more (`ROOM`): with the room of a whole trajectory it would
+think anew from any text. Text has no *pruned* way: what a class of its words is worth was not
+learnt.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ from tml_lib.studies.program_probes import renamed
 from tml_lib.studies.roles import MOST_TOKENS, forced
 
 TEMPERATURE = 0.6
-GROUP = 8  # questions of a record
+GROUP = 16  # questions of a record
+# the part of a trajectory's greatest number of tokens that may follow a shortened one. From where
+# its result is withheld, the median sample of `material.medium` has 46 tokens, of at most 400
+ROOM = 1 / 4
 ASK = (
     "Here is a question and the beginning of its solution. Summarise the beginning in one or two"
     " sentences, with the numbers that it has found, for someone who will finish it. Do not state"
@@ -59,9 +64,10 @@ class Shortened:
         self, ways: Sequence[str]
     ) -> tuple[dict[str, list[bool]], dict[str, list[int]], dict[str, list[bool]]]:
         """By way and per question whether the answer is right, as `right`, the words of trajectory,
-        and whether what was written on was cut. A text model writes on from all ways in one batch;
-        its words are those it is given. An answer that must be given at once is not cut, nor are a
-        program's last statements, which have a room of their own.
+        and whether what was written on was cut. The words are those given and those written on
+        before the answer. A text model writes on from all ways in one batch, ROOM of `max_tokens`.
+        An answer that must be given at once is not cut, nor are a program's last statements, which
+        have a room of their own.
         """
         texts = {way: [found[way] for found in self.ways] for way in ways}
         right, words = {}, {way: [len(text.split()) for text in texts[way]] for way in ways}
@@ -83,13 +89,18 @@ class Shortened:
             for question, text in zip(self.questions, texts[way], strict=True)
         ]
         prompts = [self.lm.prompt(question.text) + text for question, text in rows]
-        endings, unended = _written(self.lm, prompts, 0, 0, self.max_tokens) if rows else ([], [])
+        room = max(int(ROOM * self.max_tokens), 1)
+        endings, unended = _written(self.lm, prompts, 0, 0, room) if rows else ([], [])
         graded = [
             not cut_short and grade(text + ending, question.answer)
             for (question, text), ending, cut_short in zip(rows, endings, unended, strict=True)
         ]
         right |= {way: graded[k * n : (k + 1) * n] for k, way in enumerate(others)}
         cut |= {way: unended[k * n : (k + 1) * n] for k, way in enumerate(others)}
+        added = [len(own_text(self.lm, ending).split()) for ending in endings]
+        for k, way in enumerate(others):
+            more = added[k * n : (k + 1) * n]
+            words[way] = [given + own for given, own in zip(words[way], more, strict=True)]
         return {way: right[way] for way in ways}, words, cut
 
     def values(self) -> tuple[engine.Values, dict[str, dict], dict[str, list[bool]]]:
