@@ -45,6 +45,13 @@ def test_spikes_are_counted_by_the_token_that_makes_them():
     assert strides.by_token(held, "sampled") == {}
 
 
+def test_words_that_mark_a_step_are_compared_with_all_other_tokens():
+    curve = {"nll": [4, 2, 3, 1, 1.5], "tokens": "wwbw", "marks": [["So", 0, 2], [".", 2, 3]]}
+    found = strides.by_mark({"records": [{"curves": {"gold": curve}}]}, "gold")
+    sizes = {name: (of["n"], of["absolute"], of["signed"]) for name, of in found.items()}
+    assert sizes == {"So": (1, 1, -1), ".": (1, 2, -2), "other": (1, 0.5, 0.5)}
+
+
 def test_a_stride_sees_a_spike_where_it_reads_its_upper_half():
     held = evidence(([2, 4, 2, 2, 4, 3.5, 2, 2], "wwwwwww"))  # spikes at prefixes 1 and 4 to 5
     assert strides.seen(held, "gold", 1) == (2, 2)
@@ -75,6 +82,7 @@ def test_a_record_holds_every_prefix_and_a_kind_for_every_token(tiny_lm, tmp_pat
     again = probe(tiny_lm, prompt, text, question.answer)
     assert curve["nll"] == pytest.approx(again.answer_nll, abs=1e-3)
     assert set(made.records[0]["curves"]) == {"gold", "own_right"}
+    assert [mark for mark in curve["marks"] if mark[0] == "So"] == [["So", 0, 1]]
     kinds = dict(zip(encoded.tokens, curve["tokens"], strict=True))
     expected = {
         "So": "w",

@@ -21,6 +21,7 @@ from tml_lib.claims.stats import Interval, bootstrap_interval, trend
 from tml_lib.data import gsm
 from tml_lib.lm.answers import Encoded, encode
 from tml_lib.lm.models import LanguageModel
+from tml_lib.measure import token_roles
 from tml_lib.measure.probe import probe
 from tml_lib.records import Question, Trajectory
 from tml_lib.studies import engine, lora, material, own_trajectories, trajectories
@@ -82,8 +83,9 @@ def spikes(nll: Sequence[float]) -> list[int]:
 def question_record(
     case: tuple[Question, Own], folder: Path, *, lm: LanguageModel
 ) -> dict[str, dict]:
-    """One question's L̂ after every token, the tokens' kinds, and where the answer is first stated,
-    by kind of trajectory; and the model's own texts.
+    """One question's L̂ after every token, the tokens' kinds, where words such as 'Therefore' and
+    ends of steps stand, and where the answer is first stated, by kind of trajectory; and the
+    model's own texts.
     """
     question, own = case
     found = {"gold": gsm.gold(question), "own_right": own.right, "sampled": own.wrong}
@@ -97,9 +99,11 @@ def _curve(lm: LanguageModel, question: Question, trajectory: Trajectory) -> dic
     prompt = lm.prompt(question.text)
     encoded = encode(lm.tokenizer, prompt, trajectory.text, [question.answer])
     curve = probe(lm, prompt, trajectory.text, question.answer)
+    pieces = token_roles.text_pieces(trajectory.text, encoded, question.answer)
     return {
         "nll": np.round(curve.answer_nll, 3).tolist(),
         "tokens": token_kinds(trajectory.text, encoded),
+        "marks": [piece for piece in pieces if piece[0] in (*token_roles.MARKS, ".", "answer")],
         "unstated": curve.unstated,
     }
 
@@ -115,6 +119,21 @@ def by_token(evidence: dict, kind: str) -> dict[str, tuple[int, int]]:
             there.update(curve["tokens"])
             made.update(curve["tokens"][k] for k in spikes(curve["nll"]))
     return {name: (there[letter], made[letter]) for letter, name in TOKENS.items() if there[letter]}
+
+
+def by_mark(evidence: dict, kind: str) -> dict[str, dict[str, float]]:
+    """What `token_roles.by_class` says of a kind of trajectory: words such as 'Therefore', ends of
+    steps, tokens of the stated answer, and all others.
+    """
+    rows = []
+    for record in evidence["records"]:
+        if curve := record["curves"].get(kind):
+            marks = [(name, first, last) for name, first, last in curve["marks"]]
+            covered = {k for _, first, last in marks for k in range(first, last)}
+            rest = [k for k in range(len(curve["tokens"])) if k not in covered]
+            rows += token_roles.rows_of(curve["nll"], marks)
+            rows += token_roles.rows_of(curve["nll"], [("other", k, k + 1) for k in rest])
+    return token_roles.by_class(rows)
 
 
 def seen(evidence: dict, kind: str, stride: int) -> tuple[int, int]:
