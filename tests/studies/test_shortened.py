@@ -5,10 +5,11 @@ import random
 import numpy as np
 import pytest
 
+from tml_lib.claims import ledger
 from tml_lib.data import gsm, programs
 from tml_lib.lm import models
 from tml_lib.lm.answers import ANSWER_TEMPLATE
-from tml_lib.studies import efficiency, lora, shortened
+from tml_lib.studies import efficiency, lora, shortened, trajectories
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,34 @@ def test_pass_at_8_is_said_of_8_samples_only():
         values = efficiency.summed(tables, tables)["values"]
         assert ("C10.kept_pass" in values) == (k == 8)
         assert "C10.pruned_over_random" not in values
+
+
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(2, [2]), (16, [16]), (17, [17]), (18, [16, 2]), (33, [16, 17])]
+)
+def test_no_group_has_one_question(n, sizes):
+    groups = shortened._groups(range(n))
+    assert [len(group) for _, group in groups] == sizes
+    assert [k for _, group in groups for k in group] == list(range(n))
+    assert [start for start, _ in groups] == [group[0] for _, group in groups]
+
+
+def test_a_question_is_finished_again_from_what_evidence_keeps(tiny_lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(shortened, "GROUP", 2)
+    monkeypatch.setattr(shortened, "grade", lambda text, answer: len(text) % 2 == 0)
+    asked = trajectories.study_questions(5, 0)
+    said = {"scale": "small", "command": "x", "seed": 0, "samples": 2, "max_tokens": 24}
+    path = shortened.make_evidence(tiny_lm, asked, tmp_path, **said)
+    evidence = ledger.read_evidence(path)
+    assert len(evidence["summaries"]) == len(evidence["texts"]) == 10
+    monkeypatch.setattr(lora, "replayed", lambda name: tiny_lm)
+    monkeypatch.setattr(trajectories, "chosen_questions", lambda data, n, seed: asked)
+    (again,) = shortened.TEXT.replays
+    for place in (0, 3, 4):
+        pairs = again.again(evidence, f"question {place}")
+        assert set(pairs) == set(evidence["values"])
+        for stored, made in pairs.values():
+            assert made == pytest.approx(stored, abs=1e-4, nan_ok=True)
 
 
 def test_one_question_leaves_no_other(monkeypatch):

@@ -175,15 +175,34 @@ def text_ways(
     prompts = [lm.prompt(question.text) for question in asked]
     written, cut = _written(lm, prompts, seed, TEMPERATURE, max_tokens)
     full = [own_text(lm, text) for text in written]
-    results = [extract(text) or question.answer for text, question in zip(full, asked, strict=True)]
-    withheld = [before_result(text, result) for text, result in zip(full, results, strict=True)]
+    results, withheld = _withheld(asked, full)
     short, cut_short = summaries(lm, asked, withheld, results, max_tokens // 2)
-    ways = []
-    for k in range(len(asked)):
-        other = short[(k + samples) % len(asked)]
-        rng = random.Random(f"{seed}/{k}")
-        ways.append(_same_length(full[k], withheld[k], short[k], other, rng))
-    return ways, cut, cut_short
+    return _ways(asked, full, short, seed, samples), cut, cut_short
+
+
+def _withheld(asked: Sequence[Question], full: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The results that texts state, and the texts before them."""
+    results = [extract(text) or question.answer for text, question in zip(full, asked, strict=True)]
+    return results, [before_result(text, end) for text, end in zip(full, results, strict=True)]
+
+
+def _ways(
+    asked: Sequence[Question], full: Sequence[str], short: Sequence[str], seed: int, samples: int
+) -> list[dict[str, str]]:
+    """The ways of whole samples and of their summaries; the last sample is followed by the
+    first.
+    """
+    _, withheld = _withheld(asked, full)
+    return [
+        _same_length(
+            full[k],
+            withheld[k],
+            short[k],
+            short[(k + samples) % len(asked)],
+            random.Random(f"{seed}/{k}"),
+        )
+        for k in range(len(asked))
+    ]
 
 
 def own_text(lm: LanguageModel, text: str) -> str:
@@ -265,7 +284,7 @@ def text_record(
 ) -> dict:
     """The values of C10 for a group of questions, of which the first has the place group[0]; per
     mode the share right, Pass@k, mean words and the share of continuations that were cut; the
-    samples, per question how many were cut, and how many of their summaries.
+    samples and their summaries, per question how many samples were cut, and how many summaries.
     """
     start, questions = group
     asked = [question for question in questions for _ in range(samples)]
@@ -278,16 +297,17 @@ def text_record(
         for table in (right, words)
     )
     counts = [[int(table.sum()), samples] for table in np.reshape(cut, shape)]
+    kept = {"texts": [way["full"] for way in ways], "summaries": [way["summary"] for way in ways]}
     found = efficiency.summed(right, words)
     for mode, column in cut_on.items():
         found["modes"][mode]["cut"] = float(np.mean(column))
     short = [sum(cut_short), len(cut_short)]
-    return found | {"texts": [w["full"] for w in ways], "cut": counts, "cut_summaries": [short]}
+    return found | kept | {"cut": counts, "cut_summaries": [short]}
 
 
 def _kept(records: Sequence[dict]) -> dict:
-    """The modes' means over all questions, the texts, per question how many were cut, and of each
-    group how many summaries.
+    """The modes' means over all questions, the texts and their summaries, per question how many
+    texts were cut, and of each group how many summaries.
     """
     sizes = [len(next(iter(record["values"].values()))) for record in records]
     modes = {
@@ -297,13 +317,44 @@ def _kept(records: Sequence[dict]) -> dict:
         }
         for mode, held in records[0]["modes"].items()
     }
-    kept = ("texts", "cut", "cut_summaries")
-    # a checkpoint of before may hold no count of summaries
-    flat = {key: [x for record in records for x in record.get(key, ())] for key in kept}
+    kept = ("texts", "summaries", "cut", "cut_summaries")
+    flat = {key: [x for record in records for x in record[key]] for key in kept}
     return {"modes": modes} | flat
 
 
-TEXT = Study("efficiency", text_record, engine.by_group, _kept)
+def _groups(asked: Sequence[Question]) -> list[tuple[int, list[Question]]]:
+    """The questions of each record, and the place of its first."""
+    starts = list(range(0, len(asked), GROUP))
+    if len(asked) % GROUP == 1 and len(starts) > 1:  # another question's summary needs another
+        starts.pop()
+    ends = [*starts[1:], len(asked)]
+    return [(start, list(asked[start:end])) for start, end in zip(starts, ends, strict=True)]
+
+
+def _again(evidence: dict, place: int) -> dict[str, float]:
+    """A question's values, from its samples and summaries as evidence keeps them: the model
+    finishes them again.
+    """
+    settings = evidence["settings"]
+    samples, lm = settings["samples"], lora.replayed(settings["model"])
+    asked = trajectories.chosen_questions("", settings["n_questions"], settings["seed"])
+    engine.check_asked(evidence, asked)
+    start, group = next(g for g in reversed(_groups(asked)) if g[0] <= place)
+    held = slice(start * samples, (start + len(group)) * samples)
+    full, short = (evidence[key][held] for key in ("texts", "summaries"))
+    repeated = [question for question in group for _ in range(samples)]
+    ways = _ways(repeated, full, short, settings["seed"] + start, samples)
+    own = slice((place - start) * samples, (place - start + 1) * samples)
+    given = Shortened(lm, repeated[own], ways[own], False, settings["max_tokens"])
+    right, words, _ = given.finished(list(ways[0]))
+    tables = ({way: np.array([t[way]], dtype=float) for way in t} for t in (right, words))
+    values = efficiency.summed(*tables)["values"]
+    return {test: float(np.asarray(column)[0]) for test, column in values.items()}
+
+
+TEXT = Study(
+    "efficiency", text_record, engine.by_group, _kept, replays=(engine.question_again(_again, 60),)
+)
 
 
 def make_evidence(
@@ -318,9 +369,6 @@ def make_evidence(
     max_tokens: int = MOST_TOKENS,
 ) -> Path:
     """Write efficiency.<scale>.json of a text model; the folder keeps finished groups."""
-    groups = [(start, list(asked[start : start + GROUP])) for start in range(0, len(asked), GROUP)]
-    if len(groups) > 1 and len(groups[-1][1]) == 1:  # another question's summary needs another
-        groups[-2:] = [(groups[-2][0], groups[-2][1] + groups[-1][1])]
     how = {"seed": seed, "samples": samples, "max_tokens": max_tokens}
-    made = TEXT.run(groups, folder, progress=True, inputs={"lm": lm}, **how)
+    made = TEXT.run(_groups(asked), folder, progress=True, inputs={"lm": lm}, **how)
     return TEXT.write_asked(made, lm, asked, folder, command=command, scale=scale)
