@@ -131,8 +131,9 @@ FINDINGS = (
                 "contradicted",
             ),
             Sentence(
-                "*Words of reflection, such as 'Wait', do more than others.* Taken together, they"
-                " move the answer's loss no more than other words",
+                "*Words of reflection, such as 'Wait', do more than others.* By the paper's measure,"
+                " the relative change of the answer's loss, they do less; counted in nats, 'Wait'"
+                " by itself does more in some models",
                 ("C6",),
                 "contradicted",
             ),
