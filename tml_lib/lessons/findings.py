@@ -131,9 +131,9 @@ FINDINGS = (
                 "contradicted",
             ),
             Sentence(
-                "*Words of reflection, such as 'Wait', do more than others.* By the paper's measure,"
-                " the relative change of the answer's loss, they do less; counted in nats, 'Wait'"
-                " by itself does more in some models",
+                "*Words of reflection, such as 'Wait', do more than others.* By the paper's"
+                " measure, the relative change of the answer's loss, they do less; counted in nats,"
+                " 'Wait' by itself does more in some models",
                 ("C6",),
                 "contradicted",
             ),
