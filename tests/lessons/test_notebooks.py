@@ -351,10 +351,9 @@ def test_stored_evidence_is_current_and_large_enough():
     }
     # tests that explain: those of C1 and C2 that need a control, which the larger model's first 64
     # questions have, or a right and a wrong sample of one question; of T1, where few of two samples
-    # are wrong; of C11g, where 28 of 42 questions have the control; and of C10, where text has no
-    # pruned way and one sample a question
+    # are wrong; and of C11g, where 28 of 42 questions have the control
     few = [row for row in table if row.verdict == "too few"]
-    files = {"trajectories.medium", "transfer.small", "updates.medium", "efficiency.medium"}
+    files = {"trajectories.medium", "transfer.small", "updates.medium"}
     assert {Path(row.evidence).stem for row in few} == files
     assert not any(row.decisive for row in few)
     for row in table:
