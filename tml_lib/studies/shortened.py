@@ -177,7 +177,7 @@ def text_ways(
     full = [own_text(lm, text) for text in written]
     results, withheld = _withheld(asked, full)
     short, cut_short = summaries(lm, asked, withheld, results, max_tokens // 2)
-    return _ways(asked, full, short, seed, samples), cut, cut_short
+    return _ways(full, withheld, short, seed, samples), cut, cut_short
 
 
 def _withheld(asked: Sequence[Question], full: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -187,22 +187,17 @@ def _withheld(asked: Sequence[Question], full: Sequence[str]) -> tuple[list[str]
 
 
 def _ways(
-    asked: Sequence[Question], full: Sequence[str], short: Sequence[str], seed: int, samples: int
+    full: Sequence[str], withheld: Sequence[str], short: Sequence[str], seed: int, samples: int
 ) -> list[dict[str, str]]:
-    """The ways of whole samples and of their summaries; the last sample is followed by the
-    first.
+    """The ways of whole samples, their texts before the result and their summaries; the last sample
+    is followed by the first.
     """
-    _, withheld = _withheld(asked, full)
-    return [
-        _same_length(
-            full[k],
-            withheld[k],
-            short[k],
-            short[(k + samples) % len(asked)],
-            random.Random(f"{seed}/{k}"),
-        )
-        for k in range(len(asked))
-    ]
+    ways = []
+    for k in range(len(full)):
+        other = short[(k + samples) % len(full)]
+        rng = random.Random(f"{seed}/{k}")
+        ways.append(_same_length(full[k], withheld[k], short[k], other, rng))
+    return ways
 
 
 def own_text(lm: LanguageModel, text: str) -> str:
@@ -343,7 +338,8 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     held = slice(start * samples, (start + len(group)) * samples)
     full, short = (evidence[key][held] for key in ("texts", "summaries"))
     repeated = [question for question in group for _ in range(samples)]
-    ways = _ways(repeated, full, short, settings["seed"] + start, samples)
+    _, withheld = _withheld(repeated, full)
+    ways = _ways(full, withheld, short, settings["seed"] + start, samples)
     own = slice((place - start) * samples, (place - start + 1) * samples)
     given = Shortened(lm, repeated[own], ways[own], False, settings["max_tokens"])
     right, words, _ = given.finished(list(ways[0]))
