@@ -1,5 +1,6 @@
 """The frame of every study: records kept one by one, values, evidence, replay."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -59,6 +60,21 @@ def test_a_model_that_is_asked_to_think_has_checkpoints_of_its_own(study, tiny_l
     asked = gsm.gsm_symbolic(2, 0)
     assert "thinking" not in engine.said_of(tiny_lm, asked)
     assert engine.said_of(lm, asked)["thinking"] is True
+
+
+def test_evidence_in_bfloat16_says_so_and_is_replayed_where_it_is_computed(tiny_lm, monkeypatch):
+    asked = gsm.gsm_symbolic(2, 0)
+    half = copy.deepcopy(tiny_lm.model).bfloat16()
+    said = engine.said_of(dataclasses.replace(tiny_lm, model=half), asked)
+    assert said["dtype"] == "bfloat16"
+    assert "dtype" not in engine.said_of(tiny_lm, asked)
+    monkeypatch.setattr(engine.presets, "is_replayed", lambda scale, model: True)
+    evidence = {"scale": "medium", "settings": said, "templates": ["1", "2"]}
+    wide = evidence | {"settings": {}}
+    for dtype, drawn in (("bfloat16", 2), ("float32", 0)):
+        monkeypatch.setattr(engine.runtime, "hardware_dtype", lambda dtype=dtype: (dtype, ""))
+        assert len(engine.questions_of(evidence)) == drawn
+        assert len(engine.questions_of(wide)) == 2
 
 
 def test_evidence_of_other_questions_is_told_by_their_texts_or_their_templates(tiny_lm):

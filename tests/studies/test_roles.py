@@ -153,6 +153,10 @@ def test_without_reflections_only_c3_is_measured_and_replayed(tiny_lm, tmp_path,
     again = roles._again(record, 1)
     assert set(again) == set(record["values"])
     assert again["C3.loss"] == pytest.approx(record["values"]["C3.loss"][0][1], abs=1e-4)
+    # in bfloat16 the text is the stored one
+    record["settings"]["dtype"], record["texts"][1] = "bfloat16", "So it is 3."
+    other = roles.cut_values(tiny_lm, asked[1:], 0, 6, ["So it is 3."])[0]
+    assert roles._again(record, 1)["C3.loss"] == pytest.approx(other["C3.loss"][0], abs=1e-4)
 
 
 def test_a_group_that_writes_nothing_counts_as_wrong_and_has_no_loss():

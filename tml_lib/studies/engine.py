@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tml_lib import checks, files
+from tml_lib import checks, files, runtime
 from tml_lib.claims import ledger, rulebook
 from tml_lib.claims.replay import ESTIMANDS, FIRST_STEPS, RECORD, Pairs, Replay
 from tml_lib.lm import adapters, presets
@@ -173,8 +173,12 @@ def said_of(lm: LanguageModel, asked: Sequence[Question]) -> dict:
 
 
 def said_of_model(lm: LanguageModel) -> dict:
-    """What settings say of a model: its name and, where it can think, whether it was asked to."""
-    return {"model": lm.name} | ({} if lm.thinking is None else {"thinking": lm.thinking})
+    """What settings say of a model: its name; where it can think, whether it was asked to; and that
+    it computes in bfloat16, where it does.
+    """
+    said = {"model": lm.name} | ({} if lm.thinking is None else {"thinking": lm.thinking})
+    half = str(lm.model.dtype) == "torch.bfloat16"
+    return said | ({"dtype": "bfloat16"} if half else {})
 
 
 def digest_of(asked: Sequence[Question]) -> str:
@@ -287,10 +291,13 @@ def seeds_of(evidence: dict) -> list[str]:
 
 
 def questions_of(evidence: dict) -> list[str]:
-    """The questions of a text model's evidence; none where that model cannot be loaded here."""
-    asked = evidence.get("templates", ())
-    known = presets.is_replayed(evidence["scale"], evidence["settings"].get("model", ""))
-    return [f"question {k}" for k in range(len(asked))] if known else []
+    """The questions of a text model's evidence; none where that model cannot be loaded here, or
+    was read in bfloat16 and this machine does not compute in it: its rounding would be another.
+    """
+    asked, settings = evidence.get("templates", ()), evidence["settings"]
+    known = presets.is_replayed(evidence["scale"], settings.get("model", ""))
+    alike = settings.get("dtype") in (None, runtime.hardware_dtype()[0])
+    return [f"question {k}" for k in range(len(asked))] if known and alike else []
 
 
 def question_again(restore: Callable[[dict, int], dict[str, float]], seconds: float) -> Replay:

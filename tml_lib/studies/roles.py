@@ -107,19 +107,26 @@ def questions(n: int, seed: int, data: str = "") -> list[Question]:
 
 
 def cut_values(
-    lm: LanguageModel, asked: Sequence[Question], seed: int, max_tokens: int = MOST_TOKENS
+    lm: LanguageModel,
+    asked: Sequence[Question],
+    seed: int,
+    max_tokens: int = MOST_TOKENS,
+    texts: Sequence[str] | None = None,
 ) -> tuple[dict[str, Arms | np.ndarray], dict]:
     """The values of C3 per question, and beside them: share right and mean L̂ by the share of steps
     that thinking has, and the texts, with which of them were cut at `max_tokens` tokens.
 
     The model's own greedy trajectory, up to where it gives its answer in the kit's template, is cut
     and the model made to answer. NaN where it writes nothing before that. As a control it answers
-    after as much text of another question's solution.
+    after as much text of another question's solution. texts: its trajectories, where they were
+    written before.
     """
-    prompts = [lm.prompt(question.text) for question in asked]
-    how = {"temperature": 0, "max_new_tokens": max_tokens, "batch_size": 32}
-    written = sampling.sample(lm, prompts, [0] * len(prompts), **how)
-    texts = [lm.unanswered(text) for text in sampling.texts(lm, written)]
+    prompts, unended = [lm.prompt(question.text) for question in asked], []
+    if texts is None:
+        how = {"temperature": 0, "max_new_tokens": max_tokens, "batch_size": 32}
+        written = sampling.sample(lm, prompts, [0] * len(prompts), **how)
+        texts = [lm.unanswered(text) for text in sampling.texts(lm, written)]
+        unended = [one.cut for one in written]
     others = gsm.gsm_symbolic(64, seed)
     foreign = [
         gsm_variants.foreign(q, others, seed).text[: len(text)]
@@ -154,7 +161,7 @@ def cut_values(
         "nll": nll,
     }
     shares |= {"shares": [*SHARES, 1.0], "empty": texts.count("")}
-    return values, shares | {"texts": texts, "cut": [one.cut for one in written]}
+    return values, shares | {"texts": texts, "cut": unended}
 
 
 def cut(text: str, share: float, less: int = 0) -> str:
@@ -236,8 +243,11 @@ def _kept(records: Sequence[dict]) -> dict:
 def _again(evidence: dict, place: int) -> dict[str, float]:
     settings, n = evidence["settings"], len(evidence["templates"])
     seed, most = settings["seed"], settings.get("max_tokens", MOST_TOKENS)
-    question, lm = questions(n, seed)[place], lora.replayed(settings["model"])
-    again = cut_values(lm, [question], seed, most)[0]
+    question = questions(n, seed)[place]
+    lm = lora.replayed(settings["model"], settings.get("dtype", ""))
+    # in bfloat16 a question that is asked alone is continued otherwise than among others
+    written = evidence["texts"][place : place + 1] if "dtype" in settings else None
+    again = cut_values(lm, [question], seed, most, written)[0]
     found = {test: np.asarray(column)[0] for test, column in again.items()}
     roles_of = evidence["values"].get("C6.absolute")  # none where C6 was left out
     if roles_of and roles_of[0][place] is not None:

@@ -331,7 +331,8 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     finishes them again.
     """
     settings = evidence["settings"]
-    samples, lm = settings["samples"], lora.replayed(settings["model"])
+    samples = settings["samples"]
+    lm = lora.replayed(settings["model"], settings.get("dtype", ""))
     asked = trajectories.chosen_questions("", settings["n_questions"], settings["seed"])
     engine.check_asked(evidence, asked)
     start, group = next(g for g in reversed(_groups(asked)) if g[0] <= place)
