@@ -76,12 +76,19 @@ def test_no_number_is_met_by_no_number_only(stored, replayed, ok):
 
 def test_tolerances_depend_on_the_kind_of_replay():
     rules = rulebook.protocols()["chain"]
-    assert replay.tolerance("chain", RECORD, "C5s.room", 5.0) == pytest.approx(
+
+    def of(study, **settings):
+        return {"study": study, "settings": settings}
+
+    half = [of("text", dtype=name) for name in ("bfloat16", "float32")]
+    found = [replay.tolerance(one, RECORD, "C3.loss", 5.0) for one in half]
+    assert found == [0.15 + replay.ROUNDING, 0.02 + replay.ROUNDING]
+    assert replay.tolerance(of("chain"), RECORD, "C5s.room", 5.0) == pytest.approx(
         rules["tolerance"], abs=1e-4
     )
-    assert replay.tolerance("chain", FIRST_STEPS, "loss", 5.0) == 5 * rules["loss_tolerance"]
-    assert replay.tolerance("chain", ESTIMANDS, "C5s.room", 5.0) == replay.ROUNDING
-    wide = replay.tolerance("updates", RECORD, "C11.exact", -13.0)
+    assert replay.tolerance(of("chain"), FIRST_STEPS, "loss", 5.0) == 5 * rules["loss_tolerance"]
+    assert replay.tolerance(of("chain"), ESTIMANDS, "C5s.room", 5.0) == replay.ROUNDING
+    wide = replay.tolerance(of("updates"), RECORD, "C11.exact", -13.0)
     assert wide == pytest.approx(0.5, abs=1e-4), "a test may have a tolerance of its own"
 
 

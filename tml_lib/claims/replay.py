@@ -79,16 +79,19 @@ class Check:
         }
 
 
-def tolerance(study: str, kind: str, test: str, stored: float) -> float:
+def tolerance(evidence: dict, kind: str, test: str, stored: float) -> float:
     """How far a test's replay may lie from its stored value, in its unit (protocols.toml)."""
-    rules = rulebook.protocols()[study]
+    rules = rulebook.protocols()[evidence["study"]]
     if kind == ESTIMANDS:
         return ROUNDING
     if kind == FIRST_STEPS and test.startswith("mean reward"):
         return rules["reward_tolerance"]
     if kind == FIRST_STEPS:
         return rules["loss_tolerance"] * max(abs(stored), 1.0)
-    return rules.get("tolerances", {}).get(test, rules["tolerance"]) + ROUNDING
+    usual = rules["tolerance"]
+    if evidence["settings"].get("dtype") == "bfloat16":
+        usual = rules.get("half_tolerance", usual)
+    return rules.get("tolerances", {}).get(test, usual) + ROUNDING
 
 
 def verify(
@@ -111,7 +114,7 @@ def verify(
         drawn = draw.sample(names, min(records, len(names)))
         for name in [name for name in names if name == record] if record else drawn:
             for test, (stored, replayed) in replay.again(evidence, name).items():
-                limit = tolerance(evidence["study"], replay.kind, test, stored)
+                limit = tolerance(evidence, replay.kind, test, stored)
                 yield Check(Path(path).name, name, replay.kind, test, stored, replayed, limit)
 
 

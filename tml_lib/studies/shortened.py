@@ -350,7 +350,7 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
 
 
 TEXT = Study(
-    "efficiency", text_record, engine.by_group, _kept, replays=(engine.question_again(_again, 60),)
+    "efficiency", text_record, engine.by_group, _kept, replays=(engine.question_again(_again, 65),)
 )
 
 
