@@ -180,7 +180,8 @@ def _again(evidence: dict, name: str) -> Pairs:
     """
     settings, place = evidence["settings"], engine.place_of(name)
     question = trajectories.study_questions(settings["n_questions"], settings["seed"])[place]
-    stored, lm = evidence["records"][place], lora.replayed(settings["model"])
+    stored = evidence["records"][place]
+    lm = lora.replayed(settings["model"], settings.get("dtype", ""))
     own = own_trajectories.first_own(lm, stored["texts"].values(), question)
     made = question_record((question, own), Path(), lm=lm)
     pairs = {}
