@@ -85,24 +85,30 @@ def _logits(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
     return model(input_ids=rows, use_cache=False).logits[0].double()
 
 
+def _change(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference of two tables of logits, in nats."""
+    return float((one.log_softmax(-1) - other.log_softmax(-1)).abs().max())
+
+
 @torch.inference_mode()
 def rounding(model: torch.nn.Module, one: Setting) -> float:
-    """How far two exact ways may lie apart, in nats per token: eight times what a shorter pass
-    changes, and two roundings of the largest logit.
+    """How far two exact ways may lie apart, in nats per token: eight times the most that a shorter
+    pass changes, and two roundings of the largest logit.
 
-    At least 1e-5, and `Setting.widest` at the most. Raises NotSuited for a model whose predictions
+    Several lengths are tried: some processors give passes of 9 and of 6 tokens the same bits, and
+    round a single token otherwise. At least 1e-5, and `Setting.widest` at the most. Raises NotSuited for a model whose predictions
     change with the tokens after them, or from call to call.
     """
     ids = check_ids(model, 9)
-    whole, shorter = _logits(model, ids), _logits(model, ids[:6])
+    whole = _logits(model, ids)
     last = check_ids(model, 10)[-1]
     other = _logits(model, [*ids[:-1], last if last != ids[-1] else ids[0]])
     step = torch.finfo(one.dtype).eps * float(whole.abs().max())
     if not (whole[:-1] - other[:-1]).abs().max() > min(64 * step, one.widest):
-        changed = float((whole[:6].log_softmax(-1) - shorter.log_softmax(-1)).abs().max())
+        changes = [_change(whole[:n], _logits(model, ids[:n])) for n in (1, 3, 6)]
         # one that counts a text's tokens in each of its predictions has no rounding to show here
-        most = max(8 * changed, 2 * step) if changed < 256 * step else 2 * step
-        return min(max(most, 1e-5), one.widest)
+        changed = max((change for change in changes if change < 256 * step), default=0.0)
+        return min(max(8 * changed, 2 * step, 1e-5), one.widest)
     name = type(model).__name__
     if not torch.equal(whole, _logits(model, ids)):
         raise NotSuited(
