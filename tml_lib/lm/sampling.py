@@ -14,7 +14,13 @@ from tqdm import tqdm
 
 from tml_lib.lm import batches
 from tml_lib.lm.answers import token_ids
-from tml_lib.lm.exactness import SlowerWay, evaluating, longrope_limit, remembered
+from tml_lib.lm.exactness import (
+    SlowerWay,
+    contiguous_head,
+    evaluating,
+    longrope_limit,
+    remembered,
+)
 from tml_lib.lm.models import LanguageModel
 from tml_lib.lm.placed import device_of
 from tml_lib.records import Question
@@ -102,7 +108,7 @@ def sample_ids(
             np.stack([np.random.default_rng(seeds[k]).random(max_new_tokens) for k in rows])
         )
         batch = _Batch([keys[k] for k in rows], uniform)
-        with evaluating(model):
+        with evaluating(model), contiguous_head(model):
             for part, ways, renew in _sides(model, batch):
                 written = _written(model, batch.some(part), draw, ways, renew)
                 found |= {rows[k]: one for k, one in zip(part, written, strict=True)}

@@ -19,6 +19,7 @@ from tml_lib.lm.blocks import widened
 from tml_lib.lm.exactness import (
     UNSUITED,
     SlowerWay,
+    contiguous_head,
     keeps_rows,
     longrope_limit,
     near,
@@ -60,7 +61,8 @@ def answer_nll(model: torch.nn.Module, batch: AnswerBatch) -> np.ndarray:
     if batch.mask is not None:
         positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
         given |= {"attention_mask": batch.mask, "position_ids": positions}
-    logits = model(input_ids=batch.ids, use_cache=False, **given).logits[:, -count - 1 : -1]
+    with contiguous_head(model):
+        logits = model(input_ids=batch.ids, use_cache=False, **given).logits[:, -count - 1 : -1]
     aims = batch.ids[:, -count:]
     losses = torch.nn.functional.cross_entropy(
         widened(logits).flatten(0, 1), aims.flatten(), reduction="none"
