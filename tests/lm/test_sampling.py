@@ -269,3 +269,17 @@ def test_right_answers_are_counted_per_question(words_lm, monkeypatch):
     assert ended == 9 / 12
     assert judge["begin"]
     assert tokens == pytest.approx((1 * 5 + 3 * 1 + 4 * 5 + 1 * 5) / 9)
+
+
+def test_the_head_gets_the_rows_of_a_batch_in_one_piece(words_lm, word_prompts, monkeypatch):
+    """torch's CPU build copies frozen weights in bfloat16 once per row of a slice."""
+    head, pieces = words_lm.model.get_output_embeddings(), []
+
+    def forward(rows):
+        pieces.append(rows.is_contiguous())
+        return torch.nn.functional.linear(rows, head.weight)
+
+    monkeypatch.setattr(head, "forward", forward)
+    sampling.sample(words_lm, word_prompts[:3], range(3), max_new_tokens=2)
+    assert pieces and all(pieces)
+    assert not head._forward_pre_hooks
