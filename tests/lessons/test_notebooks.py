@@ -327,7 +327,7 @@ def test_stored_evidence_is_current_and_large_enough():
     assert by_scale["published"] == {"C13"}
     assert by_scale["small"] >= {"C1", "C2", "C3", "C4s", "C5s", "C6", "C11", "C12", "T1"}
     assert by_scale["small-sft"] >= {"C1", "C2", "C3", "C6"}
-    assert by_scale["medium"] >= {"C1", "C2", "C3", "C6", "C10"}
+    assert by_scale["medium"] >= {"C1", "C2", "C3", "C4t", "C6", "C9t", "C10"}
     assert by_scale["medium"] >= {"C11", "C11g", "C11t", "C12"}
     assert {row.claim for row in table if row.scale == "tiny"} >= {
         "C1",

@@ -17,7 +17,15 @@ SCALES = ("tiny", "small", "small-sft", "half", "medium", "medium-sft", "gpu", "
 CHAPTERS = {  # of the argument, and the claims that belong to each
     "Does the loss of the answer fall along a trajectory?": ("C1", "C2", "T1", "C3", "C6", "C12"),
     "Is a trajectory a gradient step?": ("C11", "C11g", "C11t", "G1", "G2", "G3"),
-    "Is training on trajectories an outer loop? SFT": ("C4a", "C4s", "C7", "C9", "C10"),
+    "Is training on trajectories an outer loop? SFT": (
+        "C4a",
+        "C4s",
+        "C4t",
+        "C7",
+        "C9",
+        "C9t",
+        "C10",
+    ),
     "Rewards and samples: GRPO": ("C4b", "C5", "C5s", "C8", "C13"),
     "Meta-learning itself": ("M1", "M2"),
 }

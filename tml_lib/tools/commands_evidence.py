@@ -19,7 +19,7 @@ def add_study(commands) -> None:
     parser = commands.add_parser(
         "study", help="a study of your own model without a notebook: evidence and an HTML page"
     )
-    subjects = "material precision strides trajectories roles efficiency updates paths"
+    subjects = "material precision strides trajectories roles efficiency rejection updates paths"
     parser.add_argument("subject", choices=subjects.split())
     parser.add_argument("--preset", default="gpu", help="whose settings are taken (default: gpu)")
     parser.add_argument(
@@ -33,7 +33,8 @@ def add_study(commands) -> None:
         "--trajectories-of",
         type=Path,
         metavar="FILE",
-        help="trajectories, strides: read what a model wrote before, from its evidence file",
+        help="trajectories, strides, rejection: take what a model wrote before, from its evidence"
+        " file",
     )
     _add_study_settings(parser)
     parser.add_argument(

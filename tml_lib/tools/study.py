@@ -132,6 +132,13 @@ def _strides(lm, options, folder: Path, said: dict) -> Path:
     return strides.make_evidence(lm, written, folder, n=options.n, **said)
 
 
+def _rejection(lm, options, folder: Path, said: dict) -> Path:
+    from tml_lib.studies import rejection
+
+    how = {"n": options.n, "seed": options.seed, "max_tokens": options.max_tokens}
+    return rejection.make_evidence(lm, options.trajectories_of, folder, **how, **said)
+
+
 _DATA = {"data": ""}
 _SAMPLES = _DATA | {"samples": 2, "max_tokens": None}  # None: the preset's
 SUBJECTS = {
@@ -175,6 +182,16 @@ SUBJECTS = {
         _efficiency,
         _SAMPLES,
         ("C10",),
+    ),
+    "rejection": Subject(
+        "Does a model learn more from its own right trajectories than from gold ones?",
+        "With LoRA the model is trained on its own right samples, on gold solutions, and on answers"
+        " alone: the same questions, and as many steps. Held out are questions of other templates,"
+        " and of two sets that are not trained on. Each test compares right answers per question,"
+        " and its interval is taken over questions.",
+        _rejection,
+        {"max_tokens": None, "trajectories_of": None},
+        ("C4t", "C9t"),
     ),
     "updates": Subject(
         "Is a trajectory in the context the same as an update of the weights, and is that update a"
@@ -267,6 +284,11 @@ def _check(options, subject: Subject) -> None:
     if presets.preset(options.preset).task == "programs":
         raise ValueError(
             f"preset {options.preset!r} reads programs, and this command text: take another preset"
+        )
+    if options.subject == "rejection" and not options.trajectories_of:
+        raise ValueError(
+            "trajectories_of=None: rejection trains on what the model wrote rightly before; give"
+            " --trajectories-of FILE, as `python -m tml_lib study material` writes it"
         )
     told = {}
     if options.trajectories_of and "trajectories_of" in subject.options:

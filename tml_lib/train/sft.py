@@ -133,22 +133,27 @@ def answer_gradient(
 
 
 def question_rows(
-    lm: LanguageModel, questions: Sequence[Question], *, trajectories: bool = True
+    lm: LanguageModel,
+    questions: Sequence[Question],
+    *,
+    trajectories: bool = True,
+    texts: Sequence[str] | None = None,
 ) -> list[Row]:
     """Each question with its gold trajectory and its answer in the kit's template, as rows for
     `sft`; any tokenizer.
 
-    trajectories: without them a row holds the question and its answer. The answer ends with '}' and
+    trajectories: without them a row holds the question and its answer. texts: a trajectory for each
+    question, in place of the gold ones. The answer ends with '}' and
     the model's end token. Raises ValueError where a seam between the parts is no token boundary,
     LookupError for a question without a gold trajectory.
     """
     closing = [*token_ids(lm.tokenizer, "}", begins=False), lm.tokenizer.eos_token_id]
+    if texts is None:
+        texts = [gold(question).text if trajectories else "" for question in questions]
     rows = []
-    for question in questions:
+    for question, text in zip(questions, texts, strict=True):
         prompt = lm.prompt(question.text)
-        encoded = encode(
-            lm.tokenizer, prompt, gold(question).text if trajectories else "", [question.answer]
-        )
+        encoded = encode(lm.tokenizer, prompt, text, [question.answer])
         learnt = [*encoded.trajectory, *encoded.suffixes[0].ids, *closing]
         rows.append(([*encoded.prompt, *learnt], len(encoded.prompt)))
     return rows
