@@ -9,7 +9,7 @@ from tml_lib.claims import ledger, replay
 from tml_lib.claims.stats import mg_pass_at_k
 from tml_lib.lm import answers
 from tml_lib.records import Trajectory
-from tml_lib.studies import lora, material, rejection
+from tml_lib.studies import lora, material, rejection, trajectories
 from tml_lib.studies.own_trajectories import Own
 
 TEXT = "One and one are 2. So it is {}."
@@ -17,7 +17,8 @@ TEXT = "One and one are 2. So it is {}."
 
 @pytest.fixture
 def cases():
-    return [(q, TEXT.format(q.answer)) for q in lora.training_questions(3, 0)]
+    asked = [q for q in trajectories.study_questions(9, 0) if lora.is_trained(q)]
+    return [(q, TEXT.format(q.answer)) for q in asked[:3]]
 
 
 def test_arms_share_their_questions_and_differ_in_their_trajectories(tiny_lm, cases):
@@ -95,8 +96,10 @@ def test_values_compare_the_arms_question_by_question():
 def test_the_whole_study_runs_resumes_and_is_made_again(tiny_lm, tmp_path, monkeypatch, cases):
     monkeypatch.setattr(rejection, "shown", lambda lm, path: cases)
     monkeypatch.setattr(rejection, "BATCH", 2)
+    settings, more = {"n_questions": 9, "seed": 0}, {"command": "a test", "wall_seconds": 0}
+    written = ledger.write_evidence(tmp_path, "material", "medium", {}, settings=settings, **more)
     how = {"n": 4, "seed": 0, "max_tokens": 4, "scale": "medium", "command": "a test", "steps": 2}
-    path = rejection.make_evidence(tiny_lm, "x.json", tmp_path, **how)
+    path = rejection.make_evidence(tiny_lm, written, tmp_path / "out", **how)
     evidence = json.loads(path.read_text())
     records = evidence["records"]
     assert [record["arm"] for record in records] == list(rejection.ARMS)
@@ -105,13 +108,14 @@ def test_the_whole_study_runs_resumes_and_is_made_again(tiny_lm, tmp_path, monke
     assert [record["sampled"]["cut"][1] for record in records] == [16] * 4
     assert records[1]["learnt"] < records[2]["learnt"]
     assert evidence["settings"]["n_questions"] == 4
-    monkeypatch.setattr(rejection.lora, "replayed", lambda name: tiny_lm)
-    pairs = rejection.STUDY.replays[0].again(evidence, "question 6")
-    assert {test.split(".")[0] for test in pairs} == {"C4t", "C9t"}
-    again = [replay.Check("", "", "record", test, *both, 0.02) for test, both in pairs.items()]
-    assert all(one.ok for one in again)
+    monkeypatch.setattr(rejection.lora, "replayed", lambda name, dtype: tiny_lm)
+    monkeypatch.setattr(rejection.engine, "questions_of", lambda evidence: ["question 0"])
+    drawn = list(replay.verify(path, rejection.STUDY.replays, records=3))
+    assert {one.record for one in drawn if one.kind == replay.FIRST_STEPS} == {*rejection.ARMS[1:]}
+    assert all(one.ok for one in drawn)
+    assert {"loss of step 2", "C4t.greedy"} <= {one.test for one in drawn}
     monkeypatch.setattr(rejection, "measured", None)  # nothing is left to make
-    rejection.make_evidence(tiny_lm, "x.json", tmp_path, **how)
-    rows = ledger.rows([tmp_path])
+    rejection.make_evidence(tiny_lm, written, tmp_path / "out", **how)
+    rows = ledger.rows([tmp_path / "out"])
     assert {row.claim for row in rows} == {"C4t", "C9t"}
     assert {row.verdict for row in rows} == {"too few"}

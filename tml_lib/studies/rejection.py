@@ -12,18 +12,21 @@ Rates are those of `lora`; none was tuned.
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tml_lib.claims import ledger
+from tml_lib.claims.replay import FIRST_STEPS, Pairs, Replay
 from tml_lib.claims.stats import mg_pass_at_k, pass_at_k
 from tml_lib.data.tiny import Row
 from tml_lib.lm import sampling
 from tml_lib.lm.answers import grade
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Arms, Question
-from tml_lib.studies import engine, lora, material, supervised
+from tml_lib.studies import engine, lora, material, supervised, trajectories
 from tml_lib.studies.engine import Study
 from tml_lib.train import sft
 
@@ -113,18 +116,7 @@ def arm_record(
     if arm != "base":
         rows = arm_rows(lm, arm, cases, steps * BATCH, seed)
         tokens = [len(ids) - start for ids, start in rows]
-        settings = sft.SFTSettings(
-            steps=steps,
-            batch=BATCH,
-            peak_lr=lora.PEAK_LR,
-            lora_rank=lora.LORA_RANK,
-            seed=seed,
-            save_every=10,
-            log_every=1,
-        )
-        run = sft.sft(lm, rows, Path(folder) / arm, settings)
-        lm = run.lm
-        log = [round(float(entry["loss"]), 4) for entry in run.log if "loss" in entry]
+        lm, log = _trained(lm, rows, Path(folder) / arm, steps, seed)
     asked = held_out(questions, seed)
     greedy = measured(lm, asked, seed, max_tokens, samples=1, temperature=0)
     sampled = measured(
@@ -132,6 +124,23 @@ def arm_record(
     )
     learnt = round(float(np.mean(tokens)), 1) if tokens else 0
     return {"arm": arm, "greedy": greedy, "sampled": sampled, "losses": log, "learnt": learnt}
+
+
+def _trained(
+    lm: LanguageModel, rows: Sequence[Row], folder: Path, steps: int, seed: int
+) -> tuple[LanguageModel, list[float]]:
+    """The model with an adapter trained on the rows, and the loss of each step."""
+    settings = sft.SFTSettings(
+        steps=steps,
+        batch=BATCH,
+        peak_lr=lora.PEAK_LR,
+        lora_rank=lora.LORA_RANK,
+        seed=seed,
+        save_every=10,
+        log_every=1,
+    )
+    run = sft.sft(lm, rows, folder, settings)
+    return run.lm, [round(float(entry["loss"]), 4) for entry in run.log if "loss" in entry]
 
 
 def measured(
@@ -184,20 +193,23 @@ def _values(records: Sequence[dict], settings: dict) -> engine.Values:
     return {test: [arms] for test, arms in estimands(records, n).items()}
 
 
-def _again(evidence: dict, place: int) -> dict[str, float]:
-    """A held-out question before training, greedily: the tests that compare with it."""
-    settings = evidence["settings"]
-    asked = held_out(settings["n_questions"], settings["seed"])
-    lm = lora.replayed(settings["model"])
-    how = {"samples": 1, "temperature": 0}
-    found = measured(lm, [asked[place]], settings["seed"], settings["max_tokens"], **how)
-    base, *others = evidence["records"]
-    right = list(base["greedy"]["right"])
-    right[place] = found["right"][0]
-    records = [base | {"greedy": {"right": right}}, *others]
-    values = estimands(records, settings["n_questions"])
-    with_base = ("C4t.gold_over_base", *(test for test in values if test.startswith("C9t.")))
-    return {test: float(np.asarray(values[test])[place]) for test in with_base}
+def _arms(evidence: dict) -> list[str]:
+    return list(ARMS[1:]) if engine.questions_of(evidence) else []
+
+
+def _first_steps(evidence: dict, arm: str) -> Pairs:
+    """The losses of an arm's first steps, trained anew on the texts that evidence keeps. The texts
+    that the arms write are not compared: in bfloat16 one that is asked for alone differs.
+    """
+    settings, steps = evidence["settings"], 2
+    asked = trajectories.study_questions(*evidence["material"])
+    cases = [(asked[place], text) for place, text in evidence["shown"]]
+    lm = lora.replayed(settings["model"], settings.get("dtype", ""))
+    rows = arm_rows(lm, arm, cases, steps * settings["batch"], settings["seed"])
+    with tempfile.TemporaryDirectory() as folder:
+        made = _trained(lm, rows, Path(folder), steps, settings["seed"])[1]
+    stored = next(record["losses"] for record in evidence["records"] if record["arm"] == arm)
+    return engine.first_steps(stored, made)
 
 
 STUDY = Study(
@@ -206,7 +218,7 @@ STUDY = Study(
     _values,
     lambda records: {"records": records},
     replays=(
-        engine.question_again(_again, 60),
+        Replay(FIRST_STEPS, _arms, _first_steps, 120),
         engine.values_again(lambda evidence: _values(evidence["records"], {})),
     ),
 )
@@ -232,5 +244,10 @@ def make_evidence(
     made = STUDY.run(ARMS, folder, progress=True, inputs={"lm": lm, "cases": cases}, **how)
     said = {"n_questions": n, "batch": BATCH, "peak_lr": lora.PEAK_LR, "shown": len(cases)}
     said |= {"lora_rank": lora.LORA_RANK, "temperature": TEMPERATURE}
+    told = ledger.read_evidence(written)["settings"]
+    of = trajectories.study_questions(told["n_questions"], told["seed"])
+    places = {question.id: place for place, question in enumerate(of)}
     more = {"command": command, "scale": scale, "settings": said}
+    more["material"] = [told["n_questions"], told["seed"]]
+    more["shown"] = [[places[question.id], text] for question, text in cases]
     return STUDY.write_asked(made, lm, asked, folder, **more)
