@@ -281,5 +281,6 @@ def test_the_head_gets_the_rows_of_a_batch_in_one_piece(words_lm, word_prompts, 
 
     monkeypatch.setattr(head, "forward", forward)
     sampling.sample(words_lm, word_prompts[:3], range(3), max_new_tokens=2)
-    assert pieces and all(pieces)
+    assert pieces
+    assert all(pieces)
     assert not head._forward_pre_hooks

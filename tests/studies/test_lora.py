@@ -132,6 +132,18 @@ def test_the_stored_adapter_is_the_one_of_the_stored_evidence(lm, tiny_lm, tmp_p
     assert found == pytest.approx(gold["nll"][0][0], abs=2e-3)
 
 
+@pytest.mark.parametrize(("said", "dtype"), [({}, "float32"), ({"dtype": "bfloat16"}, "bfloat16")])
+def test_evidence_is_replayed_in_the_dtype_that_it_says_whatever_the_processor(
+    said, dtype, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(lora, "load", lambda preset, **how: asked.append((preset, how)))
+    lora.known.cache_clear()
+    lora.replayed({"model": "qwen2.5-coder-1.5b-instruct"} | said)
+    lora.known.cache_clear()
+    assert asked == [("medium", {"model": "qwen2.5-coder-1.5b-instruct", "dtype": dtype})]
+
+
 def test_only_the_stored_adapter_has_the_name_of_the_stored_evidence(lm, tmp_path, monkeypatch):
     monkeypatch.setattr(lora.models, "load", lambda *_, **__: lm)
     stored = lora.load("small", adapter="stored").name

@@ -78,7 +78,7 @@ def test_a_replay_measures_a_question_again_in_both_dtypes(tiny_lm, evidence, mo
     _, record = evidence
     coarse = dataclasses.replace(tiny_lm, model=copy.deepcopy(tiny_lm.model).bfloat16())
     pair = {"bfloat16": coarse, "float32": tiny_lm}
-    monkeypatch.setattr(precision.lora, "replayed", lambda name, dtype: pair[dtype])
+    monkeypatch.setattr(precision.lora, "known", lambda name, dtype: pair[dtype])
     (replay,) = precision.STUDY.replays
     pairs = replay.again(record, "question 0")
     assert pairs.keys() >= {"C1.unstated in bfloat16", "C2.sampled_fall in float32"}

@@ -147,7 +147,7 @@ def test_a_question_is_finished_again_from_what_evidence_keeps(tiny_lm, tmp_path
     path = shortened.make_evidence(tiny_lm, asked, tmp_path, **said)
     evidence = ledger.read_evidence(path)
     assert len(evidence["summaries"]) == len(evidence["texts"]) == 10
-    monkeypatch.setattr(lora, "replayed", lambda name, dtype: tiny_lm)
+    monkeypatch.setattr(lora, "replayed", lambda settings: tiny_lm)
     monkeypatch.setattr(trajectories, "chosen_questions", lambda data, n, seed: asked)
     (again,) = shortened.TEXT.replays
     for place in (0, 3, 4):

@@ -96,8 +96,8 @@ def rounding(model: torch.nn.Module, one: Setting) -> float:
     pass changes, and two roundings of the largest logit.
 
     Several lengths are tried: some processors give passes of 9 and of 6 tokens the same bits, and
-    round a single token otherwise. At least 1e-5, and `Setting.widest` at the most. Raises NotSuited for a model whose predictions
-    change with the tokens after them, or from call to call.
+    round a single token otherwise. At least 1e-5, and `Setting.widest` at the most. Raises
+    NotSuited for a model whose predictions change with the tokens after them, or from call to call.
     """
     ids = check_ids(model, 9)
     whole = _logits(model, ids)

@@ -14,13 +14,7 @@ from tqdm import tqdm
 
 from tml_lib.lm import batches
 from tml_lib.lm.answers import token_ids
-from tml_lib.lm.exactness import (
-    SlowerWay,
-    contiguous_head,
-    evaluating,
-    longrope_limit,
-    remembered,
-)
+from tml_lib.lm.exactness import SlowerWay, contiguous_head, evaluating, longrope_limit, remembered
 from tml_lib.lm.models import LanguageModel
 from tml_lib.lm.placed import device_of
 from tml_lib.records import Question

@@ -261,14 +261,20 @@ def _table(records: Sequence[dict], questions: Sequence[Question], counted) -> e
 
 
 @functools.lru_cache(maxsize=2)
-def replayed(name: str, dtype: str = "") -> LanguageModel:
+def known(name: str, dtype: str) -> LanguageModel:
     """A model that the kit knows by its content, by its name in evidence: one that `fetch` brings,
-    or SmolLM2, with the shipped adapter where the name ends in '+sft'. dtype: in place of the
-    preset's.
+    or SmolLM2, with the shipped adapter where the name ends in '+sft'.
     """
     if name in fetching.known():
         return load("medium", model=name, dtype=dtype)
     return load("small", adapter="stored" if name.endswith("+sft") else "", dtype=dtype)
+
+
+def replayed(settings: dict) -> LanguageModel:
+    """The model that settings of evidence name, in the dtype that they say it computed in: float32
+    where they say none.
+    """
+    return known(settings["model"], settings.get("dtype", "float32"))
 
 
 def _again(evidence: dict, place: int) -> dict[str, float]:
@@ -281,7 +287,7 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     for record in records:
         if record["arm"] != "answers":
             arm = presets.EMBEDDED_NAME + ("+sft" if record["arm"] == "gold" else "")
-            found = measured(replayed(arm), [questions[place]], seed, most)
+            found = measured(known(arm, "float32"), [questions[place]], seed, most)
             record["greedy"]["right"][place] = found["greedy"]["right"][0]
             record["nll"][place] = found["nll"][0]
     values = estimands(records, questions, evidence["fresh"])

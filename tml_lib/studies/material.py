@@ -154,7 +154,7 @@ def _graded_again(evidence: dict, name: str) -> Pairs:
 def _read_again(evidence: dict, name: str) -> Pairs:
     """Of a question, the loss of its first sample, read by the model again."""
     asked, found = _held(evidence)
-    lm, place = lora.replayed(evidence["settings"]["model"]), engine.place_of(name)
+    lm, place = lora.replayed(evidence["settings"]), engine.place_of(name)
     again = mean_nll(lm, asked[place], found[place].samples[0].text)
     return {"nats per token of the first sample": (engine.number(found[place].first_nll), again)}
 

@@ -204,7 +204,7 @@ STUDY = reasoners.of_reasoners("paths", path_record, QUESTIONS)
 
 def _text_again(evidence: dict, place: int) -> dict[str, float]:
     settings, n = evidence["settings"], len(evidence["templates"])
-    lm = lora.replayed(settings["model"], "float32")
+    lm = lora.known(settings["model"], "float32")
     asked = text_material(lm, n, settings["seed"])
     return text_record(asked[place], Path(), lm=lm, stride=settings["stride"])
 

@@ -121,7 +121,7 @@ def _again(evidence: dict, name: str) -> Pairs:
     settings, place = evidence["settings"], engine.place_of(name)
     question = trajectories.study_questions(settings["n_questions"], settings["seed"])[place]
     stored = evidence["records"][place]
-    models = {name: lora.replayed(settings["model"], name) for name in DTYPES}
+    models = {name: lora.known(settings["model"], name) for name in DTYPES}
     own = own_trajectories.first_own(models[DTYPES[0]], stored["texts"].values(), question)
     how = {name: settings[name] for name in ("seed", "stride")}
     made = question_record((question, own), Path(), models=models, **how)

@@ -244,7 +244,7 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     settings, n = evidence["settings"], len(evidence["templates"])
     seed, most = settings["seed"], settings.get("max_tokens", MOST_TOKENS)
     question = questions(n, seed)[place]
-    lm = lora.replayed(settings["model"], settings.get("dtype", ""))
+    lm = lora.replayed(settings)
     # in bfloat16 a question that is asked alone is continued otherwise than among others
     written = evidence["texts"][place : place + 1] if "dtype" in settings else None
     again = cut_values(lm, [question], seed, most, written)[0]

@@ -332,7 +332,7 @@ def _again(evidence: dict, place: int) -> dict[str, float]:
     """
     settings = evidence["settings"]
     samples = settings["samples"]
-    lm = lora.replayed(settings["model"], settings.get("dtype", ""))
+    lm = lora.replayed(settings)
     asked = trajectories.chosen_questions("", settings["n_questions"], settings["seed"])
     engine.check_asked(evidence, asked)
     start, group = next(g for g in reversed(_groups(asked)) if g[0] <= place)

@@ -181,7 +181,7 @@ def _again(evidence: dict, name: str) -> Pairs:
     settings, place = evidence["settings"], engine.place_of(name)
     question = trajectories.study_questions(settings["n_questions"], settings["seed"])[place]
     stored = evidence["records"][place]
-    lm = lora.replayed(settings["model"], settings.get("dtype", ""))
+    lm = lora.replayed(settings)
     own = own_trajectories.first_own(lm, stored["texts"].values(), question)
     made = question_record((question, own), Path(), lm=lm)
     pairs = {}

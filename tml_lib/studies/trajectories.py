@@ -240,7 +240,7 @@ def record_again(evidence: dict, place: int) -> dict:
     conditions that it has there.
     """
     settings, start = evidence["settings"], place - place % _GROUP
-    lm = lora.replayed(settings["model"])
+    lm = lora.replayed(settings)
     asked = study_questions(settings["n_questions"], settings["seed"])[start : start + _GROUP]
     texts = [evidence[kind][start : start + _GROUP] for kind in TEXTS if kind in evidence]
     found = [

@@ -168,10 +168,10 @@ def toy_record(seed: int, folder: Path, *, questions: int, steps: int) -> dict:
 
 def _again(evidence: dict, place: int) -> dict[str, float]:
     settings = evidence["settings"]
-    lm = lora.replayed(settings["model"], "float32")
+    lm = lora.known(settings["model"], "float32")
     case = study_cases(lm, settings["n_questions"], settings["seed"])[place]
     layers = settings.get("layers", "all")
-    wide = lora.replayed(settings["model"], "float64") if layers == "all" else lm
+    wide = lora.known(settings["model"], "float64") if layers == "all" else lm
     found = measure(lm.model, case, stride=settings["stride"], seed=settings["seed"], layers=layers)
     return estimands(exactness(wide.model, case), found)
 
