@@ -23,7 +23,6 @@ def cases():
 
 def test_arms_share_their_questions_and_differ_in_their_trajectories(tiny_lm, cases):
     rows = {arm: rejection.arm_rows(tiny_lm, arm, cases, 16, 0) for arm in rejection.ARMS[1:]}
-    assert rows.pop("gold_tokens") == rows["gold"]
     prompts = {arm: [ids[:start] for ids, start in rows[arm]] for arm in rows}
     assert prompts["answers"] == prompts["gold"] == prompts["own"]
     texts = {tuple(answers.token_ids(tiny_lm.tokenizer, tiny_lm.prompt(q.text))): (q, text)
@@ -41,18 +40,6 @@ def test_arms_share_their_questions_and_differ_in_their_trajectories(tiny_lm, ca
     each = [prompts["own"].count(prompt) for prompt in prompts["own"]]
     assert set(each) <= {5, 6}, "no case is shown twice before all are"
     assert rejection.arm_rows(tiny_lm, "own", cases, 16, 1) != rows["own"]
-
-
-def test_gold_is_repeated_until_as_many_tokens_are_learnt(tiny_lm, cases):
-    shown = [(question, 3 * text) for question, text in cases]
-
-    def learnt(arm, steps):
-        rows = rejection.arm_rows(tiny_lm, arm, shown, steps * rejection.BATCH, 0)
-        return sum(len(ids) - start for ids, start in rows)
-
-    steps = rejection.equal_steps(tiny_lm, shown, 6, 0)
-    assert steps != 6
-    assert abs(learnt("gold_tokens", steps) - learnt("own", 6)) <= learnt("gold_tokens", 1)
 
 
 def test_questions_that_the_model_answered_rightly_are_shown(tiny_lm, monkeypatch):
@@ -85,7 +72,6 @@ def test_values_compare_the_arms_question_by_question():
         arm("answers", [0, 0, 1, 0], [0, 0]),
         arm("gold", [0, 0, 0, 1], [1, 0]),
         arm("own", [1, 1, 1, 1], [4, 3]),
-        arm("gold_tokens", [0, 1, 0, 0], [0, 0]),
     ]
     found = {test: np.asarray(arms) for test, arms in rejection.estimands(records, 2).items()}
     nan, most = np.nan, mg_pass_at_k(4, 3, 4)
@@ -93,7 +79,6 @@ def test_values_compare_the_arms_question_by_question():
         "C4t.greedy": [1, 1, nan, nan],
         "C4t.pass": [0, 1, nan, nan],
         "C4t.mgpass": [1 - mg_pass_at_k(4, 1, 4), most, nan, nan],
-        "C4t.equal_tokens": [1, 0, nan, nan],
         "C4t.over_answers": [1, 1, nan, nan],
         "C4t.gold_over_answers": [0, 0, nan, nan],
         "C4t.gold_over_base": [-1, 0, nan, nan],
@@ -118,20 +103,14 @@ def test_the_whole_study_runs_resumes_and_is_made_again(tiny_lm, tmp_path, monke
     evidence = json.loads(path.read_text())
     records = evidence["records"]
     assert [record["arm"] for record in records] == list(rejection.ARMS)
-    assert [len(record["losses"]) for record in records] == [
-        0,
-        2,
-        2,
-        2,
-        rejection.equal_steps(tiny_lm, cases, 2, 0),
-    ]
-    assert [record["greedy"]["cut"][1] for record in records] == [8] * 5
-    assert [record["sampled"]["cut"][1] for record in records] == [16] * 5
+    assert [len(record["losses"]) for record in records] == [0, 2, 2, 2]
+    assert [record["greedy"]["cut"][1] for record in records] == [8] * 4
+    assert [record["sampled"]["cut"][1] for record in records] == [16] * 4
     assert records[1]["learnt"] < records[2]["learnt"]
     assert evidence["settings"]["n_questions"] == 4
-    monkeypatch.setattr(rejection.lora, "replayed", lambda settings: tiny_lm)
+    monkeypatch.setattr(rejection.lora, "replayed", lambda name, dtype: tiny_lm)
     monkeypatch.setattr(rejection.engine, "questions_of", lambda evidence: ["question 0"])
-    drawn = list(replay.verify(path, rejection.STUDY.replays, records=4))
+    drawn = list(replay.verify(path, rejection.STUDY.replays, records=3))
     assert {one.record for one in drawn if one.kind == replay.FIRST_STEPS} == {*rejection.ARMS[1:]}
     assert all(one.ok for one in drawn)
     assert {"loss of step 2", "C4t.greedy"} <= {one.test for one in drawn}

@@ -100,7 +100,6 @@ ARMS: Group = {  # models by what they were trained on
     "short_tokens": Style("SFT, short, equal tokens", VERMILION, ":", "s"),
     "none_tokens": Style("SFT, answers, equal tokens", ORANGE, "--", "^"),
     "gold": Style("SFT, gold trajectories", BLUE, "-.", "p"),
-    "gold_tokens": Style("SFT, gold, equal tokens", BLUE, ":", "*"),
     "own": Style("SFT, its own right samples", SKY, "-", "v"),
     "cold": Style("cold start: few steps of SFT", BLACK, "-", "P"),
     "warm": Style("GRPO after the cold start", GREEN, "-", "h"),

@@ -5,9 +5,8 @@ alone.
 Every arm trains on the same questions, of every other template: those to which a stored sample of
 `material` is right. Held out are questions of the other templates, and of two sets of reasoning-gym
 that no arm trains on. Deviations from the paper: the model's own samples in place of a larger
-model's, one seed, a LoRA adapter in place of all weights, k = 4 in place of 8. Arms take equal
-steps, but for `gold_tokens`, which trains on gold trajectories until it has learnt as many tokens
-as `own`. Rates are those of `lora`; none was tuned.
+model's, one seed, a LoRA adapter in place of all weights, equal steps only, k = 4 in place of 8.
+Rates are those of `lora`; none was tuned.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from tml_lib.studies import engine, lora, material, supervised, trajectories
 from tml_lib.studies.engine import Study
 from tml_lib.train import sft
 
-ARMS = ("base", "answers", "gold", "own", "gold_tokens")
+ARMS = ("base", "answers", "gold", "own")
 STEPS = 24
 BATCH = 4
 SAMPLES = 4  # of a held-out question, at TEMPERATURE
@@ -73,23 +72,9 @@ def arm_rows(
     direct = sft.question_rows(lm, questions, trajectories=False)
     if arm == "answers":
         return direct
-    full = sft.question_rows(lm, questions, texts=texts if arm == "own" else None)
+    full = sft.question_rows(lm, questions, texts=None if arm == "gold" else texts)
     last = lora.DIRECT - 1
     return [direct[k] if k % lora.DIRECT == last else full[k] for k in range(count)]
-
-
-def _learnt(rows: Sequence[Row]) -> list[int]:
-    return [len(ids) - start for ids, start in rows]
-
-
-def equal_steps(
-    lm: LanguageModel, cases: Sequence[tuple[Question, str]], steps: int, seed: int
-) -> int:
-    """The steps in which gold trajectories have as many learnt tokens as own ones in `steps`."""
-    own, gold = (
-        sum(_learnt(arm_rows(lm, arm, cases, steps * BATCH, seed))) for arm in ("own", "gold")
-    )
-    return round(steps * own / gold)
 
 
 def held_out(n: int, seed: int) -> list[Question]:
@@ -129,10 +114,8 @@ def arm_record(
     """
     log, tokens = [], []
     if arm != "base":
-        if arm == "gold_tokens":
-            steps = equal_steps(lm, cases, steps, seed)
         rows = arm_rows(lm, arm, cases, steps * BATCH, seed)
-        tokens = _learnt(rows)
+        tokens = [len(ids) - start for ids, start in rows]
         lm, log = _trained(lm, rows, Path(folder) / arm, steps, seed)
     asked = held_out(questions, seed)
     greedy = measured(lm, asked, seed, max_tokens, samples=1, temperature=0)
@@ -192,7 +175,6 @@ def estimands(records: Sequence[dict], n: int) -> dict[str, Arms]:
         "C4t.greedy": gain(greedy, "own", "gold"),
         "C4t.mgpass": gain(majority, "own", "gold"),
         "C4t.pass": gain(passed, "own", "gold"),
-        "C4t.equal_tokens": gain(greedy, "own", "gold_tokens"),
         "C4t.over_answers": gain(greedy, "own", "answers"),
         "C4t.gold_over_answers": gain(greedy, "gold", "answers"),
         "C4t.gold_over_base": gain(greedy, "gold", "base"),
@@ -219,15 +201,14 @@ def _first_steps(evidence: dict, arm: str) -> Pairs:
     """The losses of an arm's first steps, trained anew on the texts that evidence keeps. The texts
     that the arms write are not compared: in bfloat16 one that is asked for alone differs.
     """
-    settings = evidence["settings"]
-    stored = next(record["losses"] for record in evidence["records"] if record["arm"] == arm)
-    steps = min(2, len(stored))
+    settings, steps = evidence["settings"], 2
     asked = trajectories.study_questions(*evidence["material"])
     cases = [(asked[place], text) for place, text in evidence["shown"]]
-    lm = lora.replayed(settings)
+    lm = lora.replayed(settings["model"], settings.get("dtype", ""))
     rows = arm_rows(lm, arm, cases, steps * settings["batch"], settings["seed"])
     with tempfile.TemporaryDirectory() as folder:
         made = _trained(lm, rows, Path(folder), steps, settings["seed"])[1]
+    stored = next(record["losses"] for record in evidence["records"] if record["arm"] == arm)
     return engine.first_steps(stored, made)
 
 
