@@ -197,17 +197,18 @@ def _arms(evidence: dict) -> list[str]:
     return list(ARMS[1:]) if engine.questions_of(evidence) else []
 
 
-def _first_steps(evidence: dict, arm: str) -> Pairs:
-    """The losses of an arm's first steps, trained anew on the texts that evidence keeps. The texts
-    that the arms write are not compared: in bfloat16 one that is asked for alone differs.
+def _first_step(evidence: dict, arm: str) -> Pairs:
+    """The loss of an arm's first step, on the texts that evidence keeps; how fast the rate rises
+    afterwards depends on the number of steps. The texts that the arms write are not compared: in
+    bfloat16 one that is asked for alone differs.
     """
-    settings, steps = evidence["settings"], 2
+    settings = evidence["settings"]
     asked = trajectories.study_questions(*evidence["material"])
     cases = [(asked[place], text) for place, text in evidence["shown"]]
-    lm = lora.replayed(settings["model"], settings.get("dtype", ""))
-    rows = arm_rows(lm, arm, cases, steps * settings["batch"], settings["seed"])
+    lm = lora.replayed(settings)
+    rows = arm_rows(lm, arm, cases, settings["batch"], settings["seed"])
     with tempfile.TemporaryDirectory() as folder:
-        made = _trained(lm, rows, Path(folder), steps, settings["seed"])[1]
+        made = _trained(lm, rows, Path(folder), 1, settings["seed"])[1]
     stored = next(record["losses"] for record in evidence["records"] if record["arm"] == arm)
     return engine.first_steps(stored, made)
 
@@ -218,7 +219,7 @@ STUDY = Study(
     _values,
     lambda records: {"records": records},
     replays=(
-        Replay(FIRST_STEPS, _arms, _first_steps, 120),
+        Replay(FIRST_STEPS, _arms, _first_step, 120),
         engine.values_again(lambda evidence: _values(evidence["records"], {})),
     ),
 )
