@@ -105,6 +105,12 @@ FINDINGS = (
                 "holds",
             ),
             Sentence(
+                "A model that reasons keeps its skill if it is trained on its own right"
+                " trajectories, and loses much of it by short gold ones",
+                ("C4t",),
+                "holds",
+            ),
+            Sentence(
                 "Imitation first, then learning by reward, beats reward alone",
                 ("C5", "C5s"),
                 "holds",
@@ -135,6 +141,12 @@ FINDINGS = (
                 " measure, the relative change of the answer's loss, they do less; counted in nats,"
                 " 'Wait' by itself does more in some models",
                 ("C6",),
+                "contradicted",
+            ),
+            Sentence(
+                "*Its own right trajectories teach a model more.* After training on them it answers"
+                " fewer questions of other kinds than before",
+                ("C9t",),
                 "contradicted",
             ),
         ),
