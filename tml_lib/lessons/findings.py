@@ -105,8 +105,8 @@ FINDINGS = (
                 "holds",
             ),
             Sentence(
-                "A model that reasons keeps its skill if it is trained on its own right"
-                " trajectories, and loses much of it by short gold ones",
+                "A model that reasons answers more after training on its own right trajectories"
+                " than after training on short gold ones, which harm it",
                 ("C4t",),
                 "holds",
             ),
