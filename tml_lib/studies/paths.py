@@ -41,8 +41,8 @@ def material(
     equally long, by kind.
 
     `tiny` takes the shipped reasoner and programs, unless a model is named; the others
-    gsm_symbolic, cut to gold's tokens, and a float32 model: at a lower precision the answer's rows
-    are not told apart, and no update is exact. Raises ValueError for n < 1.
+    gsm_symbolic, cut to gold's tokens. The model has the preset's dtype, and paths need float32:
+    at a lower precision no update is exact. Raises ValueError for n < 1.
     """
     if n < 1:
         raise ValueError(f"n={n} questions have no path to draw: ask for at least 1")
@@ -58,7 +58,7 @@ def material(
         return models.load(preset, model=model or models.shipped("tiny-long")), list(
             zip(asked[:n], texts, strict=True)
         )
-    lm = lora.load(preset, model=model, dtype="float32")
+    lm = models.load(preset, model=model)
     return lm, text_material(lm, n, seed)
 
 
