@@ -89,6 +89,17 @@ def test_a_float64_tail_is_enough_for_the_last_layers_update(random_model, kind,
     assert torch.equal(logits(model, without()), before)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_head_in_float64_is_read_some_rows_at_a_time(bias, monkeypatch):
+    monkeypatch.setattr(blocks._WideHead, "ROWS", 7)  # of 24: the last part is shorter
+    head = torch.nn.Linear(5, 24, bias=bias)
+    hidden = torch.randn(3, 5, dtype=torch.float64)
+    whole = torch.nn.functional.linear(
+        hidden, head.weight.double(), head.bias.double() if bias else None
+    )
+    assert torch.allclose(blocks._WideHead(head)(hidden), whole, rtol=0, atol=1e-14)
+
+
 def test_a_tail_whose_weights_lie_elsewhere_is_refused():
     model = models.random_model("llama", tie_word_embeddings=False)
     blocks.find_blocks(model)

@@ -162,7 +162,8 @@ def wide_tail(model: torch.nn.Module) -> Iterator[None]:
             " weights in memory: load the model on a device that holds it"
         )
     names = {module: name for name, module in model.named_modules()}
-    tail = torch.nn.ModuleList(copy.deepcopy(module) for module in kept).double()
+    tail = torch.nn.ModuleList(copy.deepcopy(module) for module in kept[:-1]).double()
+    tail.append(_WideHead(kept[-1]))
     models.widen_norms(tail)
     tail[0].register_forward_pre_hook(
         lambda _module, args, kwargs: (_wide(args), _wide(kwargs)), with_kwargs=True
@@ -174,6 +175,23 @@ def wide_tail(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in kept:
             model.set_submodule(names[module], module)
+
+
+class _WideHead(torch.nn.Module):
+    """A linear head in float64, some of its rows at a time: a whole copy of a 1.5 B model's takes 2
+    GB.
+    """
+
+    ROWS = 2**13
+
+    def __init__(self, head: torch.nn.Linear):
+        super().__init__()
+        self.weight, self.bias = head.weight, head.bias
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        parts = [hidden @ rows.double().T for rows in self.weight.split(self.ROWS)]
+        logits = torch.cat(parts, -1)
+        return logits if self.bias is None else logits + self.bias.double()
 
 
 def _wide(given):
