@@ -77,6 +77,11 @@ def arm_rows(
     return [direct[k] if k % lora.DIRECT == last else full[k] for k in range(count)]
 
 
+def learnt(rows: Sequence[Row]) -> list[int]:
+    """The tokens of each row that the loss counts."""
+    return [len(ids) - start for ids, start in rows]
+
+
 def held_out(n: int, seed: int) -> list[Question]:
     """n questions of templates that are not trained, then as many in all of the sets ACROSS."""
     within = lora.held_out_questions(2 * n, seed)[n:]
@@ -115,25 +120,30 @@ def arm_record(
     log, tokens = [], []
     if arm != "base":
         rows = arm_rows(lm, arm, cases, steps * BATCH, seed)
-        tokens = [len(ids) - start for ids, start in rows]
-        lm, log = _trained(lm, rows, Path(folder) / arm, steps, seed)
+        tokens = learnt(rows)
+        lm, log = trained(lm, rows, Path(folder) / arm, steps, seed)
     asked = held_out(questions, seed)
     greedy = measured(lm, asked, seed, max_tokens, samples=1, temperature=0)
     sampled = measured(
         lm, asked[:questions], seed, max_tokens, samples=SAMPLES, temperature=TEMPERATURE
     )
-    learnt = round(float(np.mean(tokens)), 1) if tokens else 0
-    return {"arm": arm, "greedy": greedy, "sampled": sampled, "losses": log, "learnt": learnt}
+    each = round(float(np.mean(tokens)), 1) if tokens else 0
+    return {"arm": arm, "greedy": greedy, "sampled": sampled, "losses": log, "learnt": each}
 
 
-def _trained(
-    lm: LanguageModel, rows: Sequence[Row], folder: Path, steps: int, seed: int
+def trained(
+    lm: LanguageModel,
+    rows: Sequence[Row],
+    folder: Path,
+    steps: int,
+    seed: int,
+    peak_lr: float = lora.PEAK_LR,
 ) -> tuple[LanguageModel, list[float]]:
     """The model with an adapter trained on the rows, and the loss of each step."""
     settings = sft.SFTSettings(
         steps=steps,
         batch=BATCH,
-        peak_lr=lora.PEAK_LR,
+        peak_lr=peak_lr,
         lora_rank=lora.LORA_RANK,
         seed=seed,
         save_every=10,
@@ -197,20 +207,24 @@ def _arms(evidence: dict) -> list[str]:
     return list(ARMS[1:]) if engine.questions_of(evidence) else []
 
 
-def _first_step(evidence: dict, arm: str) -> Pairs:
-    """The loss of an arm's first step, on the texts that evidence keeps; how fast the rate rises
-    afterwards depends on the number of steps. The texts that the arms write are not compared: in
-    bfloat16 one that is asked for alone differs.
+def first_step(evidence: dict, name: str, arm: str, seed: int) -> Pairs:
+    """The loss of the first step of a record's training, on the texts that evidence keeps; how fast
+    the rate rises afterwards depends on the number of steps. The texts that the arms write are not
+    compared: in bfloat16 one that is asked for alone differs.
     """
     settings = evidence["settings"]
     asked = trajectories.study_questions(*evidence["material"])
     cases = [(asked[place], text) for place, text in evidence["shown"]]
     lm = lora.replayed(settings)
-    rows = arm_rows(lm, arm, cases, settings["batch"], settings["seed"])
+    rows = arm_rows(lm, arm, cases, settings["batch"], seed)
     with tempfile.TemporaryDirectory() as folder:
-        made = _trained(lm, rows, Path(folder), 1, settings["seed"])[1]
-    stored = next(record["losses"] for record in evidence["records"] if record["arm"] == arm)
+        made = trained(lm, rows, Path(folder), 1, seed)[1]
+    stored = next(record["losses"] for record in evidence["records"] if record["arm"] == name)
     return engine.first_steps(stored, made)
+
+
+def _first_step(evidence: dict, arm: str) -> Pairs:
+    return first_step(evidence, arm, arm, evidence["settings"]["seed"])
 
 
 STUDY = Study(
@@ -245,10 +259,18 @@ def make_evidence(
     made = STUDY.run(ARMS, folder, progress=True, inputs={"lm": lm, "cases": cases}, **how)
     said = {"n_questions": n, "batch": BATCH, "peak_lr": lora.PEAK_LR, "shown": len(cases)}
     said |= {"lora_rank": lora.LORA_RANK, "temperature": TEMPERATURE}
+    kept = shown_again(written, cases) | {"command": command, "scale": scale}
+    return STUDY.write_asked(made, lm, asked, folder, settings=said, **kept)
+
+
+def shown_again(written: Path, cases: Sequence[tuple[Question, str]]) -> dict:
+    """What evidence keeps of the cases, for `first_step`: which questions those of `material` are,
+    and the texts by their place.
+    """
     told = ledger.read_evidence(written)["settings"]
     of = trajectories.study_questions(told["n_questions"], told["seed"])
     places = {question.id: place for place, question in enumerate(of)}
-    more = {"command": command, "scale": scale, "settings": said}
-    more["material"] = [told["n_questions"], told["seed"]]
-    more["shown"] = [[places[question.id], text] for question, text in cases]
-    return STUDY.write_asked(made, lm, asked, folder, **more)
+    return {
+        "material": [told["n_questions"], told["seed"]],
+        "shown": [[places[question.id], text] for question, text in cases],
+    }

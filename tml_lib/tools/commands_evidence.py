@@ -19,8 +19,8 @@ def add_study(commands) -> None:
     parser = commands.add_parser(
         "study", help="a study of your own model without a notebook: evidence and an HTML page"
     )
-    subjects = "material precision strides trajectories roles efficiency rejection updates paths"
-    parser.add_argument("subject", choices=subjects.split())
+    asked = "material precision strides trajectories roles efficiency rejection rates updates paths"
+    parser.add_argument("subject", choices=asked.split())
     parser.add_argument("--preset", default="gpu", help="whose settings are taken (default: gpu)")
     parser.add_argument(
         "--model", default="", help="a folder or a hub name (default: the preset's)"
@@ -33,8 +33,8 @@ def add_study(commands) -> None:
         "--trajectories-of",
         type=Path,
         metavar="FILE",
-        help="trajectories, strides, rejection: take what a model wrote before, from its evidence"
-        " file",
+        help="trajectories, strides, rejection, rates: take what a model wrote before, from its"
+        " evidence file",
     )
     _add_study_settings(parser)
     parser.add_argument(

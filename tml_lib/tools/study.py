@@ -133,10 +133,11 @@ def _strides(lm, options, folder: Path, said: dict) -> Path:
 
 
 def _rejection(lm, options, folder: Path, said: dict) -> Path:
-    from tml_lib.studies import rejection
+    from tml_lib.studies import rates, rejection
 
+    make = {"rejection": rejection, "rates": rates}[options.subject].make_evidence
     how = {"n": options.n, "seed": options.seed, "max_tokens": options.max_tokens}
-    return rejection.make_evidence(lm, options.trajectories_of, folder, **how, **said)
+    return make(lm, options.trajectories_of, folder, **how, **said)
 
 
 _DATA = {"data": ""}
@@ -189,6 +190,16 @@ SUBJECTS = {
         " alone: the same questions, and as many steps. Held out are questions of other templates,"
         " and of two sets that are not trained on. Each test compares right answers per question,"
         " and its interval is taken over questions.",
+        _rejection,
+        {"max_tokens": None, "trajectories_of": None},
+        ("C4t", "C9t"),
+    ),
+    "rates": Subject(
+        "Does what `rejection` finds hang on the learning rate, the seed or the number of tokens?",
+        "The trainings of `rejection` on own right samples and on gold are made again: with two"
+        " other seeds, at a third and at a tenth of the learning rate, and on as many tokens of"
+        " gold as of own samples. Held out are its questions of other templates, answered greedily."
+        " Each test compares right answers per question, and its interval is taken over questions.",
         _rejection,
         {"max_tokens": None, "trajectories_of": None},
         ("C4t", "C9t"),
@@ -285,10 +296,10 @@ def _check(options, subject: Subject) -> None:
         raise ValueError(
             f"preset {options.preset!r} reads programs, and this command text: take another preset"
         )
-    if options.subject == "rejection" and not options.trajectories_of:
+    if subject.make is _rejection and not options.trajectories_of:
         raise ValueError(
-            "trajectories_of=None: rejection trains on what the model wrote rightly before; give"
-            " --trajectories-of FILE, as `python -m tml_lib study material` writes it"
+            f"trajectories_of=None: {options.subject} trains on what the model wrote rightly"
+            " before; give --trajectories-of FILE, as `python -m tml_lib study material` writes it"
         )
     told = {}
     if options.trajectories_of and "trajectories_of" in subject.options:
