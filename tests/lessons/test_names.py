@@ -15,7 +15,7 @@ from tml_lib.data import program_grading
 from tml_lib.lessons import names, notebooks
 from tml_lib.measure import token_roles
 from tml_lib.meta import descent, maml
-from tml_lib.studies import chain, efficiency, lora, paths, rejection, supervised
+from tml_lib.studies import chain, efficiency, lora, paths, rates, rejection, supervised
 
 LESSONS = Path(tml_lib.__file__).parent / "lessons"
 # of matplotlib's `plot`: one colour letter with a marker or a dash, as 'ko', 'k--', '-.r'
@@ -50,7 +50,7 @@ def keys_of_evidence():
     yield "transfer", losses - {"theta", "best_gradient"}  # before any step; not shown
     yield "arms", first("sft.tiny", "arms") | first("rl.tiny", "arms") | set(supervised.ARMS)
     yield "arms", first("sft.tiny", "splits", "held_out") | set(lora.ARMS) | set(chain.ARMS)
-    yield "arms", set(rejection.ARMS)
+    yield "arms", set(rejection.ARMS) | {how.arm for how in rates.TRAININGS.values()}
     yield "methods", first("sinusoids.tiny", "curves") | set(maml.METHODS)
     yield "optimisers", first("sinusoids.tiny", "optimisers", "curves")
     for part in ("loss", "nll", "implicit", "step_error"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tml_lib.claims import ledger, replay
+from tml_lib.lm.answers import token_ids
 from tml_lib.studies import lora, rates, rejection, trajectories
 
 TEXT = 12 * "One and one are 2, and one more makes 3. " + "So it is {}."  # longer than gold
@@ -32,9 +33,9 @@ def test_only_what_a_training_says_is_changed(tiny_lm, cases, tmp_path, monkeypa
     assert set(asked) == set(rates.TRAININGS), "the base is not trained"
     each = rejection.BATCH * 4
     for name, (rows, steps, seed, peak_lr) in asked.items():
-        arm = name.split("_")[0]
-        wanted = int(name.split("_")[1]) if name.split("_")[1].isdigit() else 0
-        assert seed == wanted
+        arm = next(arm for arm in ("gold", "own", "as_written") if name.startswith(arm))
+        numbers = [int(part) for part in name.split("_") if part.isdigit()]
+        assert seed == (numbers or [0])[0]
         assert rows[:each] == rejection.arm_rows(tiny_lm, arm, cases, each, seed)[: len(rows)]
         share = {"tenth": 0.1, "third": 1 / 3}.get(name.split("_")[-1], 1)
         assert peak_lr == pytest.approx(share * lora.PEAK_LR)
@@ -43,6 +44,18 @@ def test_only_what_a_training_says_is_changed(tiny_lm, cases, tmp_path, monkeypa
     longer, own = asked["gold_1_tokens"], asked["own_1"]
     ratio = sum(rejection.learnt(longer[0])) / sum(rejection.learnt(own[0]))
     assert ratio == pytest.approx(1, abs=0.5 / longer[1] + 0.15)
+
+
+def test_samples_are_learnt_as_the_model_wrote_them(tiny_lm, cases):
+    rows = rejection.arm_rows(tiny_lm, "as_written", cases, 9, 0)
+    beside = rejection.arm_rows(tiny_lm, "gold", cases, 9, 0)
+    texts = {tiny_lm.prompt(q.text): text for q, text in cases}
+    end = tiny_lm.tokenizer.eos_token_id
+    for (ids, start), (other, begins) in zip(rows, beside, strict=True):
+        assert ids[:start] == other[:begins], "the arms share their order"
+        prompt = next(p for p in texts if token_ids(tiny_lm.tokenizer, p) == ids[:start])
+        assert ids[-1] == end
+        assert tiny_lm.tokenizer.decode(ids[start:-1]) == texts[prompt]
 
 
 def test_values_compare_the_trainings_question_by_question():
@@ -57,6 +70,8 @@ def test_values_compare_the_trainings_question_by_question():
         "own_third": [1, 1, 0],
         "gold_2": [0, 1, 1],
         "own_2": [0, 1, 1],
+        "as_written_1": [1, 1, 0],
+        "as_written_tenth": [0, 0, 1],
     }
     assert list(right) == list(rates.ARMS)
     records = [{"arm": arm, "greedy": {"right": found}} for arm, found in right.items()]
@@ -66,8 +81,11 @@ def test_values_compare_the_trainings_question_by_question():
         "C4t.third": [1, 0, 0],
         "C4t.tenth": [0, -1, -1],
         "C4t.gold_tenth": [0, 1, 0],
+        "C4t.as_written": [1, 1, -1],
         "C9t.within_seeds": [-0.5, 1, 0],
         "C9t.within_tenth": [0, 0, -1],
+        "C9t.within_as_written": [0, 1, -1],
+        "C9t.within_as_written_tenth": [-1, 0, 0],
     }
     found = {test: np.asarray(arms).tolist() for test, arms in rates.estimands(records).items()}
     assert found == wanted

@@ -101,6 +101,7 @@ ARMS: Group = {  # models by what they were trained on
     "none_tokens": Style("SFT, answers, equal tokens", ORANGE, "--", "^"),
     "gold": Style("SFT, gold trajectories", BLUE, "-.", "p"),
     "own": Style("SFT, its own right samples", SKY, "-", "v"),
+    "as_written": Style("SFT, own samples as written", SKY, ":", "h"),
     "cold": Style("cold start: few steps of SFT", BLACK, "-", "P"),
     "warm": Style("GRPO after the cold start", GREEN, "-", "h"),
     "zero": Style("GRPO from the base", PURPLE, "--", "X"),

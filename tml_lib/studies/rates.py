@@ -1,8 +1,10 @@
 """The study behind the explaining tests of C4t and C9t: do their results hang on the learning rate,
-the seed, or the number of tokens?
+the seed, the number of tokens, or the kit's template?
 
 The trainings are those of `rejection` with one of these changed, on the same questions. They are
-asked its held-out questions of other templates, greedily.
+asked its held-out questions of other templates, greedily. The model's own samples give their answer
+in a box, and the arm 'own' learns to give it once more, in the kit's template, as the other arms
+do; 'as_written' learns the samples alone.
 """
 
 from __future__ import annotations
@@ -25,21 +27,24 @@ class Training:
     """An arm of `rejection`, and what is changed."""
 
     arm: str
+    changed: str  # in words
     seed: int = 0  # of the rows' order, and of the adapter's start
     rate: float = 1  # times the study's learning rate
     longer: bool = False  # as many learnt tokens as the arm 'own', not as many steps
 
 
 TRAININGS = {
-    "gold_tenth": Training("gold", rate=1 / 10),
-    "own_tenth": Training("own", rate=1 / 10),
-    "gold_1": Training("gold", seed=1),
-    "own_1": Training("own", seed=1),
-    "gold_1_tokens": Training("gold", seed=1, longer=True),
-    "gold_third": Training("gold", rate=1 / 3),
-    "own_third": Training("own", rate=1 / 3),
-    "gold_2": Training("gold", seed=2),
-    "own_2": Training("own", seed=2),
+    "gold_tenth": Training("gold", "a tenth of the rate", rate=1 / 10),
+    "own_tenth": Training("own", "a tenth of the rate", rate=1 / 10),
+    "gold_1": Training("gold", "seed 1", seed=1),
+    "own_1": Training("own", "seed 1", seed=1),
+    "gold_1_tokens": Training("gold", "seed 1, as many tokens of gold", seed=1, longer=True),
+    "gold_third": Training("gold", "a third of the rate", rate=1 / 3),
+    "own_third": Training("own", "a third of the rate", rate=1 / 3),
+    "gold_2": Training("gold", "seed 2", seed=2),
+    "own_2": Training("own", "seed 2", seed=2),
+    "as_written_1": Training("as_written", "seed 1", seed=1),
+    "as_written_tenth": Training("as_written", "a tenth of the rate", rate=1 / 10),
 }
 ARMS = ("base", *TRAININGS)
 
@@ -92,8 +97,11 @@ def estimands(records: Sequence[dict]) -> dict[str, Arms]:
         "C4t.third": Arms(right["own_third"], right["gold_third"]),
         "C4t.tenth": Arms(right["own_tenth"], right["gold_tenth"]),
         "C4t.gold_tenth": Arms(right["gold_tenth"], right["base"]),
+        "C4t.as_written": Arms(right["as_written_1"], right["gold_1"]),
         "C9t.within_seeds": Arms(other["own"], right["base"]),
         "C9t.within_tenth": Arms(right["own_tenth"], right["base"]),
+        "C9t.within_as_written": Arms(right["as_written_1"], right["base"]),
+        "C9t.within_as_written_tenth": Arms(right["as_written_tenth"], right["base"]),
     }
 
 

@@ -23,7 +23,7 @@ from tml_lib.claims.replay import FIRST_STEPS, Pairs, Replay
 from tml_lib.claims.stats import mg_pass_at_k, pass_at_k
 from tml_lib.data.tiny import Row
 from tml_lib.lm import sampling
-from tml_lib.lm.answers import grade
+from tml_lib.lm.answers import grade, token_ids
 from tml_lib.lm.models import LanguageModel
 from tml_lib.records import Arms, Question
 from tml_lib.studies import engine, lora, material, supervised, trajectories
@@ -64,17 +64,28 @@ def arm_rows(
 ) -> list[Row]:
     """`count` rows of an arm: all cases in a random order, then again. Arms share the order, and in
     every `lora.DIRECT`-th row the trajectory is left out.
+
+    arm: one of ARMS but 'base', or 'as_written': own samples and the end token, without an answer
+    in the kit's template behind them; none is left out.
     """
     rng, order = random.Random(f"rejection/{seed}"), []
     while len(order) < count:
         order += rng.sample(list(cases), len(cases))
     questions, texts = zip(*order[:count], strict=True)
+    if arm == "as_written":
+        return [_as_written(lm, *case) for case in order[:count]]
     direct = sft.question_rows(lm, questions, trajectories=False)
     if arm == "answers":
         return direct
     full = sft.question_rows(lm, questions, texts=None if arm == "gold" else texts)
     last = lora.DIRECT - 1
     return [direct[k] if k % lora.DIRECT == last else full[k] for k in range(count)]
+
+
+def _as_written(lm: LanguageModel, question: Question, text: str) -> Row:
+    prompt = token_ids(lm.tokenizer, lm.prompt(question.text))
+    own = [*token_ids(lm.tokenizer, text, begins=False), lm.tokenizer.eos_token_id]
+    return [*prompt, *own], len(prompt)
 
 
 def learnt(rows: Sequence[Row]) -> list[int]:
