@@ -197,9 +197,10 @@ SUBJECTS = {
     "rates": Subject(
         "Does what `rejection` finds hang on the learning rate, the seed or the number of tokens?",
         "The trainings of `rejection` on own right samples and on gold are made again: with two"
-        " other seeds, at a third and at a tenth of the learning rate, on as many tokens of gold as of"
-        " own samples, and on own samples as they were written. Held out are its questions of other templates, answered greedily."
-        " Each test compares right answers per question, and its interval is taken over questions.",
+        " other seeds, at a third and at a tenth of the learning rate, on as many tokens of gold"
+        " as of own samples, and on own samples as they were written. Held out are its questions"
+        " of other templates, answered greedily. Each test compares right answers per question,"
+        " and its interval is taken over questions.",
         _rejection,
         {"max_tokens": None, "trajectories_of": None},
         ("C4t", "C9t"),
