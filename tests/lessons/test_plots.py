@@ -1,5 +1,7 @@
 """Figures draw what they are given."""
 
+from dataclasses import replace
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,6 +37,17 @@ def test_curve_draws_the_values_and_the_statement(curve):
     assert drawn[1][1] == pytest.approx(3.05)
     assert ax.lines[2].get_xdata()[0] == 5
     assert "nats per token" in ax.get_ylabel()
+
+
+@pytest.mark.parametrize("panels", [1, 2])
+def test_a_second_curve_that_is_higher_is_seen_whole(curve, panels):
+    _, axes = plt.subplots(1, panels, sharey=True, squeeze=False)
+    for ax, height in ((axes[0, 0], 1), (axes[0, -1], 4)):
+        plots.curve(ax, replace(curve, answer_nll=height * curve.answer_nll))
+    for ax in axes[0]:
+        low, high = ax.get_ylim()
+        assert low == 0
+        assert high > 4 * curve.answer_nll.max()
 
 
 def test_token_heat_colours_falls_blue_and_rises_red(curve):

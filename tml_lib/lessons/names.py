@@ -160,7 +160,7 @@ _PLAIN = {  # classes of words that are no reflections
     "answer": "value of the answer",
     "slip": "slip",
     "number": "number",
-    ".": "full stop",
+    ".": "end of step",  # full stops; in text also question marks and line breaks
     "?": "question mark",
     "newline": "line break",
     "other": "other",

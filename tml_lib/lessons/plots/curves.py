@@ -62,7 +62,9 @@ def curve(
             fontsize=8,
             color=style.colour,
         )
-    ax.set(xlabel="trajectory tokens in context, i", ylabel=NLL_LABEL, ylim=(0, None))
+    ax.set(xlabel="trajectory tokens in context, i", ylabel=NLL_LABEL)
+    ax.autoscale(axis="y")  # also for curves that were drawn before, here or on an axis shared
+    ax.set_ylim(bottom=0)
     return ax
 
 
