@@ -109,8 +109,10 @@ def test_the_whole_study_runs_resumes_and_is_made_again(tiny_lm, tmp_path, monke
     assert second["own_third"] != second["own_tenth"], "another rate, and another second step"
     monkeypatch.setattr(rates.lora, "replayed", lambda settings: tiny_lm)
     monkeypatch.setattr(rates.engine, "questions_of", lambda evidence: ["question 0"])
-    drawn = list(replay.verify(path, rates.STUDY.replays, records=9))
-    assert {one.record for one in drawn if one.kind == replay.FIRST_STEPS} == {*rates.TRAININGS}
+    drawn = list(replay.verify(path, rates.STUDY.replays, records=3))
+    again = {one.record for one in drawn if one.kind == replay.FIRST_STEPS}
+    assert len(again) == 3
+    assert again < set(rates.TRAININGS)
     assert all(one.ok for one in drawn)
     assert {"loss of step 1", "C4t.tenth"} <= {one.test for one in drawn}
     monkeypatch.setattr(rejection, "measured", None)  # nothing is left to make

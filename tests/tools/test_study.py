@@ -291,7 +291,7 @@ def test_samples_that_come_with_a_set_are_read(command, tmp_path):
         (["paths", "--preset", "tiny"], "preset 'tiny' reads programs"),
         (
             ["roles", "--trajectories-of", "a.json"],
-            "roles does not read it, only trajectories, rejection, strides do",
+            "roles does not read it, only trajectories, rejection, rates, strides do",
         ),
         (["roles", "--samples", "3"], "samples=3: roles does not read it, only material,"),
         (["paths", "--layers", "all"], "only updates do; leave --layers out"),
