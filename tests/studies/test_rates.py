@@ -37,7 +37,7 @@ def test_only_what_a_training_says_is_changed(tiny_lm, cases, tmp_path, monkeypa
         numbers = [int(part) for part in name.split("_") if part.isdigit()]
         assert seed == (numbers or [0])[0]
         assert rows[:each] == rejection.arm_rows(tiny_lm, arm, cases, each, seed)[: len(rows)]
-        share = {"tenth": 0.1, "third": 1 / 3}.get(name.split("_")[-1], 1)
+        share = 0.1 if name.endswith("tenth") else 1
         assert peak_lr == pytest.approx(share * lora.PEAK_LR)
         assert len(rows) == rejection.BATCH * steps
         assert (steps == 4) == (name != "gold_1_tokens")
@@ -66,23 +66,18 @@ def test_values_compare_the_trainings_question_by_question():
         "gold_1": [0, 0, 1],
         "own_1": [1, 1, 1],
         "gold_1_tokens": [1, 0, 0],
-        "gold_third": [0, 1, 0],
-        "own_third": [1, 1, 0],
-        "gold_2": [0, 1, 1],
-        "own_2": [0, 1, 1],
         "as_written_1": [1, 1, 0],
         "as_written_tenth": [0, 0, 1],
     }
     assert list(right) == list(rates.ARMS)
     records = [{"arm": arm, "greedy": {"right": found}} for arm, found in right.items()]
     wanted = {
-        "C4t.other_seeds": [0.5, 0.5, 0],
+        "C4t.other_seed": [1, 1, 0],
         "C4t.equal_tokens": [0, 1, 1],
-        "C4t.third": [1, 0, 0],
         "C4t.tenth": [0, -1, -1],
         "C4t.gold_tenth": [0, 1, 0],
         "C4t.as_written": [1, 1, -1],
-        "C9t.within_seeds": [-0.5, 1, 0],
+        "C9t.within_seed": [0, 1, 0],
         "C9t.within_tenth": [0, 0, -1],
         "C9t.within_as_written": [0, 1, -1],
         "C9t.within_as_written_tenth": [-1, 0, 0],
@@ -104,9 +99,8 @@ def test_the_whole_study_runs_resumes_and_is_made_again(tiny_lm, tmp_path, monke
     assert list(records) == list(rates.ARMS)
     assert all(record["greedy"]["cut"][1] == 3 for record in records.values())
     first = {name: record["losses"][:1] for name, record in records.items()}
-    assert first["gold_third"] == first["gold_tenth"] != first["gold_1"]
-    second = {name: record["losses"][1] for name, record in records.items() if name != "base"}
-    assert second["own_third"] != second["own_tenth"], "another rate, and another second step"
+    assert first["gold_1"] == first["gold_1_tokens"] != first["gold_tenth"]
+    assert len(records["gold_1_tokens"]["losses"]) > len(records["gold_1"]["losses"])
     monkeypatch.setattr(rates.lora, "replayed", lambda settings: tiny_lm)
     monkeypatch.setattr(rates.engine, "questions_of", lambda evidence: ["question 0"])
     drawn = list(replay.verify(path, rates.STUDY.replays, records=3))
