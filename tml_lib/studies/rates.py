@@ -38,7 +38,7 @@ TRAININGS = {
     "own_tenth": Training("own", "a tenth of the rate", rate=1 / 10),
     "gold_1": Training("gold", "seed 1", seed=1),
     "own_1": Training("own", "seed 1", seed=1),
-    "gold_1_tokens": Training("gold", "seed 1, as many tokens of gold", seed=1, longer=True),
+    "gold_1_tokens": Training("gold", "seed 1, equal tokens", seed=1, longer=True),
     "as_written_1": Training("as_written", "seed 1", seed=1),
     "as_written_tenth": Training("as_written", "a tenth of the rate", rate=1 / 10),
 }
