@@ -274,7 +274,8 @@ def _named(path: Path) -> str:
 def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:
     """Verdict per (claim, scale, evidence file): holds where all decisive tests hold; else the
     first of stale, incomplete (a decisive test is missing), too few, floor and contradicted that
-    one of them has; else inconclusive.
+    one of them has; else inconclusive. A file with none of a claim's decisive tests explains the
+    claim, and gives no verdict.
     """
     settings: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in table:
@@ -283,6 +284,8 @@ def summary(table: list[Row]) -> dict[tuple[str, str, str], str]:
     known = rulebook.claims()
     for key, found in settings.items():
         needed = [test["name"] for test in known[key[0]]["tests"] if test["decisive"]]
+        if not set(needed) & set(found):
+            continue
         verdicts = {found.get(name, "incomplete") for name in needed}
         if verdicts == {"holds"}:
             out[key] = "holds"

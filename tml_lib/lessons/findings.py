@@ -106,7 +106,8 @@ FINDINGS = (
             ),
             Sentence(
                 "A model that reasons answers more after training on its own right trajectories"
-                " than after training on short gold ones, which harm it",
+                " than after training on short gold ones, which harm it; but not if it is trained"
+                " on them exactly as it wrote them",
                 ("C4t",),
                 "holds",
             ),
