@@ -153,6 +153,12 @@ def test_one_decisive_test_at_the_floor_leaves_the_claim_there(verdicts, wanted)
     assert ledger.summary(lines) == {("C3", "small", "f"): wanted}
 
 
+def test_a_file_of_explaining_tests_gives_no_verdict():
+    fixed = ("e", "u", 0.0, 0.0, 0.0, 1, N, "c")
+    line = ledger.Row("C4t", "tenth", "medium", *fixed, False, "contradicted", "f")
+    assert ledger.summary([line]) == {}
+
+
 # --- arms -----------------------------------------------------------------------------------------
 
 

@@ -322,9 +322,10 @@ def test_stored_evidence_is_current_and_large_enough():
     table = ledger.rows([notebooks.stored_evidence()])
     by_scale = {
         scale: {row.claim for row in table if row.scale == scale}
-        for scale in ("small", "small-sft", "medium", "published")
+        for scale in ("small", "small-sft", "half", "medium", "published")
     }
     assert by_scale["published"] == {"C13"}
+    assert by_scale["half"] == {"T1"}
     assert by_scale["small"] >= {"C1", "C2", "C3", "C4s", "C5s", "C6", "C11", "C12", "T1"}
     assert by_scale["small-sft"] >= {"C1", "C2", "C3", "C6"}
     assert by_scale["medium"] >= {"C1", "C2", "C3", "C4t", "C6", "C9t", "C10"}
@@ -353,7 +354,7 @@ def test_stored_evidence_is_current_and_large_enough():
     # questions have, or a right and a wrong sample of one question; of T1, where few of two samples
     # are wrong; and of C11g, where 28 of 42 questions have the control
     few = [row for row in table if row.verdict == "too few"]
-    files = {"trajectories.medium", "transfer.small", "updates.medium"}
+    files = {"trajectories.medium", "transfer.small", "transfer.half", "updates.medium"}
     assert {Path(row.evidence).stem for row in few} == files
     assert not any(row.decisive for row in few)
     for row in table:

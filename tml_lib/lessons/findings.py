@@ -99,15 +99,15 @@ FINDINGS = (
                 "holds",
             ),
             Sentence(
-                "Training on trajectories works as the paper says: long ones teach more than short"
-                " ones, and many per question teach more than one",
+                "Fine-tuning on trajectories works as the paper says: long ones teach more than"
+                " short ones, and many per question teach more than one",
                 ("C4a", "C7"),
                 "holds",
             ),
             Sentence(
                 "A model that reasons answers more after training on its own right trajectories"
-                " than after training on short gold ones, which harm it; but not if it is trained"
-                " on them exactly as it wrote them",
+                " than after training on short gold ones; but this is because the short ones harm it,"
+                " and it is not so where it learns its samples exactly as it wrote them",
                 ("C4t",),
                 "holds",
             ),
@@ -145,8 +145,8 @@ FINDINGS = (
                 "contradicted",
             ),
             Sentence(
-                "*Its own right trajectories teach a model more.* After training on them it answers"
-                " fewer questions of other kinds than before",
+                "*Training on its own right trajectories makes a model better.* After it the model"
+                " answers fewer questions of other kinds than before",
                 ("C9t",),
                 "contradicted",
             ),
