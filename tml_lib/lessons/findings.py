@@ -106,8 +106,8 @@ FINDINGS = (
             ),
             Sentence(
                 "A model that reasons answers more after training on its own right trajectories"
-                " than after training on short gold ones; but this is because the short ones harm it,"
-                " and it is not so where it learns its samples exactly as it wrote them",
+                " than after training on short gold ones; but this is because the short ones harm"
+                " it, and it is not so where it learns its samples exactly as it wrote them",
                 ("C4t",),
                 "holds",
             ),
